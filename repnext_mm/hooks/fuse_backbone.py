@@ -1,0 +1,176 @@
+"""A hook that tests the fused backbone and leaves the trained model as it was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, cast
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from repnext_mm.reparam import FORMS, FusionReport, fuse, relative_error, replaced, within
+
+PROBE_SIZE = (65, 97)  # odd, and not square: borders and axes count
+HALF_PRECISION_ROUNDINGS = 16  # a fused half-precision weight is rounded once more than its branches
+
+
+@HOOKS.register_module()
+class FuseBackboneHook(Hook):
+    """Fuse ``model.backbone`` for the test epoch, verified; the trained model comes back untouched.
+
+    ``runner.model`` is exchanged for a model that has the fused backbone and shares everything else, so that hooks
+    that hold on to the trained model (EMA, checkpoints) keep a model of unchanged structure. It is fused after EMA
+    has swapped its weights in. Data-parallel wrappers are left out for the test, which needs no gradients.
+
+    Args:
+        form: a form of ``repnext_mm.reparam.fuse``.
+        tolerance: the largest accepted relative error per level, on a random probe, against the unfused backbone.
+            For half precision it is at least ``16`` roundings.
+        compile: compile the fused backbone with ``torch.compile`` (mmengine compiles only training).
+
+    Raises:
+        ValueError: ``form`` is unknown or ``tolerance`` is not positive.
+    """
+
+    priority = 'LOW'  # after EMAHook (NORMAL) before the epoch
+
+    def __init__(self, form: str = 'default', tolerance: float = 1e-4, compile: bool = False) -> None:
+        if form not in FORMS:
+            raise ValueError(f'unknown form {form!r}: choose one of {", ".join(FORMS)}')
+        if not tolerance > 0:
+            raise ValueError(f'tolerance {tolerance} must be positive')
+        self.form = form
+        self.tolerance = tolerance
+        self.compile = compile
+        self._trained: tuple[nn.Module, dict[nn.Module, bool]] | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """See to it that a test that raises still puts the trained model back."""
+        # mmengine calls no hook when a loop raises, and builds the test loop when it is first asked for
+        if isinstance(runner._test_loop, BaseLoop):
+            self._guard(runner, runner._test_loop)
+        elif not hasattr(runner.build_test_loop, 'guarded'):
+            build = runner.build_test_loop
+
+            @wraps(build)
+            def build_guarded(loop: Any) -> BaseLoop:
+                return self._guard(runner, build(loop))
+
+            build_guarded.guarded = True  # type: ignore[attr-defined]
+            runner.build_test_loop = build_guarded
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Exchange ``runner.model`` for one with a fused backbone."""
+        self._restore(runner)  # a test that was stopped from outside
+        model = runner.model
+        flags = {module: module.training for module in model.modules()}
+        fused, report = self.fuse_backbone(model)
+        if report:
+            self._trained = model, flags
+            runner.model = fused
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Put the trained model back."""
+        self._restore(runner)
+
+    def fuse_backbone(self, model: nn.Module) -> tuple[nn.Module, FusionReport]:
+        """Fuse and verify the backbone of a model; needs no runner.
+
+        Args:
+            model: a model with a ``backbone``, possibly inside data-parallel or test-time-augmentation wrappers.
+
+        Returns:
+            A model with the fused backbone in eval mode, sharing the rest with ``model``, which is unchanged; and the
+            report, falsy when there was nothing to fuse (the model is then returned as it came).
+
+        Raises:
+            RuntimeError: the fused backbone is not within the tolerance of the original.
+        """
+        bare = _without_data_parallel(model)
+        backbone = _backbone_of(bare)
+        if backbone is None:
+            report = FusionReport(self.form, (), 0, 0, 0, 0)
+            _warn(f'FuseBackboneHook: {type(bare).__name__} has no backbone, nothing is fused')
+            return model, report
+        flags = {module: module.training for module in backbone.modules()}
+        try:
+            backbone.eval()
+            fused, report = fuse(backbone, form=self.form)
+            if not report:
+                name = type(backbone).__name__
+                _warn(f'FuseBackboneHook: {name} has nothing to fuse: not re-parameterizable, or fused already')
+                return model, report
+            errors = self._verify(fused, backbone)
+        finally:
+            for module, training in flags.items():
+                module.training = training
+        print_log(
+            f'{type(backbone).__name__}: {report}; relative error {max(errors):.1e} over {len(errors)} levels',
+            logger='current',
+        )
+        fused.eval()
+        if self.compile:
+            fused = torch.compile(fused)  # type: ignore[assignment]
+        return replaced(bare, lambda _, module: fused if module is backbone else None), report
+
+    def _verify(self, fused: nn.Module, backbone: nn.Module) -> tuple[float, ...]:
+        weight = next(parameter for parameter in backbone.parameters() if parameter.dim() == 4)
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(1, weight.shape[1], *PROBE_SIZE, generator=generator).to(weight)
+        errors = relative_error(fused, backbone, probe)
+        tolerance = self.tolerance
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            tolerance = max(tolerance, HALF_PRECISION_ROUNDINGS * torch.finfo(weight.dtype).eps)
+        if not within(errors, tolerance):
+            listed = ', '.join(f'{error:.1e}' for error in errors)
+            raise RuntimeError(
+                f'fused backbone differs from the trained one by {listed} (relative, per level), more than '
+                f'{tolerance:.1e}: look for NaN or extreme norm statistics in the weights, or remove FuseBackboneHook'
+            )
+        return errors
+
+    def _guard(self, runner: Runner, loop: BaseLoop) -> BaseLoop:
+        run: Callable[[], Any] = loop.run
+        if not hasattr(run, 'guarded'):
+
+            @wraps(run)
+            def run_guarded() -> Any:
+                try:
+                    return run()
+                finally:
+                    self._restore(runner)
+
+            run_guarded.guarded = True  # type: ignore[attr-defined]
+            loop.run = run_guarded  # type: ignore[method-assign]
+        return loop
+
+    def _restore(self, runner: Runner) -> None:
+        if self._trained is not None:
+            runner.model, flags = self._trained
+            for module, training in flags.items():
+                module.training = training
+            self._trained = None
+
+
+def _without_data_parallel(model: nn.Module) -> nn.Module:
+    while is_model_wrapper(model):
+        model = cast(nn.Module, model.module)
+    return model
+
+
+def _backbone_of(model: nn.Module) -> nn.Module | None:
+    while isinstance(model, BaseTTAModel) or is_model_wrapper(model):
+        model = cast(nn.Module, model.module)
+    backbone = getattr(model, 'backbone', None)
+    return backbone if isinstance(backbone, nn.Module) else None
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger='current', level=logging.WARNING)

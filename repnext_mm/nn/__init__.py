@@ -1,0 +1,13 @@
+"""RepNeXt's trainable modules; every linear one states its equivalent kernel."""
+
+from .block import Downsample, FusedBlock, FusedDownsample, MetaNeXtBlock
+from .conv_norm import ConvNorm
+from .layers import build_activation, build_norm, depthwise
+from .rep_dw import RepDWConv, RepDWConvM, RepDWConvS
+from .stage import Stage, Stem
+from .token_mixer import ChunkConv, CopyConv
+
+__all__ = [
+    'ChunkConv', 'ConvNorm', 'CopyConv', 'Downsample', 'FusedBlock', 'FusedDownsample', 'MetaNeXtBlock', 'RepDWConv',
+    'RepDWConvM', 'RepDWConvS', 'Stage', 'Stem', 'build_activation', 'build_norm', 'depthwise',
+]  # fmt: skip

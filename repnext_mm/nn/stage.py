@@ -1,0 +1,58 @@
+"""RepNeXt's stem and stages."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .block import frozen_statistics
+from .conv_norm import ConvNorm
+from .layers import Config, build_activation
+
+
+class Stem(nn.Module):
+    """Two 3x3 convolutions of stride 2 with an activation between them: stride 4."""
+
+    def __init__(self, in_channels: int, channels: int, *, norm_cfg: Config, act_cfg: Config) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            ConvNorm(in_channels, channels // 2, 3, stride=2, norm_cfg=norm_cfg),
+            build_activation(act_cfg),
+            ConvNorm(channels // 2, channels, 3, stride=2, norm_cfg=norm_cfg),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, I, H, W) -> (N, C, H / 4, W / 4)``."""
+        return self.stem(x)
+
+
+class Stage(nn.Module):
+    """A downsampling (the identity in the first stage), then blocks.
+
+    Args:
+        downsample: the module that halves the size, or the identity.
+        blocks: the blocks.
+        with_cp: recompute the activations inside each block during the backward pass, to save memory.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: nn.Sequential, *, with_cp: bool = False) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = blocks
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, O, H / s, W / s)``, ``s`` the stride of the downsampling."""
+        if not (self.with_cp and self.training):
+            return self.blocks(self.downsample(x))
+        for module in (self.downsample, *self.blocks):
+            x = _recomputed(module, x)
+        return x
+
+
+def _recomputed(module: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(
+        module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(module))
+    )

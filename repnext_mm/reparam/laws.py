@@ -1,0 +1,128 @@
+"""The laws of re-parameterization: pure, differentiable functions from kernels to kernels.
+
+Every law is exact under the condition that its docstring states. Where the condition can be seen from the kernels,
+the law raises a ``ValueError``; geometry (padding, stride, who reads an output) is not part of a kernel and remains
+the caller's duty.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .kernel import Affine, Kernel
+
+
+def embed(kernel: Kernel, size: tuple[int, int]) -> Kernel:
+    """Centre a kernel in a larger zero window: same output once the padding grows alike."""
+    dh, dw = (new - old for new, old in zip(size, kernel.weight.shape[2:], strict=True))
+    if min(dh, dw) < 0 or dh % 2 or dw % 2:
+        raise ValueError(
+            f'cannot centre a {tuple(kernel.weight.shape[2:])} kernel in {size}: margins must be even and >= 0'
+        )
+    return Kernel(F.pad(kernel.weight, (dw // 2, dw // 2, dh // 2, dh // 2)), kernel.bias)  # last axis first
+
+
+def dilate(kernel: Kernel, step: int) -> Kernel:
+    """Write a dilated kernel as a dense one: 2x2 with dilation 2 becomes the four corners of a 3x3."""
+    if step < 1:
+        raise ValueError(f'dilation {step} is no dilation: it must be >= 1')
+    *channels, height, width = kernel.weight.shape
+    dense = kernel.weight.new_zeros(*channels, (height - 1) * step + 1, (width - 1) * step + 1)
+    dense[..., ::step, ::step] = kernel.weight
+    return Kernel(dense, kernel.bias)
+
+
+def chain(row: Kernel, col: Kernel) -> Kernel:
+    """Depthwise 1xk, then depthwise kx1, as one kxk.
+
+    Exact when the first has no bias (its bias would meet the second's zero padding: an error along the border) and
+    when each strides along its own axis only.
+    """
+    if row.bias is not None:
+        raise ValueError('cannot chain after a biased convolution: its bias meets the zero padding of the next one')
+    rows, cols = row.weight.shape, col.weight.shape
+    if rows[:3] != (rows[0], 1, 1) or cols[1] != 1 or cols[3] != 1 or rows[0] != cols[0]:
+        raise ValueError(
+            f'cannot chain {tuple(rows)} and {tuple(cols)}: need depthwise (C, 1, 1, k), then (C, 1, k, 1)'
+        )
+    return Kernel(col.weight * row.weight, col.bias)  # outer product; elementwise, so autocast leaves it alone
+
+
+def add(*kernels: Kernel) -> Kernel:
+    """Parallel convolutions of one input, summed."""
+    shapes = {tuple(kernel.weight.shape) for kernel in kernels}
+    if len(shapes) != 1:
+        raise ValueError(f'cannot add kernels of shapes {sorted(shapes)}: embed them in one shape first')
+    weight = kernels[0].weight
+    for kernel in kernels[1:]:
+        weight = weight + kernel.weight
+    bias: Tensor | None = None
+    for kernel in kernels:
+        if kernel.bias is not None:
+            bias = kernel.bias if bias is None else bias + kernel.bias
+    return Kernel(weight, bias)
+
+
+def concat(*kernels: Kernel) -> Kernel:
+    """Parallel convolutions of one input, stacked on the output channels.
+
+    With groups, the stacked convolution must read the same input channels per group: the caller's duty.
+    """
+    shapes = {tuple(kernel.weight.shape[1:]) for kernel in kernels}
+    if len(shapes) != 1:
+        raise ValueError(f'cannot stack kernels of shapes (O, *{sorted(shapes)}): all but O must agree')
+    weight = torch.cat([kernel.weight for kernel in kernels])
+    if all(kernel.bias is None for kernel in kernels):
+        return Kernel(weight, None)
+    return Kernel(
+        weight,
+        torch.cat([k.weight.new_zeros(len(k.weight)) if k.bias is None else k.bias for k in kernels]),
+    )
+
+
+def norm_after(kernel: Kernel, norm: Affine) -> Kernel:
+    """A convolution and the norm of its output as one convolution."""
+    scale, shift = norm
+    if len(scale) != len(kernel.weight):
+        raise ValueError(f'a norm of {len(scale)} channels cannot follow {len(kernel.weight)} output channels')
+    weight = kernel.weight * scale.reshape(-1, *[1] * (kernel.weight.dim() - 1))
+    return Kernel(weight, shift if kernel.bias is None else kernel.bias * scale + shift)
+
+
+def norm_before(norm: Affine, kernel: Kernel) -> Kernel:
+    """A norm and the 1x1 convolution (or linear layer) that reads it as one.
+
+    Exact when that convolution has no padding and is the only reader of the norm's output.
+    """
+    weight = kernel.weight
+    if any(size != 1 for size in weight.shape[2:]):
+        raise ValueError(f'cannot fold a norm into a {tuple(weight.shape[2:])} kernel: its shift meets the padding')
+    inputs = weight.shape[1]
+    groups, rest = divmod(len(norm.scale), inputs)
+    if rest or len(weight) % max(groups, 1):
+        raise ValueError(f'a norm of {len(norm.scale)} channels cannot feed a kernel of shape {tuple(weight.shape)}')
+    # one row of scales per output channel: each group reads its own slice of the norm's channels
+    scale, shift = (v.reshape(groups, inputs).repeat_interleave(len(weight) // groups, 0) for v in norm)
+    scale, shift = (v.reshape(v.shape + (1,) * (weight.dim() - 2)) for v in (scale, shift))
+    moved = (weight * shift).flatten(1).sum(1)
+    return Kernel(weight * scale, moved if kernel.bias is None else kernel.bias + moved)
+
+
+def split(norm: Affine, *channels: int) -> tuple[Affine, ...]:
+    """The norm of stacked outputs, cut into one norm per output."""
+    if sum(channels) != len(norm.scale):
+        raise ValueError(f'cannot split a norm of {len(norm.scale)} channels into {channels}: they must sum up')
+    pairs = zip(norm.scale.split(channels), norm.shift.split(channels), strict=True)
+    return tuple(Affine(scale, shift) for scale, shift in pairs)
+
+
+def average(first: Kernel, second: Kernel) -> Kernel:
+    """The mean of two linear heads that read one input, as one head."""
+    if first.weight.shape != second.weight.shape:
+        raise ValueError(
+            f'cannot average heads of shapes {tuple(first.weight.shape)} and {tuple(second.weight.shape)}'
+        )
+    total = add(first, second)
+    return Kernel(total.weight / 2, None if total.bias is None else total.bias / 2)

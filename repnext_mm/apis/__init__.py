@@ -1,0 +1,8 @@
+"""The library calls behind tools/: each reads a config, checks it before any long work, and runs it."""
+
+from repnext_mm.apis.config import load_config
+from repnext_mm.apis.evaluate import prepare_test, run_test
+from repnext_mm.apis.infer import annotate_image
+from repnext_mm.apis.train import prepare_training, run_training
+
+__all__ = ['annotate_image', 'load_config', 'prepare_test', 'prepare_training', 'run_test', 'run_training']

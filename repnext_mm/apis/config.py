@@ -1,0 +1,105 @@
+"""Reading a config file with a user's overrides."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+SCOPE_PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def load_config(
+    path: str | Path, *, options: Mapping[str, Any] | None = None, work_dir: str | None = None
+) -> Config:
+    """Read a config, apply dotted overrides and choose its working directory.
+
+    ``options`` are those of ``--cfg-options``. A new value of the top-level ``data_root`` reaches every path that
+    starts with the old one: datasets and annotation files of evaluators.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file, an override or the scope's package cannot be used.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"config '{path}' does not exist: give a path relative to {os.getcwd()}, or absolute")
+    try:
+        config = Config.fromfile(str(path))
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        raise ValueError(f"config '{path}' cannot be read ({type(error).__name__}: {error}): mend that file") from error
+    options = dict(options or {})
+    if 'data_root' in options:
+        _move_root(config, str(options.pop('data_root')))
+    try:
+        config.merge_from_dict(options)
+    except Exception as error:
+        raise ValueError(
+            f"--cfg-options {options} do not fit config '{path}' ({error}): name keys as in the file, joined by dots"
+        ) from error
+    for loader in LOADERS:  # torch refuses persistent workers where there are none
+        if config.get(loader) and config[loader].get('num_workers') == 0:
+            config[loader]['persistent_workers'] = False
+    _check_scope(config)
+    config.work_dir = work_dir or config.get('work_dir') or os.path.join('work_dirs', path.stem)
+    return config
+
+
+def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Any]:
+    """The data sets inside wrappers such as RepeatDataset (`dataset`) and ConcatDataset (`datasets`)."""
+    if 'dataset' in dataset:
+        yield from innermost_datasets(dataset['dataset'])
+    elif 'datasets' in dataset:
+        for part in dataset['datasets']:
+            yield from innermost_datasets(part)
+    else:
+        yield dataset
+
+
+def replace_type(node: Any, replacements: Mapping[str, str]) -> int:
+    """Rename, in place, the `type` of every dict in a nested config; returns how many it renamed."""
+    renamed = 0
+    if isinstance(node, dict):
+        if node.get('type') in replacements:
+            node['type'] = replacements[node['type']]
+            renamed += 1
+        renamed += sum(replace_type(value, replacements) for value in node.values())
+    elif isinstance(node, list | tuple):
+        renamed += sum(replace_type(value, replacements) for value in node)
+    return renamed
+
+
+def _move_root(config: Config, new: str) -> None:
+    """Give every path that starts with the config's `data_root` a new start."""
+    old = str(config.get('data_root') or '').rstrip('/')
+    if not old:
+        raise ValueError(
+            f"data_root='{new}' has nothing to replace: config '{config.filename}' has no top-level data_root, set "
+            'train_dataloader.dataset.data_root and its like'
+        )
+
+    def moved(node: Any) -> Any:
+        if isinstance(node, dict):
+            for key in node:
+                node[key] = moved(node[key])
+        elif isinstance(node, list):
+            node[:] = [moved(value) for value in node]
+        elif isinstance(node, str) and (node.rstrip('/') == old or node.startswith(old + '/')):
+            return os.path.join(new, node[len(old) :].lstrip('/'))
+        return node
+
+    moved(config._cfg_dict)
+
+
+def _check_scope(config: Config) -> None:
+    scope = config.get('default_scope')
+    if scope in SCOPE_PACKAGES and importlib.util.find_spec(scope) is None:
+        raise ValueError(
+            f"default_scope='{scope}' needs the package {scope}, which is not installed: run tools/check_env.py, "
+            'it prints the command that installs it'
+        )

@@ -1,0 +1,138 @@
+"""Testing a checkpoint from a config file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from repnext_mm.apis.box_tta import predicts_masks
+from repnext_mm.apis.config import innermost_datasets, load_config
+from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model, unwrapped
+from repnext_mm.apis.processes import fit_to_machine, set_launcher
+from repnext_mm.apis.run import build_runner
+
+_DUMPERS = {'mmdet': 'DumpDetResults'}  # encodes masks; the others dump as they are
+
+
+def prepare_test(
+    path: str | Path,
+    checkpoint: str,
+    *,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show_dir: str | None = None,
+    tta: bool = False,
+    fuse: bool = True,
+    options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a test config, apply what the command line says, and check all that can be checked at once.
+
+    ``out`` is a .pkl file for the predictions, ``show_dir`` a folder for annotated pictures. ``fuse=False`` takes
+    FuseBackboneHook out of the config; nothing puts it into a config that lacks it.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
+    """
+    config = load_config(path, options=options, work_dir=work_dir)
+    for key in ('model', 'test_dataloader', 'test_evaluator', 'test_cfg'):
+        if config.get(key) is None:
+            raise ValueError(f"config '{path}' has no `{key}`: testing needs it, inherit a complete config")
+    set_launcher(config, launcher)
+    check_model(config.model)
+    check_checkpoint(checkpoint, given_as='checkpoint')
+    config.load_from, config.resume = checkpoint, False
+    drop_initial_weights(config.model)
+    if not fuse:
+        config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]
+    if tta:
+        _enable_tta(config, path)
+    check_files(config, stages=('test',))
+    if show_dir is not None:
+        _enable_drawing(config, show_dir)
+    if out is not None:
+        _enable_dump(config, out)
+    return config
+
+
+def run_test(config: Config) -> dict[str, float]:
+    """Test a prepared config; returns its metrics."""
+    notes = fit_to_machine(config)
+    runner: Runner = build_runner(config)
+    for note in notes:
+        runner.logger.info(note)
+    return runner.test()
+
+
+def drop_initial_weights(model: Any) -> None:
+    """Forget, in place, the file a backbone starts training from: the tested checkpoint holds all weights."""
+    model = unwrapped(model)
+    model.pop('pretrained', None)
+    if isinstance(model.get('backbone'), dict):
+        model['backbone'].pop('init_cfg', None)
+
+
+def _is_fuse_hook(hook: Any) -> bool:
+    return isinstance(hook, dict) and str(hook.get('type')).rpartition('.')[2] == 'FuseBackboneHook'
+
+
+def _enable_tta(config: Config, path: str | Path) -> None:
+    missing = [key for key in ('tta_model', 'tta_pipeline') if not config.get(key)]
+    if missing:
+        raise ValueError(
+            f"--tta: config '{path}' has no {' and no '.join(missing)}: add them as in configs/_base_/, or test "
+            'without --tta'
+        )
+    kind = config.tta_model['type']
+    if predicts_masks(config.model):
+        if kind != 'BoxTTAModel':
+            raise ValueError(
+                f"--tta: tta_model.type='{kind}' cannot merge the masks of '{config.model['type']}': set "
+                "tta_model.type='BoxTTAModel', which merges and evaluates boxes only, or test without --tta"
+            )
+        for evaluator in _evaluators(config):
+            if 'segm' in (evaluator.get('metric') or []):
+                evaluator['metric'] = ['bbox']
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+    for dataset in innermost_datasets(config.test_dataloader['dataset']):
+        dataset['pipeline'] = config.tta_pipeline
+
+
+def _enable_drawing(config: Config, show_dir: str) -> None:
+    hook = (config.get('default_hooks') or {}).get('visualization')
+    if not hook:
+        raise ValueError(
+            "--show-dir needs default_hooks.visualization: add visualization=dict(type='DetVisualizationHook'), "
+            "'SegVisualizationHook' or 'VisualizationHook' to the config's default_hooks"
+        )
+    folder = os.path.abspath(show_dir)  # relative ones would land in the run's own folder
+    kind = str(hook['type']).rpartition('.')[2]
+    if kind == 'DetVisualizationHook':
+        hook.update(draw=True, test_out_dir=folder)
+    elif kind == 'SegVisualizationHook':  # draws through the visualizer, which owns the folder
+        hook.update(draw=True)
+        config.visualizer['save_dir'] = folder
+    elif kind == 'VisualizationHook':
+        hook.update(enable=True, out_dir=folder)
+    else:
+        raise ValueError(
+            f"--show-dir does not know default_hooks.visualization.type='{kind}': set that hook's own options with "
+            '--cfg-options'
+        )
+
+
+def _enable_dump(config: Config, out: str) -> None:
+    if not out.endswith(('.pkl', '.pickle')):
+        raise ValueError(f"--out '{out}' is not a pickle file's name: let it end in .pkl")
+    dumper = ConfigDict(type=_DUMPERS.get(config.get('default_scope'), 'DumpResults'), out_file_path=out)
+    config.test_evaluator = [*_evaluators(config), dumper]
+
+
+def _evaluators(config: Config) -> list[Any]:
+    found = config.test_evaluator
+    return list(found) if isinstance(found, list | tuple) else [found]

@@ -1,0 +1,86 @@
+"""Training from a config file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from repnext_mm.apis.config import load_config
+from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model
+from repnext_mm.apis.processes import fit_to_machine, set_launcher
+from repnext_mm.apis.run import build_runner
+
+
+def prepare_training(
+    path: str | Path,
+    *,
+    work_dir: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a training config, apply what the command line says, and check all that can be checked at once.
+
+    ``resume`` is None, 'auto' (the newest checkpoint of the working directory, if any) or a checkpoint's path.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
+    """
+    config = load_config(path, options=options, work_dir=work_dir)
+    for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not config.get(key):
+            raise ValueError(f"config '{path}' has no `{key}`: training needs it, inherit a complete config")
+    set_launcher(config, launcher)
+    if amp:
+        _enable_amp(config)
+    if auto_scale_lr:
+        _enable_scaling(config, path)
+    if resume == 'auto':
+        config.resume, config.load_from = True, None
+    elif resume is not None:
+        config.resume, config.load_from = True, resume
+    check_model(config.model)
+    if config.get('load_from'):
+        check_checkpoint(config.load_from, given_as='--resume' if resume else 'load_from')
+    check_initial_weights(config.model)
+    check_files(config, stages=('train', 'val'))
+    return config
+
+
+def run_training(config: Config) -> Runner:
+    """Train a prepared config; returns the Runner, whose model is the trained one."""
+    notes = fit_to_machine(config)
+    runner = build_runner(config)
+    for note in notes:
+        runner.logger.info(note)
+    runner.train()
+    return runner
+
+
+def _enable_amp(config: Config) -> None:
+    kind = config.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(
+            f"--amp cannot replace optim_wrapper.type='{kind}': it turns OptimWrapper into AmpOptimWrapper only; write "
+            'a mixed-precision wrapper into the config'
+        )
+    if get_device() == 'cpu':
+        raise ValueError('--amp needs a GPU, and there is none here: leave it away')
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _enable_scaling(config: Config, path: str | Path) -> None:
+    if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise ValueError(
+            f"--auto-scale-lr: config '{path}' has no auto_scale_lr.base_batch_size: add "
+            'auto_scale_lr = dict(base_batch_size=N), N the batch over all GPUs that the rate was chosen for'
+        )
+    config.auto_scale_lr.enable = True

@@ -1,0 +1,115 @@
+"""What the options of train and test do to a config."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from repnext_mm.apis import evaluate, prepare_test, prepare_training, train
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+COCO = CONFIGS / 'mask_rcnn_repnext_m4_coco.py'
+ADE = CONFIGS / 'semantic_fpn_repnext_m4_ade20k.py'
+
+
+@pytest.fixture(autouse=True)
+def data_is_there(monkeypatch):
+    for module in (evaluate, train):
+        monkeypatch.setattr(module, 'check_files', lambda config, stages: None)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / 'weights.pth'
+    path.touch()
+    return str(path)
+
+
+def test_testing_needs_no_pretrained_file(weights):
+    config = prepare_test(COCO, weights)
+    assert 'init_cfg' not in config.model.backbone
+    assert (config.load_from, config.resume) == (weights, False)
+    assert [hook.type for hook in config.custom_hooks] == ['FuseBackboneHook']
+
+
+def test_no_fuse_takes_only_our_hook(weights):
+    hooks = "[dict(type='EMAHook'), dict(type='FuseBackboneHook')]"
+    config = prepare_test(COCO, weights, fuse=False, options={'custom_hooks': eval(hooks)})
+    assert [hook['type'] for hook in config.custom_hooks] == ['EMAHook']
+
+
+def test_tta_of_a_mask_model_is_boxes_only(weights):
+    config = prepare_test(COCO, weights, tta=True)
+    assert config.model.type == 'BoxTTAModel'
+    assert config.model.module.type == 'MaskRCNN'
+    assert 'init_cfg' not in config.model.module.backbone
+    assert config.test_evaluator.metric == ['bbox']
+    assert config.val_evaluator.metric == ['bbox', 'segm']
+    assert config.test_dataloader.dataset.pipeline[1].type == 'TestTimeAug'
+
+
+def test_tta_that_would_stop_in_the_middle_is_refused(weights):
+    with pytest.raises(ValueError, match=r"tta_model\.type='DetTTAModel' cannot merge the masks of 'MaskRCNN'"):
+        prepare_test(COCO, weights, tta=True, options={'tta_model.type': 'DetTTAModel'})
+    with pytest.raises(ValueError, match='has no tta_model and no tta_pipeline'):
+        prepare_test(COCO, weights, tta=True, options={'tta_model': None, 'tta_pipeline': None})
+
+
+@pytest.mark.parametrize(('path', 'dumper'), [(COCO, 'DumpDetResults'), (ADE, 'DumpResults')])
+def test_out_adds_a_dumper(path, dumper, weights):
+    config = prepare_test(path, weights, out='found.pkl')
+    assert [part['type'] for part in config.test_evaluator][1:] == [dumper]
+    with pytest.raises(ValueError, match=r"--out 'found\.json'"):
+        prepare_test(path, weights, out='found.json')
+
+
+def test_show_dir_is_taken_from_the_current_folder(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = prepare_test(COCO, weights, show_dir='shown')
+    assert config.default_hooks.visualization.draw is True
+    assert config.default_hooks.visualization.test_out_dir == str(tmp_path / 'shown')
+    config = prepare_test(ADE, weights, show_dir='shown')
+    assert config.visualizer.save_dir == str(tmp_path / 'shown')
+    classifier = {'default_hooks.visualization.type': 'VisualizationHook'}
+    hook = prepare_test(ADE, weights, show_dir='shown', options=classifier).default_hooks.visualization
+    assert (hook.enable, hook.out_dir) == (True, str(tmp_path / 'shown'))
+    for options, words in (
+        ({'default_hooks.visualization.type': 'OwnHook'}, "does not know .*'OwnHook'"),
+        ({'default_hooks.visualization': None}, 'needs default_hooks.visualization'),
+    ):
+        with pytest.raises(ValueError, match=words):
+            prepare_test(COCO, weights, show_dir='shown', options=options)
+
+
+SCRATCH = {'model.backbone.init_cfg': None}
+
+
+def test_auto_scale_lr():
+    assert prepare_training(COCO, auto_scale_lr=True, options=SCRATCH).auto_scale_lr.enable is True
+    assert prepare_training(COCO, options=SCRATCH).auto_scale_lr.enable is False
+    with pytest.raises(ValueError, match=r'has no auto_scale_lr\.base_batch_size'):
+        prepare_training(COCO, auto_scale_lr=True, options={'auto_scale_lr': None, **SCRATCH})
+
+
+def test_amp(monkeypatch):
+    with pytest.raises(ValueError, match=r"--amp cannot replace optim_wrapper\.type='OwnWrapper'"):
+        prepare_training(COCO, amp=True, options={'optim_wrapper.type': 'OwnWrapper', **SCRATCH})
+    monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
+    with pytest.raises(ValueError, match='--amp needs a GPU'):
+        prepare_training(COCO, amp=True, options=SCRATCH)
+    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
+    wrapper = prepare_training(COCO, amp=True, options=SCRATCH).optim_wrapper
+    assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+
+
+def test_resume(weights):
+    config = prepare_training(COCO, resume='auto', options={'load_from': 'other.pth', **SCRATCH})
+    assert (config.resume, config.load_from) == (True, None)
+    config = prepare_training(COCO, resume=weights, options=SCRATCH)
+    assert (config.resume, config.load_from) == (True, weights)
+
+
+def test_drop_initial_weights_looks_into_wrappers():
+    config = Config(dict(model=dict(module=dict(pretrained='x', backbone=dict(type='A', init_cfg=dict(type='B'))))))
+    evaluate.drop_initial_weights(config.model)
+    assert config.model.module == dict(backbone=dict(type='A'))

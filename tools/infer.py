@@ -1,0 +1,44 @@
+"""Draw what a detector or a segmentor sees in a picture."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmengine.config import DictAction
+
+from repnext_mm.apis import annotate_image
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('image', help='picture file')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out-dir', default='work_dirs/infer', help='the picture goes to OUT_DIR/vis/')
+    parser.add_argument('--device', help="such as 'cpu' or 'cuda:0' (default: the best there is)")
+    parser.add_argument('--score-threshold', type=float, default=0.3, help='hide weaker detections')
+    parser.add_argument('--no-fuse', action='store_true', help='run the trained form of the backbone')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        picture = annotate_image(
+            args.image,
+            args.config,
+            args.checkpoint,
+            out_dir=args.out_dir,
+            device=args.device,
+            score_threshold=args.score_threshold,
+            fuse=not args.no_fuse,
+            options=args.cfg_options,
+        )
+    except (OSError, TypeError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+    print(f'wrote {picture}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,55 @@
+"""Test a checkpoint: the backbone is fused while a config holds FuseBackboneHook."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from repnext_mm.apis import prepare_test, run_test
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='where metrics and logs go (default: work_dirs/<config name>)')
+    parser.add_argument('--out', help='write the predictions to this .pkl file')
+    parser.add_argument('--show-dir', help='write annotated pictures to this folder')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation by the config's tta_model and tta_pipeline; of detectors, boxes only",
+    )
+    parser.add_argument('--no-fuse', action='store_true', help='test the trained form of the backbone')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='overrides such as data_root=/data/coco'
+    )
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by torch.distributed.launch')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        config = prepare_test(
+            args.config,
+            args.checkpoint,
+            work_dir=args.work_dir,
+            out=args.out,
+            show_dir=args.show_dir,
+            tta=args.tta,
+            fuse=not args.no_fuse,
+            options=args.cfg_options,
+            launcher=args.launcher,
+        )
+    except (OSError, TypeError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+    run_test(config)
+
+
+if __name__ == '__main__':
+    main()

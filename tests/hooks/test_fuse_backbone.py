@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import socket
 from typing import ClassVar
 
 import pytest
@@ -253,8 +254,11 @@ def test_inside_test_time_augmentation(make_runner):
 
 
 def test_inside_distributed_data_parallel(make_runner, monkeypatch):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
     for key, value in {'RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_RANK': '0', 'MASTER_ADDR': '127.0.0.1',
-                       'MASTER_PORT': '29571', 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}.items():  # fmt: skip
+                       'MASTER_PORT': port, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}.items():  # fmt: skip
         monkeypatch.setenv(key, value)
     model = Regressor()
     expected, before = outputs_of(model), state(model)

@@ -1,0 +1,34 @@
+# Every target that runs something makes its environment first; a second time that takes no time.
+PYTHON ?= python3
+LANE ?= onedl
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo demo-seg test test-all lint clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+env:  ## make .venv: PyTorch, the mm packages of the OneDL lane, repnext_mm itself
+	@$(PYTHON) tools/setup_env.py --lane $(LANE) --venv $(VENV)
+
+demo: env  ## train Mask R-CNN with RepNeXt-M0 on digit scenes, test it in train form and fused
+	$(RUN) tools/demo.py detection
+
+demo-seg: env  ## the same for Semantic FPN
+	$(RUN) tools/demo.py segmentation
+
+test: lint  ## ruff, mypy, and the tests that are not marked slow
+	$(RUN) -m pytest -m 'not slow'
+
+test-all: lint  ## the slow tests too
+	$(RUN) -m pytest
+
+lint: env  ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy repnext_mm
+
+clean:  ## remove caches and build leftovers; environments, data, runs and compiled wheels stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find repnext_mm tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

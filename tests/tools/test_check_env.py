@@ -1,0 +1,215 @@
+"""tools/check_env.py on environments that are faked, and broken in every way, without site-packages."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / 'tools' / 'check_env.py'
+TORCH = """
+from types import SimpleNamespace
+__version__ = '2.11.0+cpu'
+version = SimpleNamespace(cuda=None)
+cuda = SimpleNamespace(device_count=lambda: 0, get_device_name=lambda gpu: f'GPU {gpu}')
+tensor, ones = list, range
+"""
+OPS = """
+nms = print
+get_compiling_cuda_version = lambda: 'not available'
+get_compiler_version = lambda: 'GCC 12.2'
+"""
+DISTRIBUTIONS = {
+    'pip': '23.2.1', 'setuptools': '80.10.2', 'torch': '2.11.0+cpu', 'torchvision': '0.26.0+cpu', 'numpy': '2.2.6',
+    'timm': '1.0.31', 'onedl_mmengine': '0.10.12', 'onedl_mmcv': '2.3.6', 'onedl_mmdetection': '3.5.1',
+    'onedl_mmsegmentation': '1.4.2', 'onedl_mmpretrain': '1.3.6', 'repnext_mm': '0.1.0',
+}  # fmt: skip
+
+
+class Fake:
+    """A folder of packages that pretend to be the OneDL lane in good order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, version in DISTRIBUTIONS.items():
+            self.distribution(name, version)
+        self.distribution('torchvision', '0.26.0+cpu', 'Requires-Dist: torch (==2.11.0)\n')
+        for name in ('torchvision', 'numpy', 'timm', 'cv2', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
+            self.module(name, "__version__ = '1.0'")
+        self.module('repnext_mm', "__version__ = '0.1.0'")
+        self.module('torch', TORCH)
+        self.module('mmcv/ops', OPS)
+
+    def module(self, name: str, body: str) -> None:
+        (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / name / '__init__.py').write_text(body)
+
+    def distribution(self, name: str, version: str | None, more: str = '') -> None:
+        for old in self.folder.glob(f'{name}-*.dist-info'):
+            shutil.rmtree(old)
+        if version:
+            folder = self.folder / f'{name}-{version}.dist-info'
+            folder.mkdir()
+            (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}')
+
+    def check(self) -> dict[str, Any]:
+        code, text = run(['-S'], ['--json'], self.folder)
+        found: dict[str, Any] = json.loads(text)
+        assert code == bool(found['problems'])
+        for problem in found['problems']:
+            assert problem['command'].strip()
+            assert '\n' not in problem['command']
+        return found
+
+    def only_problem(self) -> tuple[str, str]:
+        (problem,) = self.check()['problems']
+        return problem['what'], problem['command']
+
+
+def run(flags: list[str], options: list[str], path: Path) -> tuple[int, str]:
+    env = dict(os.environ, PYTHONPATH=str(path))
+    done = subprocess.run([sys.executable, *flags, str(SCRIPT), *options], capture_output=True, text=True, env=env,
+                          stdin=subprocess.DEVNULL, cwd=path, timeout=120)
+    assert 'Traceback' not in done.stderr
+    return done.returncode, done.stdout
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Fake:
+    return Fake(tmp_path)
+
+
+def test_healthy(fake: Fake) -> None:
+    found = fake.check()
+    assert found['problems'] == []
+    assert found['lane'] == 'OneDL'
+    assert found['packages']['mmcv.ops']['compiler'] == 'GCC 12.2'
+    code, text = run(['-S'], [], fake.folder)
+    assert code == 0
+    assert text.endswith('All is right.\n')
+
+
+@pytest.mark.parametrize('flags', [['-S'], ['-I', '-S']], ids=' '.join)
+def test_empty(flags: list[str], tmp_path: Path) -> None:
+    code, text = run(flags, [], tmp_path)
+    assert code == 1
+    assert re.search(r'^lane +none$', text, re.MULTILINE)
+    assert re.search(r'^   \$ make .*env && .*check_env\.py$', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize('body, said', [
+    ('raise RuntimeError("wrong driver")', 'wrong driver'),
+    ('raise SystemExit(0)', 'SystemExit'),
+    ('raise KeyboardInterrupt', 'KeyboardInterrupt'),
+    ('import os; os._exit(0)', 'exit code 0'),
+    ('import os; os.abort()', 'SIGABRT'),
+    ('import os, signal; os.kill(os.getpid(), signal.SIGSEGV)', 'SIGSEGV'),
+    ('def broken(:', 'SyntaxError'),
+    ('print("<check_env>{"); import os; os.close(1); raise ValueError("stdout is gone")', 'ended Python'),
+])  # fmt: skip
+@pytest.mark.parametrize('module', ['mmcv', 'repnext_mm'])
+def test_import_ends_badly(module: str, body: str, said: str, fake: Fake) -> None:
+    fake.module(module, body)
+    what, command = fake.only_problem()
+    assert what.startswith(f'{module} does not import')
+    assert said in what
+    mends = {'mmcv': 'onedl-mmcv==2.3.6', 'repnext_mm': f'-e {ROOT}'}
+    assert mends[module] in command
+
+
+def test_torch_broken_hides_what_follows_from_it(fake: Fake) -> None:
+    fake.module('torch', 'raise ImportError("libcudart.so.13: cannot open shared object file")')
+    for name in ('torchvision', 'mmengine', 'mmcv', 'mmcv/ops', 'mmdet', 'mmseg', 'mmpretrain', 'repnext_mm'):
+        fake.module(name, 'import torch')
+    what, command = fake.only_problem()
+    assert 'libcudart' in what
+    assert 'torch==2.11.0 torchvision==0.26.0' in command
+
+
+@pytest.mark.parametrize('body', ['import mmcv._ext', 'raise ImportError("mmcv/_ext.so: undefined symbol: _ZN3c10")'])
+def test_no_operators(body: str, fake: Fake) -> None:
+    fake.module('mmcv/ops', body)
+    what, command = fake.only_problem()
+    assert "mmcv's operators do not load" in what
+    assert 'mim install "onedl-mmcv==2.3.6"' in what
+    assert 'MMCV_WITH_OPS=1' in command
+    assert '--no-build-isolation' in command
+
+
+def test_operators_for_cpu_on_a_gpu_machine(fake: Fake) -> None:
+    fake.module('torch', TORCH.replace('lambda: 0', 'lambda: 1'))
+    what, command = fake.only_problem()
+    assert what.startswith('A GPU is there')
+    assert command.startswith('FORCE_CUDA=1 ')
+
+
+@pytest.mark.parametrize('name, version, said, command', [
+    ('torchvision', '0.25.0', 'built for torch 2.10.0', '--no-deps torchvision==0.26.0'),
+    ('torch', '2.0.1', 'too old', 'torch==2.11.0'),
+    ('numpy', '1.26.4', 'too old', 'numpy==2.2.6'),
+    ('setuptools', '65.5.0', 'need 77 to 80', '"setuptools>=77,<81"'),
+    ('setuptools', '82.0', 'need 77 to 80', '"setuptools>=77,<81"'),
+    ('setuptools', None, 'is missing', '"setuptools>=77,<81"'),
+    ('pip', None, 'pip is missing', 'ensurepip'),
+    ('mmcv_full', '1.7.2', 'mmcv 1.x', 'uninstall -y mmcv-full'),
+    ('mmengine', '0.10.7', 'Both lanes', 'uninstall -y onedl-mmengine'),
+])  # fmt: skip
+def test_wrong_distribution(name: str, version: str | None, said: str, command: str, fake: Fake) -> None:
+    if name == 'torch':
+        fake.distribution('torchvision', '0.15.2')
+    fake.distribution(name, version, 'Requires-Dist: torch==2.10.0\n' if name == 'torchvision' else '')
+    what, mends = fake.only_problem()
+    assert said in what
+    assert command in mends
+
+
+def test_openmmlab_lane_and_its_numpy(fake: Fake) -> None:
+    for name in DISTRIBUTIONS:
+        if name.startswith('onedl'):
+            fake.distribution(name, None)
+    fake.distribution('mmengine', '0.10.7')
+    fake.distribution('mmcv', '2.1.0')
+    assert fake.check()['lane'] == 'OpenMMLab'
+    what, command = fake.only_problem()
+    assert 'too new' in what
+    assert 'numpy==1.26.4' in command
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff\xfe\x00garbage', b'Name: torch\n'], ids=['empty', 'bytes', 'nameless'])
+def test_broken_records(content: bytes, fake: Fake) -> None:
+    for record in fake.folder.glob('*.dist-info/METADATA'):
+        record.write_bytes(content)
+    assert fake.check()['packages']['torch']['version'] == '2.11.0+cpu'
+
+
+def test_pins_are_those_of_the_requirement_files() -> None:
+    text = SCRIPT.read_text()
+    (pins,) = (ast.literal_eval(node.value) for node in ast.parse(text).body
+               if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'PINS')
+    for lane, table in pins.items():
+        files = [ROOT / 'requirements' / f'{name}{lane.lower()}.txt' for name in ('torch-', 'mmcv-', '')]
+        assert set(table.values()) <= {line for file in files for line in file.read_text().splitlines()}
+
+
+@pytest.mark.parametrize('script', ['check_env.py', 'setup_env.py'])
+def test_standard_library_only(script: str) -> None:
+    imports = [node for node in ast.walk(ast.parse((SCRIPT.parent / script).read_text()))
+               if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or '' for node in imports if isinstance(node, ast.ImportFrom)}
+    assert {name.split('.')[0] for name in names} <= sys.stdlib_module_names
+
+
+@pytest.mark.slow
+def test_this_environment() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr

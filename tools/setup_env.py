@@ -1,0 +1,283 @@
+"""Make the environment: `python3 tools/setup_env.py --lane onedl`. Standard library only; does nothing twice."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Lane(NamedTuple):
+    """Pins are in requirements/{torch,mmcv}-<lane>.txt and requirements/<lane>.txt."""
+
+    minors: tuple[int, ...]  # Python 3.x versions that all the pins have wheels for
+    marker: str  # a distribution that only this lane installs
+
+
+LANES = {
+    'onedl': Lane(minors=(10, 11, 12), marker='onedl_mmengine'),
+    'openmmlab': Lane(minors=(10, 11), marker='mmengine'),
+}
+# What the venv's Python knows of its torch; FORCE_CUDA is mmcv's own switch.
+ASK_TORCH = """
+import json, os, sys, sysconfig, torch
+from torch.utils.cpp_extension import CUDA_HOME
+gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+arches = sorted({'%d.%d' % torch.cuda.get_device_capability(gpu) for gpu in gpus})
+print(json.dumps(dict(
+    torch=torch.__version__, cuda=bool(arches) or os.environ.get('FORCE_CUDA') == '1', arches=' '.join(arches),
+    toolkit=torch.version.cuda, nvcc=bool(CUDA_HOME) and os.path.exists(os.path.join(CUDA_HOME, 'bin', 'nvcc')),
+    python='cp%d%d' % sys.version_info[:2], headers=sysconfig.get_path('include'))))
+"""
+
+
+class Progress:
+    """One line per step; rewritten in place on a terminal, every tenth of a compilation elsewhere."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.start, self.note, self.tenth = title, time.monotonic(), '', 0
+        self.live = sys.stdout.isatty()
+        if not self.live:
+            print(title, flush=True)
+
+    def read(self, text: str) -> None:
+        """Take what the running command has written since the last call."""
+        for line in text.splitlines():
+            counted = re.match(r'\s*\[(\d+)/(\d+)\]', line)  # ninja: files compiled so far
+            if counted:
+                done, total = map(int, counted.groups())
+                self.note = f'{done} of {total} files'
+                if not self.live and done * 10 // total > self.tenth:
+                    self.tenth = done * 10 // total
+                    print(f'    {self.note}, {time.monotonic() - self.start:.0f} s', flush=True)
+            elif re.match(r'\s*(Collecting|Downloading|Building|Installing) ', line):
+                self.note = line.strip()
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            line = f'{self.title}  {time.monotonic() - self.start:.0f} s  {self.note}'
+            print(f'\r\033[K{line[:width]}', end='', flush=True)
+
+    def close(self) -> None:
+        seconds = f'{time.monotonic() - self.start:.1f} s'
+        print(f'\r\033[K{self.title}  {seconds}' if self.live else f'    {seconds}', flush=True)
+
+
+class Venv:
+    """A virtual environment and the steps taken in it; logs and the stamp lie in its `setup_env` folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.python, self.notes = path, path / 'bin' / 'python', path / 'setup_env'
+
+    def fingerprint(self, lane: str) -> str:
+        """What the environment depends on; its own Python counts, not the one that runs this script."""
+        names = [f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'dev']
+        files = [ROOT / 'requirements' / f'{name}.txt' for name in names]
+        files += [ROOT / 'setup.py', Path(__file__)]
+        digest = hashlib.sha256(f'{lane} {ROOT} {self.path}'.encode())
+        for content in [self.path / 'pyvenv.cfg', *files]:
+            digest.update(content.read_bytes())
+        return digest.hexdigest()
+
+    def ready(self, lane: str) -> bool:
+        stamp = self.notes / 'stamp'
+        return stamp.exists() and self.python.exists() and stamp.read_text() == self.fingerprint(lane)
+
+    def step(self, title: str, command: list[str], *, env: dict[str, str] | None = None, log: str = '') -> None:
+        """Run a command with its output in a log file and a line that moves; end with the log's tail if it fails."""
+        self.notes.mkdir(parents=True, exist_ok=True)
+        file = self.notes / f'{log or re.sub("[^a-z0-9]+", "_", title.lower())[:40].strip("_")}.log'
+        progress = Progress(title)
+        with file.open('wb') as sink, file.open(errors='replace') as source:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT,
+                env=dict(self.environment(), **(env or {})), start_new_session=True)
+            try:
+                while process.poll() is None:
+                    try:
+                        process.wait(timeout=0.5)
+                    except subprocess.TimeoutExpired:
+                        progress.read(source.read())
+            finally:
+                if process.poll() is None:  # interrupted: the compilers below pip must end too
+                    os.killpg(process.pid, signal.SIGTERM)
+                    process.wait()
+        progress.close()
+        if process.returncode:
+            tail = '\n'.join(f'  | {line[:300]}' for line in file.read_text(errors='replace').splitlines()[-15:])
+            stop(f'{title}: failed with exit code {process.returncode}; the last lines of its log:\n{tail}\n'
+                 f'To look further: grep -n -i -B2 -A4 error {shlex.quote(str(file))} | less')
+
+    def pip(self, title: str, *arguments: str, env: dict[str, str] | None = None, log: str = '') -> None:
+        verb, *rest = arguments
+        self.step(title, [str(self.python), '-m', 'pip', verb, '--progress-bar', 'off', *rest], env=env, log=log)
+
+    def environment(self) -> dict[str, str]:
+        """The caller's environment without what would send packages elsewhere; ninja is found on PATH only."""
+        env = {key: value for key, value in os.environ.items() if key not in ('PYTHONPATH', 'PYTHONHOME')}
+        return dict(env, PATH=f'{self.python.parent}{os.pathsep}{env.get("PATH", os.defpath)}', PIP_USER='0',
+                    PIP_NO_INPUT='1', PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_WARN_SCRIPT_LOCATION='1')
+
+    def ask(self, code: str) -> str:
+        """Standard output of a piece of Python in the environment, '' where it fails."""
+        if not self.python.exists():
+            return ''
+        run = subprocess.run([str(self.python), '-I', '-c', code], stdin=subprocess.DEVNULL, capture_output=True,
+                             text=True, env=self.environment())
+        return '' if run.returncode else run.stdout.strip()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--lane', choices=LANES, default='onedl', help='which set of mm packages (default: onedl)')
+    parser.add_argument('--venv', type=Path, default=ROOT / '.venv', help='where to make it (default: .venv)')
+    parser.add_argument('--force', action='store_true', help='go through all steps again')
+    options = parser.parse_args(arguments)
+    venv, lane, start = Venv(options.venv.absolute()), options.lane, time.monotonic()
+    if venv.ready(lane) and not options.force:
+        print(f'{options.venv}: ready (lane {lane})')
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a step's `finally` runs
+    create(venv, lane)
+    pins = ROOT / 'requirements'
+    venv.pip(f'[2/7] {" ".join(requirements(f"torch-{lane}"))} (large: up to 3 GB to download)', 'install', '-r',
+             str(pins / f'torch-{lane}.txt'), log='torch')
+    venv.pip('[3/7] build tools', 'install', '-r', str(pins / 'build.txt'))
+    wheel = mmcv_wheel(venv, lane)
+    venv.pip(f'[5/7] mm packages of lane {lane}, development tools', 'install', '--no-build-isolation',
+             *(part for name in (f'torch-{lane}', 'build', lane, 'digits', 'dev')
+               for part in ('-r', str(pins / f'{name}.txt'))), str(wheel))
+    # A bare machine has no libGL: of the two builds of OpenCV in one folder the headless one must be the last.
+    headless = [line for line in requirements(lane) if line.startswith('opencv-python-headless')]
+    venv.pip('[6/7] mmcv with operators, headless OpenCV', 'install', '--no-deps', '--force-reinstall', str(wheel),
+             *headless)
+    venv.pip('[7/7] repnext_mm, editable', 'install', '--no-deps', '--no-build-isolation', '-e', str(ROOT))
+    if not venv.ask('import mmcv.ops, repnext_mm; print(1)'):
+        stop('Everything is installed, but mmcv.ops or repnext_mm does not import. To see which: '
+             f'{venv.python} {ROOT / "tools" / "check_env.py"}. If it is mmcv.ops, the kept wheel does not fit this '
+             f'machine: rm -r {shlex.quote(str(wheel.parent))} and run this again.')
+    (venv.notes / 'stamp').write_text(venv.fingerprint(lane))
+    print(f'{options.venv}: ready (lane {lane}) after {time.monotonic() - start:.0f} s')
+
+
+def create(venv: Venv, lane: str) -> None:
+    """Make the venv, or take the one that is there; it must hold a fitting Python, pip, and no other lane."""
+    minors = LANES[lane].minors
+    known = f'3.{minors[0]} to 3.{minors[-1]}'
+    ours = venv.path / 'pyvenv.cfg'
+    if venv.path.exists() and not ours.exists() and {p.name for p in venv.path.iterdir()} - {'setup_env'}:
+        stop(f'{venv.path} exists and is no virtual environment: move it away, or name another folder with --venv.')
+    minor = venv.ask('import sys; print(sys.version_info.minor)')
+    if not minor:
+        if sys.version_info[0] != 3 or sys.version_info.minor not in minors:
+            other = next((name for minor in reversed(minors) if shutil.which(name := f'python3.{minor}')), None)
+            way = f'make env PYTHON={other}' if other else f'install Python {known}, then make env PYTHON=python3.x'
+            stop(f'Python {platform.python_version()} runs this, lane {lane} needs {known}: {way}')
+        try:
+            import ensurepip  # noqa: F401  # Debian and Ubuntu package it apart
+            import venv as _  # noqa: F401
+        except ImportError:
+            stop(f'{sys.executable} comes without venv and ensurepip: install them (Debian, Ubuntu: sudo apt install '
+                 f'python3.{sys.version_info.minor}-venv), or take another Python: make env PYTHON=python3.x')
+        if ours.exists():  # its Python is gone, so nothing in it can run
+            shutil.rmtree(venv.path)
+        venv.step(f'[1/7] {venv.path.name} with Python {platform.python_version()}',
+                  [sys.executable, '-m', 'venv', str(venv.path)], log='venv')
+    elif int(minor) not in minors:
+        stop(f'{venv.path} holds Python 3.{minor}, lane {lane} needs {known}: rm -r {shlex.quote(str(venv.path))} '
+             'and run this again.')
+    for other in LANES.keys() - {lane}:
+        if any(venv.path.glob(f'lib/python3*/site-packages/{LANES[other].marker}-*.dist-info')):
+            stop(f'{venv.path} holds lane {other}, whose packages share their import names with lane {lane}: name '
+                 'another folder with --venv.')
+    if not venv.ask('import pip; print(1)'):  # creation was interrupted, or another tool made it without pip
+        venv.step('[1/7] pip', [str(venv.python), '-m', 'ensurepip', '--upgrade', '--default-pip'])
+
+
+def mmcv_wheel(venv: Venv, lane: str) -> Path:
+    """The wheel with operators for this torch and Python: the kept one, or compiled now and kept."""
+    (requirement,) = requirements(f'mmcv-{lane}')
+    answer = venv.ask(ASK_TORCH)
+    if not answer:
+        stop(f'torch is installed but does not import: {venv.python} {ROOT / "tools" / "check_env.py"} says why.')
+    facts = json.loads(answer)
+    shelf = wheels() / key(requirement, facts)
+    kept = sorted(shelf.glob('*.whl'))
+    if kept:
+        print(f'[4/7] {requirement}: taken from {shelf}')
+        return kept[0]
+    can_compile(facts)
+    jobs = os.environ.get('MAX_JOBS') or str(cores())
+    operators = f'CUDA {facts["toolkit"]}' if facts['cuda'] else 'CPU'
+    print(f'[4/7] {requirement} has no ready wheel: compiling its {operators} operators with {jobs} jobs, once for '
+          'this torch and Python (about 9 minutes on 2 cores; with CUDA several times that)')
+    shelf.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='building-', dir=shelf.parent) as folder:
+        venv.pip('    compiling', 'wheel', '-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary',
+                 requirement.split('==')[0], '-w', folder, requirement, log='mmcv',
+                 env=dict(MMCV_WITH_OPS='1', MAX_JOBS=jobs))
+        (built,) = Path(folder).glob('*.whl')
+        shelf.mkdir(exist_ok=True)
+        os.replace(built, shelf / built.name)  # the same disk: there whole, or not at all
+    return shelf / built.name
+
+
+def key(requirement: str, facts: dict[str, str]) -> str:
+    """Everything that a compiled wheel depends on, as a folder name."""
+    arches = os.environ.get('TORCH_CUDA_ARCH_LIST') or facts['arches'] or 'all'
+    parts = [requirement.replace('==', '-'), f'torch-{facts["torch"]}', facts['python'],
+             f'{platform.system()}-{platform.machine()}', f'cuda-{arches}' if facts['cuda'] else 'cpu']
+    return re.sub(r'[^A-Za-z0-9._+-]+', '-', '_'.join(parts))
+
+
+def wheels() -> Path:
+    """Outside the clone, so that a fresh clone finds them."""
+    cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(os.environ.get('REPNEXT_MM_WHEELS') or Path(cache) / 'repnext_mm' / 'wheels').absolute()
+
+
+def can_compile(facts: dict[str, str]) -> None:
+    """Say in one sentence what a compilation would say in a thousand lines."""
+    compiler = shlex.split(os.environ.get('CXX') or 'c++')[0]
+    if not shutil.which(compiler):
+        stop(f"mmcv's operators need a C++ compiler, and {compiler!r} is not on PATH: install one (Debian, Ubuntu: "
+             'sudo apt install g++) and run this again.')
+    if not Path(facts['headers'], 'Python.h').exists():
+        stop(f"mmcv's operators need Python's headers, and {facts['headers']} has no Python.h: install them (Debian, "
+             f'Ubuntu: sudo apt install python3.{facts["python"][3:]}-dev) and run this again.')
+    if facts['cuda'] and not facts['nvcc']:
+        stop(f"mmcv's CUDA operators need nvcc, which is not here: install the CUDA toolkit {facts['toolkit']} and set "
+             'CUDA_HOME, or hide the GPU and work on the CPU: CUDA_VISIBLE_DEVICES= make env')
+
+
+def requirements(name: str) -> list[str]:
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def stop(sentence: str) -> NoReturn:
+    raise SystemExit(sentence)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        stop('\nInterrupted; the same command continues.')

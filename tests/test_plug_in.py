@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -17,35 +18,21 @@ from repnext_mm.reparam import count_norms
 
 pytest.importorskip('mmcv.ops')
 
-MMDET = """
-_base_ = '{base}/mask-rcnn_r50_fpn.py'
-custom_imports = dict(imports=['repnext_mm'], allow_failed_imports=False)
-model = dict(
-    backbone=dict(_delete_=True, type='RepNeXt', arch='m0'),
-    neck=dict(in_channels=[40, 80, 160, 320]))
-"""
-MMSEG = """
-_base_ = '{base}/fpn_r50.py'
-custom_imports = dict(imports=['repnext_mm'], allow_failed_imports=False)
-model = dict(
-    pretrained=None,
-    backbone=dict(_delete_=True, type='RepNeXt', arch='m0'),
-    neck=dict(in_channels=[40, 80, 160, 320]))
-"""
-MMPRETRAIN = """
-_base_ = '{base}/resnet50.py'
-custom_imports = dict(imports=['repnext_mm'], allow_failed_imports=False)
-model = dict(
-    backbone=dict(_delete_=True, type='RepNeXt', arch='m0', out_indices=(3,)),
-    head=dict(in_channels=320))
-"""
+README = (Path(__file__).parents[1] / 'README.md').read_text()
 
 
-def user_config(folder: Path, text: str, package: str) -> Config:
+def readme_lines(package: str) -> str:
+    """The block of code that README shows for a package."""
+    found = re.search(rf'^{package}[^\n]*:\n```python\n(.*?)```', README, re.MULTILINE | re.DOTALL)
+    assert found, f'README shows no lines for {package}'
+    return found[1]
+
+
+def user_config(folder: Path, package: str, base: str, lines: str) -> Config:
     """A user's own config file over a stock one, which lies where the package installs it."""
     root = Path(importlib.util.find_spec(package).origin).parent
     path = folder / 'my_config.py'
-    path.write_text(text.format(base=(root / '.mim' / 'configs' / '_base_' / 'models').as_posix()))
+    path.write_text(f"_base_ = '{(root / '.mim/configs/_base_/models' / base).as_posix()}'\n{lines}")
     config = Config.fromfile(str(path))
     init_default_scope(package)
     return config
@@ -81,15 +68,16 @@ def classification_sample(size: int):
 
 
 @pytest.mark.parametrize(
-    ('package', 'text', 'sample'),
-    [('mmdet', MMDET, detection_sample), ('mmseg', MMSEG, segmentation_sample),
-     ('mmpretrain', MMPRETRAIN, classification_sample)],
+    ('package', 'name', 'base', 'sample'),
+    [('mmdet', 'MMDetection', 'mask-rcnn_r50_fpn.py', detection_sample),
+     ('mmseg', 'MMSegmentation', 'fpn_r50.py', segmentation_sample),
+     ('mmpretrain', 'MMPretrain', 'resnet50.py', classification_sample)],
     ids=['mmdet', 'mmseg', 'mmpretrain'],
 )  # fmt: skip
-def test_three_lines_of_a_users_config(tmp_path, package, text, sample):
+def test_three_lines_of_a_users_config(tmp_path, package, name, base, sample):
     pytest.importorskip(package)
     size = 64
-    config = user_config(tmp_path, text, package)
+    config = user_config(tmp_path, package, base, readme_lines(name))
     if package == 'mmseg':
         config.model.backbone.norm_cfg = {'type': 'BN'}
         config.model.decode_head.norm_cfg = {'type': 'BN'}  # the stock config's SyncBN needs a GPU
@@ -115,7 +103,8 @@ def test_three_lines_of_a_users_config(tmp_path, package, text, sample):
 
 def test_stock_mmseg_pretrained_is_refused_with_the_way_out(tmp_path):
     pytest.importorskip('mmseg')
-    config = user_config(tmp_path, MMSEG.replace('pretrained=None', "pretrained='open-mmlab://resnet50_v1c'"), 'mmseg')
+    lines = readme_lines('MMSegmentation').replace('    pretrained=None,\n', '')
+    config = user_config(tmp_path, 'mmseg', 'fpn_r50.py', lines)
     with pytest.raises(ValueError, match=r'pretrained=None in the model'):
         MODELS.build(config.model)
 

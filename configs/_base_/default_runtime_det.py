@@ -1,7 +1,7 @@
 """What every detection config shares: scope, hooks, logging."""
 
 default_scope = 'mmdet'
-custom_imports = dict(imports=['repnext_mm', 'repnext_mm.apis.box_tta'], allow_failed_imports=False)
+custom_imports = dict(imports=['repnext_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='FuseBackboneHook')]  # fuses the backbone for every test, restores it afterwards
 
 default_hooks = dict(

@@ -29,7 +29,7 @@ FOLDERS: dict[Split, str] = {'train': 'training', 'val': 'validation'}  # ADE20K
 class SceneSet:
     """What a folder of digit scenes holds: equal values give equal scenes."""
 
-    train: int = 4000
+    train: int = 3000
     val: int = 200
     seed: int = 0
     size: int = 256

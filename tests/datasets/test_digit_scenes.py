@@ -44,7 +44,7 @@ def test_registry_builds_the_stock_class(scope, config):
 
 def test_pipelines_give_digits(scope, config):
     sample = DATASETS.build(config.train_dataloader.dataset)[0]
-    assert sample['inputs'].shape == (3, 256, 256)
+    assert sample['inputs'].shape == {'mmdet': (3, 256, 256), 'mmseg': (3, 160, 160)}[scope]
     truth = sample['data_samples']
     if scope == 'mmdet':
         masks = truth.gt_instances.masks

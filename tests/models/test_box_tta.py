@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
-from repnext_mm.apis.box_tta import predicts_masks, without_masks
+from repnext_mm.models.box_tta import predicts_masks, without_masks
 
 COCO = Path(__file__).parents[2] / 'configs' / 'mask_rcnn_repnext_m0_coco.py'
 

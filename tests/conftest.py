@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
+from mmengine.logging import MMLogger
+from mmengine.utils import ManagerMixin
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,8 +31,14 @@ def _fresh_mmengine() -> Iterator[None]:
     for logger in MMLogger._instance_dict.values():
         for handler in logger.handlers:
             handler.close()
-    for manager in (MMLogger, MessageHub, Visualizer, DefaultScope):
+    for manager in _subclasses(ManagerMixin):
         manager._instance_dict.clear()
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

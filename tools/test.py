@@ -26,6 +26,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='overrides such as data_root=/data/coco'
     )
+    parser.add_argument(
+        '--trust-pickle', action='store_true', help='let checkpoints build any object, which can run any code in them'
+    )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by torch.distributed.launch')
     return parser.parse_args()
@@ -48,7 +51,7 @@ def main() -> None:
         )
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    run_test(config)
+    run_test(config, trust_pickle=args.trust_pickle)
 
 
 if __name__ == '__main__':

@@ -30,6 +30,9 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='overrides such as data_root=/data/coco train_dataloader.batch_size=4 model.neck.in_channels="[1,2]"',
     )
+    parser.add_argument(
+        '--trust-pickle', action='store_true', help='let checkpoints build any object, which can run any code in them'
+    )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by torch.distributed.launch')
     return parser.parse_args()
@@ -50,7 +53,7 @@ def main() -> None:
         )
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    run_training(config)
+    run_training(config, trust_pickle=args.trust_pickle)
 
 
 if __name__ == '__main__':

@@ -10,11 +10,12 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from repnext_mm.apis.box_tta import predicts_masks
 from repnext_mm.apis.config import innermost_datasets, load_config
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model, unwrapped
 from repnext_mm.apis.processes import fit_to_machine, set_launcher
 from repnext_mm.apis.run import build_runner
+from repnext_mm.apis.weights import load_strictly, reading_safely
+from repnext_mm.models.box_tta import predicts_masks
 
 _DUMPERS = {'mmdet': 'DumpDetResults'}  # encodes masks; the others dump as they are
 
@@ -47,6 +48,7 @@ def prepare_test(
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     config.load_from, config.resume = checkpoint, False
+    load_strictly(config)
     drop_initial_weights(config.model)
     if not fuse:
         config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]
@@ -60,13 +62,14 @@ def prepare_test(
     return config
 
 
-def run_test(config: Config) -> dict[str, float]:
-    """Test a prepared config; returns its metrics."""
+def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
+    """Test a prepared config; returns its metrics. For ``trust_pickle``, see ``run_training``."""
     notes = fit_to_machine(config)
     runner: Runner = build_runner(config)
     for note in notes:
         runner.logger.info(note)
-    return runner.test()
+    with reading_safely(trust_pickle=trust_pickle):
+        return runner.test()
 
 
 def drop_initial_weights(model: Any) -> None:
@@ -95,6 +98,7 @@ def _enable_tta(config: Config, path: str | Path) -> None:
                 f"--tta: tta_model.type='{kind}' cannot merge the masks of '{config.model['type']}': set "
                 "tta_model.type='BoxTTAModel', which merges and evaluates boxes only, or test without --tta"
             )
+        load_strictly(config, without=['roi_head.mask_head'])
         for evaluator in _evaluators(config):
             if 'segm' in (evaluator.get('metric') or []):
                 evaluator['metric'] = ['bbox']

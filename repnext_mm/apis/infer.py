@@ -15,6 +15,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from repnext_mm.apis.config import innermost_datasets, load_config
 from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.apis.preflight import check_checkpoint, check_model
+from repnext_mm.apis.weights import reading_safely
+from repnext_mm.checkpoints import check_fits, model_state
 from repnext_mm.hooks import FuseBackboneHook
 
 
@@ -27,12 +29,13 @@ def annotate_image(
     device: str | None = None,
     score_threshold: float = 0.3,
     fuse: bool = True,
+    trust_pickle: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run a detector or a segmentor on one image, with its backbone fused, and save the annotated picture.
 
     Class names come from the checkpoint, or from the config's test data set where the checkpoint has none.
-    ``score_threshold`` in [0, 1] hides weak detections.
+    ``score_threshold`` in [0, 1] hides weak detections. For ``trust_pickle``, see ``run_training``.
 
     Returns:
         The picture's path, ``out_dir/vis/NAME``.
@@ -60,7 +63,8 @@ def annotate_image(
     check_checkpoint(checkpoint, given_as='checkpoint')
     device = _usable(device)
     drop_initial_weights(config.model)
-    inferencer = _inferencer(config, checkpoint, device=device)
+    with reading_safely(trust_pickle=trust_pickle):
+        inferencer = _inferencer(config, checkpoint, device=device)
     if fuse:
         inferencer.model, _ = FuseBackboneHook().fuse_backbone(inferencer.model)
     settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
@@ -74,14 +78,15 @@ def _inferencer(config: Config, checkpoint: str, *, device: str) -> Any:
     init_default_scope(scope)
     base: Any = import_module(f'{scope}.apis')
     base = base.DetInferencer if scope == 'mmdet' else base.MMSegInferencer
-    names = _class_names(config)
+    names, source = _class_names(config), checkpoint
 
     class Inferencer(base):  # its own fallbacks are COCO and Cityscapes, whatever the model was trained on
         def _load_weights_to_model(self, model: Any, checkpoint: Any, cfg: Any) -> None:
             meta = checkpoint.get('meta') or {}
             if not {'dataset_meta', 'CLASSES'} & meta.keys():
-                weights = checkpoint.get('state_dict', checkpoint)
-                checkpoint = {'state_dict': weights, 'meta': {**meta, 'dataset_meta': names}}
+                meta = {**meta, 'dataset_meta': names}
+            weights, _ = check_fits(model_state(checkpoint), model.state_dict(), source=source)
+            checkpoint = {'state_dict': weights, 'meta': meta}
             super()._load_weights_to_model(model, checkpoint, cfg)
 
     return Inferencer(model=config, weights=checkpoint, device=device, scope=scope, show_progress=False)

@@ -14,6 +14,7 @@ from repnext_mm.apis.config import load_config
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model
 from repnext_mm.apis.processes import fit_to_machine, set_launcher
 from repnext_mm.apis.run import build_runner
+from repnext_mm.apis.weights import load_strictly, reading_safely
 
 
 def prepare_training(
@@ -51,16 +52,21 @@ def prepare_training(
         check_checkpoint(config.load_from, given_as='--resume' if resume else 'load_from')
     check_initial_weights(config.model)
     check_files(config, stages=('train', 'val'))
+    load_strictly(config)
     return config
 
 
-def run_training(config: Config) -> Runner:
-    """Train a prepared config; returns the Runner, whose model is the trained one."""
+def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
+    """Train a prepared config; returns the Runner, whose model is the trained one.
+
+    With ``trust_pickle``, checkpoints to start or go on from may hold any Python object, which can run any code.
+    """
     notes = fit_to_machine(config)
     runner = build_runner(config)
     for note in notes:
         runner.logger.info(note)
-    runner.train()
+    with reading_safely(trust_pickle=trust_pickle):
+        runner.train()
     return runner
 
 

@@ -1,13 +1,14 @@
-"""Loading weights into a backbone: strict, all or nothing."""
+"""Loading weights: strict, all or nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from .read import StateDict
+from .recognise import recognise
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class LoadReport:
 
     loaded: int  # tensors of the model that were set
     expected: int  # tensors of the model
-    dropped: tuple[str, ...]  # keys of the file that are no part of a backbone
+    dropped: tuple[str, ...] = ()  # keys of the file that were left out on purpose
 
     def __str__(self) -> str:
         heads = sorted({key.split('.')[0] for key in self.dropped})
@@ -46,33 +47,85 @@ def backbone_state(state: StateDict, *, prefix: str | None = None) -> tuple[Stat
     return {key: value for key, value in state.items() if key not in heads}, heads
 
 
-def load_strictly(model: nn.Module, state: StateDict, *, dropped: tuple[str, ...] = (), source: str) -> LoadReport:
-    """Copy a state dict into a model whose keys and shapes it matches exactly.
+def check_fits(
+    state: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    *,
+    name: str = 'model',
+    source: str,
+    reset: Sequence[str] = (),
+    dropped: tuple[str, ...] = (),
+) -> tuple[StateDict, LoadReport]:
+    """The weights to load into a model, once every key and shape of both is seen to agree.
 
     Args:
-        model: the model.
-        state: the weights, keys relative to ``model``.
+        state: the weights, keys relative to the model.
+        target: the model's own state dict.
+        name: what the model is called in errors.
+        source: what the file is called in errors.
+        reset: prefixes of keys that may be missing or of another shape, and are then left out.
         dropped: keys of the file that are left out on purpose, for the report.
-        source: the name of the file, for the errors.
 
     Raises:
-        ValueError: a key is missing or unexpected, or a shape differs; the model is then unchanged.
+        ValueError: a key is missing or unexpected, or a shape differs.
     """
-    target = model.state_dict()
-    missing, unexpected = target.keys() - state.keys(), state.keys() - target.keys()
+    prefixes = tuple(reset)
+    kept = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(prefixes) or (key in target and value.shape == target[key].shape)
+    } if prefixes else dict(state)  # fmt: skip
+    missing = {key for key in target.keys() - kept.keys() if not (prefixes and key.startswith(prefixes))}
+    unexpected = kept.keys() - target.keys()
     if missing or unexpected:
         raise ValueError(
-            f'{source} does not fit this {type(model).__name__}: {_listed("missing", missing)}, '
-            f'{_listed("unexpected", unexpected)}; check arch and deploy'
+            f'{source} does not fit this {name}: {_listed("missing", missing)}, {_listed("unexpected", unexpected)}; '
+            f'{_way_out(state, target)}'
         )
-    for key, value in state.items():
+    for key, value in kept.items():
         if value.shape != target[key].shape:
             raise ValueError(
-                f'{source} does not fit this {type(model).__name__}: {key} has shape {tuple(value.shape)}, '
-                f'the model {tuple(target[key].shape)}; check arch'
+                f'{source} does not fit this {name}: {key} has shape {tuple(value.shape)}, the model '
+                f'{tuple(target[key].shape)}; {_way_out(state, target)}'
             )
-    model.load_state_dict(state, strict=True)
-    return LoadReport(len(state), len(target), dropped)
+        if value.is_floating_point() != target[key].is_floating_point():
+            raise ValueError(
+                f'{source} does not fit this {name}: {key} is {value.dtype}, the model {target[key].dtype}; '
+                'quantised or converted weights cannot be loaded, get the original file'
+            )
+    left_out = dropped + tuple(key for key in state if key not in kept)
+    return kept, LoadReport(len(kept), len(target), left_out)
+
+
+def load_strictly(model: nn.Module, state: StateDict, *, dropped: tuple[str, ...] = (), source: str) -> LoadReport:
+    """Copy a state dict into a model whose keys and shapes it matches exactly; see ``check_fits``.
+
+    Raises:
+        ValueError: the two do not agree; the model is then unchanged.
+    """
+    kept, report = check_fits(state, model.state_dict(), name=type(model).__name__, source=source, dropped=dropped)
+    model.load_state_dict(kept, strict=True)
+    return report
+
+
+def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
+    """What is likely wrong, by what both sides are."""
+    found, wanted = recognise(state, {}), recognise(target, {})
+    if found.form in ('default', 'keep_norms') and wanted.form == 'train':
+        return (
+            'the file holds a fused network, whose branches are gone: build the backbone with deploy=True to run it, '
+            'or get the train form to train on'
+        )
+    if found.form in ('train', 'keep_norms') and wanted.form == 'default':
+        return (
+            'the file is not fused (or keeps norms) and the backbone is built with deploy=True: build it with '
+            'deploy=False, or write a fused file with tools/checkpoint.py fuse'
+        )
+    if found.arch != wanted.arch:
+        return f'the file is a RepNeXt of {found.arch}, the model of {wanted.arch}: set arch'
+    if found.task != wanted.task:
+        return f'the file is a {found.task}, the model a {wanted.task}: take the file of that task'
+    return 'set num_classes and the other sizes as they were in training'
 
 
 def _listed(what: str, keys: Iterable[str]) -> str:

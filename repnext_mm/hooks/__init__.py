@@ -1,5 +1,6 @@
 """Adapters to mmengine's loops."""
 
 from .fuse_backbone import FuseBackboneHook
+from .strict_load import StrictLoadHook
 
-__all__ = ['FuseBackboneHook']
+__all__ = ['FuseBackboneHook', 'StrictLoadHook']

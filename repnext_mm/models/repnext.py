@@ -12,10 +12,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repnext_mm.checkpoints import backbone_state, load_strictly, read_checkpoint, state_dict_of
 from repnext_mm.nn import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage, Stem, depthwise
 from repnext_mm.reparam import fuse
 from .arch import Arch, resolve_arch
+from .pretrained import load_pretrained
 
 MIN_SIZE = 32  # pixels: the stride of the last stage
 
@@ -40,8 +40,8 @@ class RepNeXt(BaseModule):
             folded on the fly, which saves time and memory.
         with_cp: recompute activations in the backward pass to save memory.
         deploy: build the deploy form, for inference with a fused checkpoint.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None)`` loads a file strictly, a classifier's
-            head left out; other entries are mmengine's.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, trust_pickle=False)`` loads a file strictly,
+            heads and necks left out; other entries are mmengine's.
         pretrained: not supported; present because stock mmseg configs set it.
 
     Raises:
@@ -91,9 +91,9 @@ class RepNeXt(BaseModule):
             with torch.device('meta'):  # the deploy form is what fusing makes of the train form: build it that way
                 self._build(norm_cfg, act_cfg, drop_path_rate, with_cp)
             self.switch_to_deploy()
-            self.to_empty(device=torch.get_default_device())
+            self.to_empty(device=torch.empty(0).device)
             for module in self.modules():
-                if isinstance(module, nn.Conv2d):
+                if hasattr(module, 'reset_parameters'):
                     module.reset_parameters()
         else:
             self._build(norm_cfg, act_cfg, drop_path_rate, with_cp)
@@ -136,7 +136,8 @@ class RepNeXt(BaseModule):
         finally:
             self.init_cfg = declared
         for cfg in pretrained:
-            self._load_pretrained(**{key: value for key, value in cfg.items() if key != 'type'})
+            report = load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+            print_log(f'{type(self).__name__}: {report} from {cfg["checkpoint"]}', logger='current')
 
     def train(self, mode: bool = True) -> RepNeXt:
         """Set the mode; frozen stages, and all batch norms with ``norm_eval``, stay in eval mode."""
@@ -218,12 +219,6 @@ class RepNeXt(BaseModule):
                 f'input of {x.shape[2]}x{x.shape[3]} pixels: RepNeXt needs at least {MIN_SIZE}x{MIN_SIZE}, '
                 'resize or pad the image'
             )
-
-    def _load_pretrained(self, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu') -> None:
-        # map_location is part of mmengine's entry; weights are copied, so where they are read does not matter
-        state, dropped = backbone_state(state_dict_of(read_checkpoint(checkpoint)), prefix=prefix)
-        report = load_strictly(self, state, dropped=dropped, source=checkpoint)
-        print_log(f'{type(self).__name__}: {report} from {checkpoint}', logger='current')
 
 
 def _checked_out_indices(indices: Sequence[int]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from repnext_mm.reparam import Fusible, convolve, exact, folds, norm_before, read, read_norm, to_conv
 from .conv_norm import ConvNorm
 from .layers import Config, build_activation, build_norm
-from .token_mixer import StridedMixer, absorb_norm, mix_and_norm
+from .token_mixer import CopyConv, StridedMixer, absorb_norm, mix_and_norm
 
 
 def channel_mixer(channels: int, *, mlp_ratio: float, norm_cfg: Config, act_cfg: Config) -> nn.Sequential:
@@ -90,12 +90,12 @@ class Downsample(Fusible):
         expand, act, project = cast(tuple[ConvNorm, nn.Module, ConvNorm], self.channel_mixer)
         mixer = nn.Sequential(expand.fused(form), act, project.fused(form))
         if form == 'keep_norms' or not folds(self.norm):
-            token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, Fusible) else self.token_mixer
+            token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, CopyConv) else self.token_mixer
             return FusedDownsample(token_mixer, self.norm, mixer)
         return FusedDownsample(absorb_norm(self.token_mixer, read_norm(exact(self.norm))), nn.Identity(), mixer)
 
 
-class FusedBlock(nn.Module):
+class FusedBlock(Fusible):
     """``MetaNeXtBlock`` in deploy form; ``norm`` is the identity unless the form keeps norms."""
 
     def __init__(self, token_mixer: nn.Module, norm: nn.Module, channel_mixer: nn.Sequential) -> None:
@@ -108,11 +108,18 @@ class FusedBlock(nn.Module):
         """``(N, C, H, W) -> (N, C, H, W)``."""
         return x + self.channel_mixer(self.norm(self.token_mixer(x)))
 
+    def fused(self, form: str) -> nn.Module:
+        expand, act, project = self.channel_mixer
+        if form == 'keep_norms' or not (folds(self.norm) and isinstance(expand, nn.Conv2d)):
+            return self
+        kernel = norm_before(read_norm(exact(self.norm)), read(exact(expand)))
+        return FusedBlock(self.token_mixer, nn.Identity(), nn.Sequential(to_conv(kernel, like=expand), act, project))
 
-class FusedDownsample(nn.Module):
+
+class FusedDownsample(Fusible):
     """``Downsample`` in deploy form; ``norm`` is the identity unless the form keeps norms."""
 
-    def __init__(self, token_mixer: nn.Module, norm: nn.Module, channel_mixer: nn.Sequential) -> None:
+    def __init__(self, token_mixer: StridedMixer, norm: nn.Module, channel_mixer: nn.Sequential) -> None:
         super().__init__()
         self.token_mixer = token_mixer
         self.norm = norm
@@ -122,6 +129,12 @@ class FusedDownsample(nn.Module):
         """``(N, C, H, W) -> (N, 2C, H / 2, W / 2)``."""
         y = self.norm(self.token_mixer(x))
         return y + self.channel_mixer(y)
+
+    def fused(self, form: str) -> nn.Module:
+        if form == 'keep_norms' or not folds(self.norm):
+            return self
+        mixer = absorb_norm(self.token_mixer, read_norm(exact(self.norm)))
+        return FusedDownsample(mixer, nn.Identity(), self.channel_mixer)
 
 
 @contextmanager

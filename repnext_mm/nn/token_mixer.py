@@ -62,7 +62,7 @@ class CopyConv(Fusible):
         """``(N, C, H, W) -> (N, 2C, H / 2, W / 2)``."""
         return torch.cat([self.conv_s(x), self.conv_m(x)], dim=1)
 
-    def fused(self, form: str) -> nn.Module:
+    def fused(self, form: str) -> CopyConv:
         small, medium = _fused(self.conv_s, form), _fused(self.conv_m, form)
         return self if small is self.conv_s and medium is self.conv_m else CopyConv(small, medium)
 

@@ -29,13 +29,13 @@ def test_testing_needs_no_pretrained_file(weights):
     config = prepare_test(COCO, weights)
     assert 'init_cfg' not in config.model.backbone
     assert (config.load_from, config.resume) == (weights, False)
-    assert [hook.type for hook in config.custom_hooks] == ['FuseBackboneHook']
+    assert [hook.type for hook in config.custom_hooks] == ['FuseBackboneHook', 'StrictLoadHook']
 
 
 def test_no_fuse_takes_only_our_hook(weights):
     hooks = "[dict(type='EMAHook'), dict(type='FuseBackboneHook')]"
     config = prepare_test(COCO, weights, fuse=False, options={'custom_hooks': eval(hooks)})
-    assert [hook['type'] for hook in config.custom_hooks] == ['EMAHook']
+    assert [hook['type'] for hook in config.custom_hooks] == ['EMAHook', 'StrictLoadHook']
 
 
 def test_tta_of_a_mask_model_is_boxes_only(weights):

@@ -1,0 +1,105 @@
+"""What a weight file is: writer, task, form and architecture, read off its keys and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+FORMS = {  # a key that only this form of a backbone has
+    'train': re.compile(r'conv_s\.conv_3_3\.weight$|channel_mixer\.0\.conv\.weight$'),
+    'fused': re.compile(r'conv_s\.weight$|channel_mixer\.0\.weight$'),
+}
+
+
+class ArchLike(Protocol):
+    """The fields of an architecture that shapes tell."""
+
+    @property
+    def embed_dims(self) -> tuple[int, ...]: ...
+    @property
+    def depths(self) -> tuple[int, ...]: ...
+    @property
+    def token_mixer(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What is known about a state dict."""
+
+    task: str  # 'backbone', 'classifier', 'detector', 'segmentor' or 'unknown'
+    form: str  # 'train', 'keep_norms' (what the authors call fused), 'default' (no norms) or 'unknown'
+    arch: str | None  # a name of the table, or the dimensions found
+    prefix: str  # of the backbone's keys: '' or 'backbone.'
+
+
+def recognise(state: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]) -> Recognised:
+    """Read task, form and architecture off a state dict.
+
+    Args:
+        state: the weights.
+        architectures: the table of known architectures by name.
+    """
+    prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+    backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return Recognised(_task(state), _form(backbone), _arch(backbone, architectures), prefix)
+
+
+def writer_of(content: Mapping[str, Any]) -> str:
+    """Which program wrote a checkpoint, by the entries beside the weights."""
+    meta = content.get('meta')
+    if isinstance(meta, Mapping):
+        if 'mmengine_version' in meta:
+            return f'mmengine {meta["mmengine_version"]}'
+        if 'mmdet_version' in meta:
+            return f'mmdet {meta["mmdet_version"]}'
+        if 'mmseg_version' in meta:
+            return f'mmseg {meta["mmseg_version"]}'
+        return 'an OpenMMLab project'
+    if 'state_dict' in content and {'arch', 'epoch'} <= content.keys():
+        return "timm's saver"
+    if 'model' in content:
+        return "the authors' classification training"
+    return 'unknown'
+
+
+def _task(state: Mapping[str, Tensor]) -> str:
+    tops = {key.split('.')[0] for key in state}
+    if tops & {'roi_head', 'rpn_head', 'bbox_head', 'mask_head'}:
+        return 'detector'
+    if 'decode_head' in tops:
+        return 'segmentor'
+    if 'stem' in tops or 'backbone' in tops:
+        return 'classifier' if 'head' in tops else 'backbone'
+    return 'unknown'
+
+
+def _form(backbone: Mapping[str, Tensor]) -> str:
+    if any(FORMS['train'].search(key) for key in backbone):
+        return 'train'
+    if any(FORMS['fused'].search(key) for key in backbone):
+        return 'keep_norms' if any(key.endswith('norm.running_mean') for key in backbone) else 'default'
+    return 'unknown'
+
+
+def _arch(backbone: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]) -> str | None:
+    widths: dict[int, int] = {}
+    depths: dict[int, int] = {}
+    for key, value in backbone.items():
+        found = re.match(r'stages\.(\d+)\.blocks\.(\d+)\.channel_mixer\.2(?:\.conv)?\.weight$', key)
+        if found:
+            stage, block = int(found[1]), int(found[2])
+            widths[stage] = value.shape[0]
+            depths[stage] = max(depths.get(stage, 0), block + 1)
+    if not widths:
+        return None
+    single = any(re.search(r'blocks\.\d+\.token_mixer\.weight$', key) for key in backbone)
+    dims, counts = (tuple(values[stage] for stage in sorted(values)) for values in (widths, depths))
+    mixer = 'single' if single else 'multi'
+    for name, arch in architectures.items():
+        if (tuple(arch.embed_dims), tuple(arch.depths), arch.token_mixer) == (dims, counts, mixer):
+            return name
+    return f'embed_dims={dims}, depths={counts}, token_mixer={mixer!r}'

@@ -1,0 +1,75 @@
+"""Writing weight files: plain tensors, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .read import StateDict
+
+HASH_DIGITS = 8
+
+
+def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, Any] | None = None) -> Path:
+    """Write tensors and plain metadata so that ``weights_only=True`` reads them; atomic.
+
+    The file is written beside its place and then renamed: an interrupted call leaves the old file, or none.
+
+    Args:
+        path: where to; ``.safetensors`` writes that format, which holds ``meta`` as text.
+        state: the weights; tensors that share memory are written apart.
+        meta: strings, numbers, and lists and dicts of them.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'no folder {path.parent} to write {path.name} to: make it first')
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    handle, draft = tempfile.mkstemp(prefix=f'.{path.name}-', dir=path.parent)
+    os.close(handle)
+    try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import save_file
+
+            save_file(tensors, draft, metadata={key: str(value) for key, value in (meta or {}).items()})
+        else:
+            torch.save({'state_dict': tensors, 'meta': dict(meta or {})}, draft)
+        with open(draft, 'rb') as file:
+            os.fsync(file.fileno())
+        os.chmod(draft, 0o666 & ~_umask())  # mkstemp makes private files
+        os.replace(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    return path
+
+
+def published_name(path: str | Path) -> Path:
+    """The path with the start of the file's SHA-256 in its name: ``NAME-1a2b3c4d.pth``; the file is renamed."""
+    path = Path(path)
+    with path.open('rb') as file:
+        digest = hashlib.file_digest(file, 'sha256') if hasattr(hashlib, 'file_digest') else _digest(file)
+    return path.rename(path.with_name(f'{path.stem}-{digest.hexdigest()[:HASH_DIGITS]}{path.suffix}'))
+
+
+def _digest(file: Any) -> Any:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

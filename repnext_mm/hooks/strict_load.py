@@ -1,0 +1,45 @@
+"""A hook that makes `load_from`, `--resume` and testing all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from repnext_mm.checkpoints import check_fits, model_state
+
+
+@HOOKS.register_module()
+class StrictLoadHook(Hook):
+    """Refuse a checkpoint that does not fit the model, before a single tensor is loaded.
+
+    mmengine loads what fits and logs the rest, and it looks only for ``state_dict``: a file with another layout
+    loads nothing. This hook finds the weights, maps keys that older versions named otherwise, drops nothing, and
+    raises when a key is missing, unexpected, or of another shape.
+
+    Args:
+        reset: prefixes of keys that may be missing or of another shape and keep their initial values, such as
+            ``['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg', 'roi_head.mask_head.conv_logits']`` to
+            fine-tune a detector on other classes.
+    """
+
+    priority = 'VERY_LOW'  # after EMAHook has chosen between raw and averaged weights
+
+    def __init__(self, reset: Sequence[str] = ()) -> None:
+        self.reset = tuple(reset)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Check, and put the mapped weights where mmengine looks for them."""
+        model: nn.Module = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module  # type: ignore[assignment]
+        source = 'the checkpoint' if runner._load_from is None else str(runner._load_from)
+        state, report = check_fits(model_state(checkpoint), model.state_dict(), reset=self.reset, source=source)
+        checkpoint['state_dict'] = state
+        print_log(f'{type(model).__name__}: {report} from {source}', logger='current')

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from tests.layouts import write_ade20k, write_authors_checkpoint
 from tests.tools.running import ROOT, metrics, options, predictions, run_tool
@@ -71,3 +72,19 @@ def test_augmented_test_draws(root, trained):
     )
     assert metrics(output, 'mIoU') >= 0
     assert len(list((root / 'shown').rglob('*.png'))) == 2
+
+
+def test_a_file_of_the_old_version_tests_alike_and_a_cut_one_is_refused(root, trained):
+    """mmseg 0.30 wrote the same keys beside other metadata; a file that lacks a tensor stops before the test."""
+    written = torch.load(trained[1], weights_only=False)
+    meta = {'mmseg_version': '0.30.0+', 'CLASSES': ('wall', 'building'), 'PALETTE': [[120, 120, 120], [180, 120, 120]]}
+    torch.save({'meta': meta, 'state_dict': written['state_dict']}, root / 'old.pth')
+    new, old = (
+        run_tool(ROOT / 'tools/test.py', CONFIG, path, *overrides(root), cwd=root) for path in (trained[1], 'old.pth')
+    )
+    assert metrics(old, 'mIoU') == metrics(new, 'mIoU')
+    assert 'loaded 1680/1680 tensors from old.pth' in old
+    del written['state_dict']['decode_head.conv_seg.bias']
+    torch.save({'meta': meta, 'state_dict': written['state_dict']}, root / 'cut.pth')
+    output = run_tool(ROOT / 'tools/test.py', CONFIG, 'cut.pth', *overrides(root), cwd=root, expect=1)
+    assert '1 missing (decode_head.conv_seg.bias)' in output

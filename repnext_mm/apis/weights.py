@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import (
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
 
 from repnext_mm.checkpoints import model_state, read_checkpoint
+
+_ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
+    'torchvision': get_torchvision_models,
+    'modelzoo': get_torchvision_models,
+    'openmmlab': get_external_models,
+    'open-mmlab': get_external_models,
+    'mmcls': get_mmcls_models,
+}
 
 
 @contextmanager
@@ -20,17 +34,39 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
     """
 
     def load_from_repnext_mm(filename: str, map_location: Any = None) -> dict[str, Any]:
-        content: Mapping[str, Any] = read_checkpoint(filename, trust_pickle=trust_pickle)
+        content: Mapping[str, Any] = read_checkpoint(resolved(filename), trust_pickle=trust_pickle)
+        if filename.startswith('mmcls://'):  # a classifier under the name of its backbone
+            state = model_state(content)
+            return {'state_dict': {key[9:]: value for key, value in state.items() if key[:9] == 'backbone.'}}
         if 'state_dict' in content:
             return dict(content)
         return {'state_dict': model_state(content), 'meta': content.get('meta', {})}
 
     schemes = dict(CheckpointLoader._schemes)
-    CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_repnext_mm, force=True)
+    CheckpointLoader.register_scheme(list(schemes), load_from_repnext_mm, force=True)
     try:
         yield
     finally:
         CheckpointLoader._schemes = schemes
+
+
+def resolved(address: str) -> str:
+    """The file or ``http(s)://`` address that one of mmengine's names stands for (``torchvision://resnet50``).
+
+    Raises:
+        ValueError: the name is not in mmengine's list, or is in a store that only pickle-reading clients open.
+    """
+    scheme, separator, name = address.partition('://')
+    if not separator or scheme in ('http', 'https', 'file'):
+        return address
+    if scheme not in _ADDRESS_BOOKS:
+        raise ValueError(f"'{address}' is not read: download it and give the file's path, or an http(s) address")
+    book = _ADDRESS_BOOKS[scheme]()
+    if 'mmlab' in scheme:
+        name = get_deprecated_model_names().get(name, name)
+    if name not in book:
+        raise ValueError(f"'{address}' is in no list of this mmengine: give the file's path, or its http(s) address")
+    return book[name]
 
 
 def load_strictly(config: Config, *, without: Sequence[str] = ()) -> None:

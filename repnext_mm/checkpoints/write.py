@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -36,21 +36,19 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
     if not path.parent.is_dir():
         raise FileNotFoundError(f'no folder {path.parent} to write {path.name} to: make it first')
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    handle, draft = tempfile.mkstemp(prefix=f'.{path.name}-', dir=path.parent)
-    os.close(handle)
+    draft = path.with_name(f'.{path.name}-{uuid4().hex}')
     try:
         if path.suffix == '.safetensors':
-            from safetensors.torch import save_file
+            from safetensors.torch import save  # save_file would make the file private
 
-            save_file(tensors, draft, metadata={key: str(value) for key, value in (meta or {}).items()})
+            draft.write_bytes(save(tensors, metadata={key: str(value) for key, value in (meta or {}).items()}))
         else:
             torch.save({'state_dict': tensors, 'meta': dict(meta or {})}, draft)
         with open(draft, 'rb') as file:
             os.fsync(file.fileno())
-        os.chmod(draft, 0o666 & ~_umask())  # mkstemp makes private files
-        os.replace(draft, path)
+        draft.replace(path)
     finally:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     return path
 
 
@@ -67,9 +65,3 @@ def _digest(file: Any) -> Any:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -63,10 +63,10 @@ def ensure_scenes(root: str | Path, scenes: SceneSet | None = None) -> bool:
     if _present(root, scenes):
         return False
     root.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+    draft = root.with_name(f'.{root.name}-{uuid4().hex}')
+    draft.mkdir()
     try:
         _write(draft, scenes)
-        draft.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
         try:
             os.rename(draft, root)
         except OSError:  # another process was faster: its folder counts, if it holds what was asked for
@@ -94,12 +94,6 @@ def _present(root: Path, scenes: SceneSet) -> bool:
         )
         raise FileExistsError(f'{root} holds other digit scenes ({differing}): {way_out}')
     return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write(root: Path, scenes: SceneSet) -> None:

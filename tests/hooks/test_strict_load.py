@@ -12,7 +12,8 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.apis.weights import load_strictly, reading_safely
+from repnext_mm.apis import weights
+from repnext_mm.apis.weights import load_strictly, reading_safely, resolved
 from repnext_mm.hooks import StrictLoadHook
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
@@ -107,6 +108,35 @@ def test_mmengines_fallback_to_pickle_is_shut(load, tmp_path):
     assert not Planted.executed
     load(tmp_path / 'w.pth', Model(), trust_pickle=True)
     assert Planted.executed
+
+
+@pytest.mark.parametrize('address', ['torchvision://net', 'modelzoo://net', 'openmmlab://net', 'mmcls://net'])
+def test_mmengines_named_addresses_are_read_as_safely(address, tmp_path, monkeypatch):
+    scheme = address.partition('://')[0]
+    monkeypatch.setitem(weights._ADDRESS_BOOKS, scheme, lambda: {'net': str(tmp_path / 'net.pth')})
+    torch.save({'state_dict': {'backbone.w': torch.ones(1)}}, tmp_path / 'net.pth')
+    with reading_safely():
+        loaded = CheckpointLoader.load_checkpoint(address)
+        torch.save({'state_dict': {'w': torch.ones(1)}, 'extra': Planted()}, tmp_path / 'net.pth')
+        Planted.executed = False
+        with pytest.raises(ValueError, match='could run code'):
+            CheckpointLoader.load_checkpoint(address)
+    assert list(loaded['state_dict']) == ['w' if scheme == 'mmcls' else 'backbone.w']
+    assert not Planted.executed
+
+
+@pytest.mark.parametrize(('address', 'message'), [
+    ('s3://bucket/net.pth', 'download it'), ('pavi://net', 'download it'), ('torchvision://nothing', 'in no list'),
+])  # fmt: skip
+def test_addresses_that_cannot_be_read_safely(address, message):
+    with reading_safely(), pytest.raises(ValueError, match=message):
+        CheckpointLoader.load_checkpoint(address)
+
+
+def test_mmengines_lists_hold_addresses():
+    assert resolved('torchvision://resnet50').startswith('https://')
+    assert resolved('openmmlab://resnet50_caffe').startswith('http')
+    assert resolved('open-mmlab://resnet50_caffe') == resolved('openmmlab://resnet50_caffe')
 
 
 def test_mmengines_loader_comes_back():

@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-seg test test-all lint clean
+.PHONY: help env demo demo-seg test test-openmmlab test-all lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -21,6 +21,10 @@ demo-seg: env  ## the same for Semantic FPN
 
 test: lint  ## ruff, mypy, and the tests that are not marked slow
 	$(RUN) -m pytest -m 'not slow'
+
+test-openmmlab:  ## the tests on the packages that most existing pipelines run, in an environment of their own
+	$(MAKE) env LANE=openmmlab VENV=.venv-openmmlab
+	.venv-openmmlab/bin/python -m pytest -m 'not slow'
 
 test-all: lint  ## the slow tests too
 	$(RUN) -m pytest

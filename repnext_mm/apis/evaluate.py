@@ -119,7 +119,7 @@ def _enable_drawing(config: Config, show_dir: str) -> None:
     if kind == 'DetVisualizationHook':
         hook.update(draw=True, test_out_dir=folder)
     elif kind == 'SegVisualizationHook':  # draws through the visualizer, which owns the folder
-        hook.update(draw=True)
+        hook.update(draw=True, interval=1)  # mmsegmentation 1.2 draws every 50th picture otherwise
         config.visualizer['save_dir'] = folder
     elif kind == 'VisualizationHook':
         hook.update(enable=True, out_dir=folder)

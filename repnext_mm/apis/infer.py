@@ -89,7 +89,9 @@ def _inferencer(config: Config, checkpoint: str, *, device: str) -> Any:
             checkpoint = {'state_dict': weights, 'meta': meta}
             super()._load_weights_to_model(model, checkpoint, cfg)
 
-    return Inferencer(model=config, weights=checkpoint, device=device, scope=scope, show_progress=False)
+    inferencer = Inferencer(model=config, weights=checkpoint, device=device, scope=scope)
+    inferencer.show_progress = False  # mmsegmentation 1.2 has no argument for it
+    return inferencer
 
 
 def _class_names(config: Config) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 # Everything beyond tensors that the known writers put into checkpoints: mmengine's log history (arrays and their
-# scalars) and, in the authors' and timm's files, the command line as a plain attribute holder.
+# scalars), its step schedules and, in the authors' and timm's files, the command line as a plain attribute holder.
 _HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 _NUMPY = ('multiarray._reconstruct', 'multiarray.scalar')
 _TENSOR_PARTS = {
@@ -67,6 +68,7 @@ def _allowed_globals() -> dict[str, Callable[..., Any]]:
 
     allowed: dict[str, Callable[..., Any]] = {
         'argparse.Namespace': argparse.Namespace,
+        'collections.Counter': Counter,  # the milestones of a step schedule
         'numpy.ndarray': np.ndarray,
         'numpy.dtype': np.dtype,
         'builtins.getattr': _history_method,

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -81,6 +82,7 @@ def training_file(tmp_path):
             'log_scalars': {'train/loss': history}, 'runtime_info': {'eta': np.float64(3.5), 'n': np.int64(2)},
         },
         'optimizer': {'state': {0: {'step': torch.tensor(1.0)}}, 'param_groups': [{'lr': np.float32(0.1)}]},
+        'param_schedulers': [{'milestones': Counter([8, 11]), 'last_step': 1}],
         'args': argparse.Namespace(lr=0.1),
     }  # fmt: skip
     torch.save(content, tmp_path / 'epoch_1.pth')
@@ -95,6 +97,7 @@ def test_our_own_training_files_need_no_trust(reader, training_file):
     history.update(1.5)
     assert history.mean() == 1.0
     assert content['message_hub']['runtime_info'] == {'eta': 3.5, 'n': 2}
+    assert content['param_schedulers'][0]['milestones'] == Counter({8: 1, 11: 1})
     assert content['args'].lr == 0.1
     assert unsafe_globals(training_file) == []
 

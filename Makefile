@@ -8,7 +8,7 @@ RUN = $(VENV)/bin/python
 .PHONY: help env demo demo-seg test test-openmmlab test-all lint clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 env:  ## make .venv: PyTorch, the mm packages of the OneDL lane, repnext_mm itself
 	@$(PYTHON) tools/setup_env.py --lane $(LANE) --venv $(VENV)

@@ -46,7 +46,7 @@ def test_layers(path):
         assert inner <= set(allowed)
     if layer in LAYERS[:3]:
         assert not any(name.split('.')[0] == 'mmengine' for name in names)
-    if layer in ('hooks', 'benchmark'):
+    if layer == 'hooks':
         inner = {name.split('.')[1] for name in names if name.startswith('repnext_mm.')}
         assert inner <= {'reparam', 'checkpoints', layer}
 

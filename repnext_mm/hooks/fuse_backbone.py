@@ -13,9 +13,9 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 
-from repnext_mm.reparam import FORMS, FusionReport, fuse, relative_error, replaced, within
+from repnext_mm.reparam import Form, FusionReport, check_form, fuse, relative_error, replaced, within
 
 PROBE_SIZE = (65, 97)  # odd, and not square: borders and axes count
 HALF_PRECISION_ROUNDINGS = 16  # a fused half-precision weight is rounded once more than its branches
@@ -30,25 +30,36 @@ class FuseBackboneHook(Hook):
     has swapped its weights in. Data-parallel wrappers are left out for the test, which needs no gradients.
 
     Args:
-        form: a form of ``repnext_mm.reparam.fuse``.
+        form: a form of ``repnext_mm.reparam.fuse``; or ``'auto'``, which measures all forms here and now, stage by
+            stage, and takes the fastest.
+        auto_size: height and width in pixels of the image that ``'auto'`` measures with.
         tolerance: the largest accepted relative error per level, on a random probe, against the unfused backbone.
             For half precision it is at least ``16`` roundings.
-        compile: compile the fused backbone with ``torch.compile`` (mmengine compiles only training).
+        compile: compile the fused backbone with ``torch.compile`` (mmengine compiles only training). Verified before.
 
     Raises:
-        ValueError: ``form`` is unknown or ``tolerance`` is not positive.
+        ValueError: ``form`` is unknown, ``tolerance`` is not positive, or ``auto_size`` is below 32 pixels.
     """
 
     priority = 'LOW'  # after EMAHook (NORMAL) before the epoch
 
-    def __init__(self, form: str = 'default', tolerance: float = 1e-4, compile: bool = False) -> None:
-        if form not in FORMS:
-            raise ValueError(f'unknown form {form!r}: choose one of {", ".join(FORMS)}')
+    def __init__(
+        self,
+        form: Form = 'default',
+        tolerance: float = 1e-4,
+        compile: bool = False,
+        auto_size: tuple[int, int] = (512, 512),
+    ) -> None:
+        if form != 'auto':
+            check_form(form)
+        if len(auto_size) != 2 or min(auto_size) < 32:
+            raise ValueError(f'auto_size {auto_size} must be the height and width of an image, at least 32 pixels')
         if not tolerance > 0:
             raise ValueError(f'tolerance {tolerance} must be positive')
         self.form = form
         self.tolerance = tolerance
         self.compile = compile
+        self.auto_size = tuple(auto_size)
         self._trained: tuple[nn.Module, dict[nn.Module, bool]] | None = None
 
     def before_run(self, runner: Runner) -> None:
@@ -102,7 +113,8 @@ class FuseBackboneHook(Hook):
         flags = {module: module.training for module in backbone.modules()}
         try:
             backbone.eval()
-            fused, report = fuse(backbone, form=self.form)
+            form = self._fastest(backbone) if self.form == 'auto' else self.form
+            fused, report = fuse(backbone, form=form)
             if not report:
                 name = type(backbone).__name__
                 _warn(f'FuseBackboneHook: {name} has nothing to fuse: not re-parameterizable, or fused already')
@@ -120,14 +132,23 @@ class FuseBackboneHook(Hook):
             fused = torch.compile(fused)  # type: ignore[assignment]
         return replaced(bare, lambda _, module: fused if module is backbone else None), report
 
+    def _fastest(self, backbone: nn.Module) -> Form:
+        if not fuse(backbone)[1]:
+            return 'default'  # nothing to choose from
+        from repnext_mm.benchmark.fastest_form import fastest_form  # it is slow, and rarely asked for
+
+        form = fastest_form(backbone, _noise(backbone, *self.auto_size))
+        chosen = ', '.join(f'{part or "all"}: {name}' for part, name in form.items())
+        height, width = self.auto_size
+        print_log(f'{type(backbone).__name__}: fastest forms at {height}x{width} pixels: {chosen}', logger='current')
+        return form
+
     def _verify(self, fused: nn.Module, backbone: nn.Module) -> tuple[float, ...]:
-        weight = next(parameter for parameter in backbone.parameters() if parameter.dim() == 4)
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(1, weight.shape[1], *PROBE_SIZE, generator=generator).to(weight)
+        probe = _noise(backbone, *PROBE_SIZE)
         errors = relative_error(fused, backbone, probe)
         tolerance = self.tolerance
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            tolerance = max(tolerance, HALF_PRECISION_ROUNDINGS * torch.finfo(weight.dtype).eps)
+        if probe.dtype in (torch.float16, torch.bfloat16):
+            tolerance = max(tolerance, HALF_PRECISION_ROUNDINGS * torch.finfo(probe.dtype).eps)
         if not within(errors, tolerance):
             listed = ', '.join(f'{error:.1e}' for error in errors)
             raise RuntimeError(
@@ -170,6 +191,13 @@ def _backbone_of(model: nn.Module) -> nn.Module | None:
         model = cast(nn.Module, model.module)
     backbone = getattr(model, 'backbone', None)
     return backbone if isinstance(backbone, nn.Module) else None
+
+
+def _noise(backbone: nn.Module, height: int, width: int) -> Tensor:
+    """A random image for a backbone, in its dtype, on its device; the same at every call."""
+    weight = next(parameter for parameter in backbone.parameters() if parameter.dim() == 4)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, weight.shape[1], height, width, generator=generator).to(weight)
 
 
 def _warn(message: str) -> None:

@@ -109,11 +109,13 @@ class FusedBlock(Fusible):
         return x + self.channel_mixer(self.norm(self.token_mixer(x)))
 
     def fused(self, form: str) -> nn.Module:
+        token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, Fusible) else self.token_mixer
         expand, act, project = self.channel_mixer
         if form == 'keep_norms' or not (folds(self.norm) and isinstance(expand, nn.Conv2d)):
-            return self
+            unchanged = token_mixer is self.token_mixer
+            return self if unchanged else FusedBlock(token_mixer, self.norm, self.channel_mixer)
         kernel = norm_before(read_norm(exact(self.norm)), read(exact(expand)))
-        return FusedBlock(self.token_mixer, nn.Identity(), nn.Sequential(to_conv(kernel, like=expand), act, project))
+        return FusedBlock(token_mixer, nn.Identity(), nn.Sequential(to_conv(kernel, like=expand), act, project))
 
 
 class FusedDownsample(Fusible):

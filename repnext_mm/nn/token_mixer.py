@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from repnext_mm.reparam import Affine, Fusible, Kernel, convolve, exact, norm_after, read, split, to_conv
 from .layers import depthwise
+from .merged_mixer import MERGED_FORMS, merged
 from .rep_dw import RepDWConv, RepDWConvM, RepDWConvS
 
 Scale = RepDWConv | nn.Conv2d
@@ -40,6 +43,9 @@ class ChunkConv(Fusible):
         return torch.cat([identity, self.conv_s(small), self.conv_m(medium), self.conv_l(large)], dim=1)
 
     def fused(self, form: str) -> nn.Module:
+        if form in MERGED_FORMS:
+            small_kernel, medium_kernel = _kernel(exact(self.conv_s)), _kernel(exact(self.conv_m))
+            return merged(form, small_kernel, medium_kernel, cast(nn.Sequential, self.conv_l))
         small, medium = _fused(self.conv_s, form), _fused(self.conv_m, form)
         unchanged = small is self.conv_s and medium is self.conv_m
         return self if unchanged else ChunkConv(small, medium, self.conv_l)
@@ -91,9 +97,13 @@ def _scales(mixer: StridedMixer) -> list[Scale]:
 
 
 def _normed_kernels(scales: list[Scale], norm: Affine) -> list[Kernel]:
-    kernels = [scale.kernel() if isinstance(scale, RepDWConv) else read(scale) for scale in scales]
+    kernels = [_kernel(scale) for scale in scales]
     parts = split(norm, *(len(kernel.weight) for kernel in kernels))
     return [norm_after(kernel, part) for kernel, part in zip(kernels, parts, strict=True)]
+
+
+def _kernel(scale: Scale) -> Kernel:
+    return scale.kernel() if isinstance(scale, RepDWConv) else read(scale)
 
 
 def _geometry(scale: Scale) -> nn.Conv2d:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,8 +14,15 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .surgery import replaced
 
-FORMS = ('default', 'keep_norms')
-"""``default`` folds every norm and is the checkpoint format; ``keep_norms`` is what the authors call fused."""
+FORMS = ('default', 'keep_norms', 'half', 'three_quarters', 'dense')
+"""Exact forms: ``default`` folds every norm and is the checkpoint format, ``keep_norms`` what the authors call fused.
+
+The others fold every norm too and merge scales of RepNeXt's token mixers into fewer, larger convolutions: small and
+medium (``half`` of the channels), the identity too (``three_quarters``), or all in one 11x11 (``dense``).
+"""
+
+Form = str | Mapping[str, str]
+"""One form for the whole model, or forms for parts of it: ``{'stages.0': 'dense', 'stages.2': 'half'}``."""
 
 ModuleT = TypeVar('ModuleT', bound=nn.Module)
 
@@ -31,7 +39,7 @@ class Fusible(nn.Module, ABC):
 class FusionReport:
     """What a fusing did; counts are of the whole model that was given."""
 
-    form: str
+    form: Form
     modules: tuple[str, ...]  # names of the fused modules
     parameters_before: int
     parameters_after: int
@@ -49,12 +57,13 @@ class FusionReport:
         )
 
 
-def fuse(model: nn.Module, *, form: str = 'default', copy: bool = False) -> tuple[nn.Module, FusionReport]:
+def fuse(model: nn.Module, *, form: Form = 'default', copy: bool = False) -> tuple[nn.Module, FusionReport]:
     """Fuse every fusible module of a model; kernels are computed in float64 and cast back once.
 
     Args:
         model: any module; never changed.
-        form: one of ``FORMS``.
+        form: one of ``FORMS``, or a mapping from names of modules in ``model`` to forms; the longest name that holds a
+            module counts, and what none holds gets ``default``.
         copy: return a model that shares nothing with ``model``. By default, what was not fused is shared, so that
             converting it in place (``half()``, ``to()``, ``train()``) would convert ``model`` too.
 
@@ -62,17 +71,20 @@ def fuse(model: nn.Module, *, form: str = 'default', copy: bool = False) -> tupl
         The deploy form, and a report that is falsy when there was nothing to fuse.
 
     Raises:
-        ValueError: ``form`` is unknown, or a norm is in training mode.
+        ValueError: ``form`` is unknown or names no module, or a norm is in training mode.
     """
-    if form not in FORMS:
-        raise ValueError(f'unknown form {form!r}: choose one of {", ".join(FORMS)}')
+    check_form(form)
+    forms = {'': form} if isinstance(form, str) else dict(form)
+    unknown = forms.keys() - dict(model.named_modules(remove_duplicate=False)).keys()
+    if unknown:
+        raise ValueError(f'form names {", ".join(sorted(unknown))}, which {type(model).__name__} does not have')
     names: list[str] = []
 
     def deploy_form(name: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, Fusible):
             return None
         _refuse_training_norms(name, module)
-        new = module.fused(form)
+        new = module.fused(_form_of(name, forms))
         if new is not module:
             names.append(name)
         return new
@@ -82,6 +94,13 @@ def fuse(model: nn.Module, *, form: str = 'default', copy: bool = False) -> tupl
         form, tuple(names), count_parameters(model), count_parameters(result), count_norms(model), count_norms(result)
     )
     return (copying.deepcopy(result) if copy else result), report
+
+
+def check_form(form: Form) -> None:
+    """Raise a ``ValueError`` unless every form is known."""
+    for name in (form,) if isinstance(form, str) else form.values():
+        if name not in FORMS:
+            raise ValueError(f'unknown form {name!r}: choose one of {", ".join(FORMS)}')
 
 
 def exact(module: ModuleT) -> ModuleT:
@@ -100,6 +119,11 @@ def count_parameters(model: nn.Module) -> int:
 def count_norms(model: nn.Module) -> int:
     """Number of norm layers of any kind."""
     return sum(isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm) for module in model.modules())
+
+
+def _form_of(name: str, forms: Mapping[str, str]) -> str:
+    holders = [prefix for prefix in forms if not prefix or name == prefix or name.startswith(f'{prefix}.')]
+    return forms[max(holders, key=len)] if holders else 'default'
 
 
 def _refuse_training_norms(name: str, module: nn.Module) -> None:

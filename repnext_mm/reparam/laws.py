@@ -50,6 +50,35 @@ def chain(row: Kernel, col: Kernel) -> Kernel:
     return Kernel(col.weight * row.weight, col.bias)  # outer product; elementwise, so autocast leaves it alone
 
 
+def chain_biased(row: Kernel, col: Kernel) -> tuple[Kernel, Kernel]:
+    """Depthwise 1xk with a bias, then depthwise kx1, as one kxk and what it lacks along the border.
+
+    The first bias meets the second's zero padding, so rows near the border get less of it than the others. Their
+    difference depends on the row only: it is a kx1 convolution of a plane of ones.
+
+    Returns:
+        The kxk kernel, exact where the kx1 window lies inside, and the kernel ``border (C, 1, k, 1)``: the pair equals
+        ``kxk(x) + border(ones (1, C, H, 1))``, all with half their size as padding, at stride 1.
+    """
+    if row.bias is None:
+        raise ValueError('the first convolution has no bias, so that nothing is lost along the border: use chain')
+    whole = chain(Kernel(row.weight, None), col)
+    taps = col.weight * row.bias.reshape(-1, 1, 1, 1)
+    total = taps.flatten(1).sum(1)
+    bias = total if col.bias is None else col.bias + total
+    return Kernel(whole.weight, bias), Kernel(taps, -total)
+
+
+def identity(channels: int, size: tuple[int, int], *, like: Tensor) -> Kernel:
+    """The depthwise convolution of odd size that returns its input; dtype and device as ``like``."""
+    height, width = size
+    if height % 2 == 0 or width % 2 == 0:
+        raise ValueError(f'a {size} kernel has no centre: the identity needs odd sizes')
+    weight = like.new_zeros(channels, 1, height, width)
+    weight[:, :, height // 2, width // 2] = 1
+    return Kernel(weight, None)
+
+
 def add(*kernels: Kernel) -> Kernel:
     """Parallel convolutions of one input, summed."""
     shapes = {tuple(kernel.weight.shape) for kernel in kernels}

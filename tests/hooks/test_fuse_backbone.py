@@ -357,6 +357,29 @@ class TestWithoutRunner:
         fused, _ = FuseBackboneHook(form='keep_norms').fuse_backbone(Regressor())
         assert count_norms(fused.backbone) == 7
 
+    def test_forms_of_stages(self):
+        fused, _ = FuseBackboneHook(form={'stages.0': 'dense', 'stages.3': 'half'}).fuse_backbone(Regressor())
+        stages = [stage.blocks.modules() for stage in fused.backbone.stages]
+        convolutions = [sum(isinstance(module, nn.Conv2d) for module in modules) for modules in stages]
+        assert convolutions == [4, 6, 6, 5]  # the two of the channel mixer, and the token mixer's; dense holds a border
+
+    def test_auto_takes_what_is_fastest_at_the_given_size(self, monkeypatch):
+        from repnext_mm.benchmark import fastest_form
+
+        seen = []
+        monkeypatch.setattr(
+            fastest_form, 'fastest_form', lambda backbone, image: seen.append(image.shape) or {'stages.1': 'dense'}
+        )
+        model = Regressor()
+        fused, report = FuseBackboneHook(form='auto', auto_size=(64, 96)).fuse_backbone(model)
+        assert seen == [(1, 3, 64, 96)]
+        assert report.form == {'stages.1': 'dense'}
+        assert max(relative_error(fused.backbone, model.backbone.eval(), torch.randn(1, 3, 65, 97))) < 1e-4
+
+    def test_auto_for_real(self):
+        _, report = FuseBackboneHook(form='auto', auto_size=(32, 32)).fuse_backbone(Regressor())
+        assert report.norms_after == 0
+
     def test_compile_wraps_the_fused_backbone(self):
         fused, _ = FuseBackboneHook(compile=True).fuse_backbone(Regressor())
         assert hasattr(fused.backbone, '_orig_mod')
@@ -364,7 +387,8 @@ class TestWithoutRunner:
 
 
 @pytest.mark.parametrize(('options', 'message'), [({'form': 'fast'}, 'unknown form'), ({'tolerance': 0}, 'positive'),
-                                                  ({'tolerance': float('nan')}, 'positive')])  # fmt: skip
+                                                  ({'tolerance': float('nan')}, 'positive'),
+                                                  ({'auto_size': (16, 64)}, 'at least 32')])  # fmt: skip
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         FuseBackboneHook(**options)

@@ -129,3 +129,19 @@ def test_hooks_of_a_copied_module_stay_its_own():
     fused, _ = fuse(model)
     fused.register_forward_hook(lambda *_: None)
     assert not model._forward_hooks
+
+
+def test_forms_of_parts():
+    model = network()
+    _, report = fuse(model, form={'0': 'keep_norms', '0.2': 'default'})
+    assert report.form == {'0': 'keep_norms', '0.2': 'default'}
+    assert report.norms_after == 0
+
+
+@pytest.mark.parametrize(('form', 'message'), [
+    ('smallest', "unknown form 'smallest': choose one of default"), ({'0': 'smallest'}, "unknown form 'smallest'"),
+    ({'stages.0': 'half'}, 'form names stages.0, which Sequential does not have'),
+], ids=['name', 'in a mapping', 'no such module'])  # fmt: skip
+def test_forms_that_are_none(form, message):
+    with pytest.raises(ValueError, match=message):
+        fuse(network(), form=form)

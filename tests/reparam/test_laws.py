@@ -13,9 +13,11 @@ from repnext_mm.reparam import (
     add,
     average,
     chain,
+    chain_biased,
     concat,
     dilate,
     embed,
+    identity,
     norm_after,
     norm_before,
     read_norm,
@@ -95,13 +97,44 @@ def test_chain_refuses_other_shapes(shapes):
 
 
 def test_the_biased_pair_of_the_large_scale_is_inexact_at_the_border_only():
-    """Why the large scale stays two convolutions."""
+    """Why the large scale stays two convolutions in the default form."""
     row, col, x = kernel(2, 1, 1, 11), kernel(2, 1, 11, 1), image(2, (24, 24))
     expected = F.conv2d(F.conv2d(x, *row, 1, (0, 5), groups=2), *col, 1, (5, 0), groups=2)
     bias = col.bias + col.weight.flatten(1).sum(1) * row.bias
     merged = F.conv2d(x, chain(Kernel(row.weight, None), col).weight, bias, 1, 5, groups=2)
     assert worst_error(merged[:, :, 5:-5], expected[:, :, 5:-5]) < EPS
     assert worst_error(merged, expected) > 1e-3
+
+
+@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
+@pytest.mark.parametrize('size', [*SIZES, (4, 3), (24, 24)], ids=str)
+@pytest.mark.parametrize('length', [3, 11])
+def test_chain_biased_is_exact_up_to_the_border(length, size, bias):
+    row, col, x = kernel(2, 1, 1, length), kernel(2, 1, length, 1, bias=bias), image(2, size)
+    pad = length // 2
+    expected = F.conv2d(F.conv2d(x, *row, 1, (0, pad), groups=2), *col, 1, (pad, 0), groups=2)
+    whole, border = chain_biased(row, col)
+    ones = torch.ones(1, 2, size[0], 1).double()
+    lacking = F.conv2d(ones, *border, 1, (pad, 0), groups=2)
+    assert worst_error(F.conv2d(x, *whole, 1, pad, groups=2) + lacking, expected) < EPS
+    assert bool((lacking[:, :, pad:-pad].abs() < EPS).all())  # nothing is lacking inside
+
+
+def test_chain_biased_refuses_what_chain_can_do():
+    with pytest.raises(ValueError, match='use chain'):
+        chain_biased(kernel(3, 1, 1, 3, bias=False), kernel(3, 1, 3, 1))
+
+
+@pytest.mark.parametrize('size', [(1, 1), (7, 7), (3, 5)], ids=str)
+def test_identity(size):
+    x = image(3, (4, 5))
+    kept = identity(3, size, like=x)
+    assert torch.equal(F.conv2d(x, *kept, 1, (size[0] // 2, size[1] // 2), groups=3), x)
+
+
+def test_identity_refuses_even_sizes():
+    with pytest.raises(ValueError, match='no centre'):
+        identity(3, (2, 3), like=torch.ones(1))
 
 
 @pytest.mark.parametrize('biases', [(True, True), (True, False), (False, True), (False, False)], ids=str)

@@ -106,6 +106,11 @@ class TestAuthorsFusedFile:
         with pytest.raises(ValueError, match=r'branches are gone: build the backbone with deploy=True'):
             pretrained(path)
 
+    def test_whole_models_refuse_it(self, path):
+        for config in ('mask_rcnn_repnext_m0_coco.py', 'semantic_fpn_repnext_m0_ade20k.py'):
+            with pytest.raises(ValueError, match='does not fit this .*holds a fused network'):
+                load_model(Config.fromfile(CONFIGS / config), path)
+
 
 def test_a_deploy_backbone_refuses_the_train_form(file_of):
     with pytest.raises(ValueError, match='deploy=False'):

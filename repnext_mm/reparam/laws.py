@@ -132,9 +132,10 @@ def norm_before(norm: Affine, kernel: Kernel) -> Kernel:
     groups, rest = divmod(len(norm.scale), inputs)
     if rest or len(weight) % max(groups, 1):
         raise ValueError(f'a norm of {len(norm.scale)} channels cannot feed a kernel of shape {tuple(weight.shape)}')
-    # one row of scales per output channel: each group reads its own slice of the norm's channels
-    scale, shift = (v.reshape(groups, inputs).repeat_interleave(len(weight) // groups, 0) for v in norm)
-    scale, shift = (v.reshape(v.shape + (1,) * (weight.dim() - 2)) for v in (scale, shift))
+    # one row of scales per output channel: each group reads its own slice of the norm's channels. Without groups these
+    # are views, so that training keeps no second and third weight for the backward pass
+    rows = (groups, len(weight) // groups, inputs)
+    scale, shift = (v.reshape(groups, 1, inputs).expand(rows).reshape(weight.shape) for v in norm)
     moved = (weight * shift).flatten(1).sum(1)
     return Kernel(weight * scale, moved if kernel.bias is None else kernel.bias + moved)
 

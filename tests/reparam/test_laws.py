@@ -241,3 +241,17 @@ def test_laws_keep_the_dtype_under_autocast():
         merged = norm_after(add(chain(row, col), embed(row, (3, 3))), norm)
         pointwise = norm_before(norm, Kernel(torch.rand(8, 4, 1, 1), torch.rand(8)))
     assert {t.dtype for t in (*merged, *pointwise)} == {torch.float32}
+
+
+def test_norm_before_keeps_only_its_arguments_for_the_backward_pass():
+    norm = Affine(torch.rand(32, requires_grad=True), torch.rand(32, requires_grad=True))
+    weight, saved = torch.rand(64, 32, 1, 1, requires_grad=True), {}
+
+    def keep(value):
+        saved[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        merged = norm_before(norm, Kernel(weight, None))
+    assert sum(saved.values()) == 4 * (64 * 32 + 32 + 32)
+    assert merged.weight.requires_grad

@@ -64,6 +64,7 @@ setup(
     extras_require={
         **LANES,
         'digits': ['matplotlib', 'pillow', 'pycocotools', 'scikit-learn>=1.3'],
+        'export': ['coremltools', 'onnx', 'onnxruntime', 'onnxscript', 'openvino'],
         'dev': ['mypy', 'pytest>=8', 'ruff', 'timm>=1.0'],
     },
     cmdclass={'build_py': BuildWithMim},

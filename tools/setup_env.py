@@ -84,7 +84,7 @@ class Venv:
 
     def fingerprint(self, lane: str) -> str:
         """What the environment depends on; its own Python counts, not the one that runs this script."""
-        names = [f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'dev']
+        names = [f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'export', 'dev']
         files = [ROOT / 'requirements' / f'{name}.txt' for name in names]
         files += [ROOT / 'setup.py', Path(__file__)]
         digest = hashlib.sha256(f'{lane} {ROOT} {self.path}'.encode())
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     venv.pip('[3/7] build tools', 'install', '-r', str(pins / 'build.txt'))
     wheel = mmcv_wheel(venv, lane)
     venv.pip(f'[5/7] mm packages of lane {lane}, development tools', 'install', '--no-build-isolation',
-             *(part for name in (f'torch-{lane}', 'build', lane, 'digits', 'dev')
+             *(part for name in (f'torch-{lane}', 'build', lane, 'digits', 'export', 'dev')
                for part in ('-r', str(pins / f'{name}.txt'))), str(wheel))
     # A bare machine has no libGL: of the two builds of OpenCV in one folder the headless one must be the last.
     headless = [line for line in requirements(lane) if line.startswith('opencv-python-headless')]

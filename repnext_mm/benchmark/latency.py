@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+Calls = Mapping[str, Callable[[], object]]
+
 
 @dataclass(frozen=True)
 class Latency:
-    """Quantiles of the measured wall time of one call, in milliseconds."""
+    """Quantiles of the measured time of one call, in milliseconds."""
 
     median_ms: float
     p10_ms: float
@@ -20,14 +22,14 @@ class Latency:
 
 
 def measure_latency(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Calls,
     *,
     rounds: int = 30,
     warmup_rounds: int = 3,
     warmup_s: float = 1.0,
     device: torch.device | str = 'cpu',
 ) -> dict[str, Latency]:
-    """Time each call once per round; gradients are off.
+    """Time each call once per round, by the wall clock; gradients are off.
 
     The warm-up lasts until both ``warmup_rounds`` rounds and ``warmup_s`` seconds have passed.
     ``device`` is where the calls compute: CUDA runs ahead of Python and is waited for before each reading of the clock.
@@ -35,25 +37,79 @@ def measure_latency(
     Raises:
         ValueError: nothing to time, or a count that cannot be.
     """
+    with torch.no_grad():
+        warm_up(calls, rounds=warmup_rounds, seconds=warmup_s, device=device)
+        times_ms = wall_times(calls, rounds=rounds, device=device)
+    return {name: quantiles(values) for name, values in times_ms.items()}
+
+
+def warm_up(calls: Calls, *, rounds: int, seconds: float, device: torch.device | str = 'cpu') -> int:
+    """Call everything in turn until both ``rounds`` rounds and ``seconds`` have passed; returns the rounds made.
+
+    Raises:
+        ValueError: nothing to time, or a negative number.
+    """
     if not calls:
         raise ValueError('nothing to time: give at least one named callable')
-    if rounds < 1 or warmup_rounds < 0 or warmup_s < 0:
-        raise ValueError(
-            f'rounds={rounds}, warmup_rounds={warmup_rounds}, warmup_s={warmup_s}: '
-            'measure at least one round, and give the warm-up numbers that are not negative'
-        )
+    if rounds < 0 or seconds < 0:
+        raise ValueError(f'a warm-up of {rounds} rounds and {seconds} s: give numbers that are not negative')
+    device, made, start = torch.device(device), 0, time.perf_counter()
+    while made < rounds or time.perf_counter() - start < seconds:
+        for call in calls.values():
+            _elapsed_ms(call, device)
+        made += 1
+    return made
+
+
+def wall_times(
+    calls: Calls, *, rounds: int, device: torch.device | str = 'cpu', after_round: Callable[[], object] | None = None
+) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round, from the call to the end of its work, launches included.
+
+    ``after_round`` is called between rounds, outside the measurement.
+
+    Raises:
+        ValueError: less than one round.
+    """
+    _check_rounds(rounds)
     device = torch.device(device)
     times_ms: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.no_grad():
-        warmed, start = 0, time.perf_counter()
-        while warmed < warmup_rounds or time.perf_counter() - start < warmup_s:
-            for call in calls.values():
-                _elapsed_ms(call, device)
-            warmed += 1
-        for _ in range(rounds):
-            for name, call in calls.items():
-                times_ms[name].append(_elapsed_ms(call, device))
-    return {name: _quantiles(values) for name, values in times_ms.items()}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times_ms[name].append(_elapsed_ms(call, device))
+        if after_round is not None:
+            after_round()
+    return times_ms
+
+
+def event_times(calls: Calls, *, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds between two CUDA events around each call, with one wait at the very end.
+
+    While the GPU lags behind Python this is the GPU's own time; where it does not, the call is bound by its launches.
+
+    Raises:
+        ValueError: less than one round.
+    """
+    _check_rounds(rounds)
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+    torch.cuda.synchronize()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            events[name].append((start, end))
+    torch.cuda.synchronize()
+    return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()}
+
+
+def quantiles(values_ms: Sequence[float]) -> Latency:
+    """Median, first and last decile of measured times."""
+    p10, median, p90 = torch.tensor(values_ms, dtype=torch.float64).quantile(
+        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    )
+    return Latency(median_ms=median.item(), p10_ms=p10.item(), p90_ms=p90.item(), n=len(values_ms))
 
 
 def _elapsed_ms(call: Callable[[], object], device: torch.device) -> float:
@@ -69,8 +125,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _quantiles(values: list[float]) -> Latency:
-    p10, median, p90 = torch.tensor(values, dtype=torch.float64).quantile(
-        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    )
-    return Latency(median_ms=median.item(), p10_ms=p10.item(), p90_ms=p90.item(), n=len(values))
+def _check_rounds(rounds: int) -> None:
+    if rounds < 1:
+        raise ValueError(f'rounds={rounds}: measure at least one round')

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from repnext_mm.benchmark import measure_latency
+from repnext_mm.benchmark.latency import event_times, wall_times, warm_up
 
 
 def test_calls_alternate_and_warm_up_is_not_counted():
@@ -45,3 +46,26 @@ def test_gradients_are_off():
 def test_what_cannot_be_timed_is_refused(calls, options, message):
     with pytest.raises(ValueError, match=message):
         measure_latency(calls, **options)
+
+
+def test_rounds_are_told_between_measurements():
+    seen = []
+    times = wall_times(
+        {'a': lambda: seen.append('a'), 'b': lambda: seen.append('b')}, rounds=2, after_round=lambda: seen.append('.')
+    )
+    assert ''.join(seen) == 'ab.ab.'
+    assert [len(values) for values in times.values()] == [2, 2]
+
+
+def test_a_warm_up_tells_its_rounds():
+    assert warm_up({'a': int}, rounds=3, seconds=0) == 3
+    with pytest.raises(ValueError, match='a warm-up of -1 rounds'):
+        warm_up({'a': int}, rounds=-1, seconds=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_events_measure_the_gpu():
+    x = torch.randn(1024, 1024, device='cuda')
+    times = event_times({'small': lambda: x + 1, 'large': lambda: x @ x @ x @ x}, rounds=5)
+    assert [len(values) for values in times.values()] == [5, 5]
+    assert all(value > 0 for values in times.values() for value in values)

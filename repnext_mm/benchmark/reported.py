@@ -1,0 +1,73 @@
+"""Accuracies that the authors report, to plot measured latency against; what is not known here is absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SOURCES = {
+    'RepNeXt': 'README of the authors (suous/RepNeXt), with the accuracies of their logs',
+    'latency table': "the comparison table in the RepNeXt authors' tools/latency.py",
+    'RepViT downstream': 'tables of RepViT (THU-MIG/RepViT): Mask R-CNN 1x, Semantic FPN',
+}
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One network's reported accuracies, in percent.
+
+    ``top1`` is on ImageNet-1K with the recipe that ``recipe`` names; ``box_ap`` is of Mask R-CNN 1x on COCO, ``miou``
+    of Semantic FPN on ADE20K.
+    """
+
+    family: str
+    label: str
+    top1: float | None = None
+    recipe: str | None = None
+    box_ap: float | None = None
+    miou: float | None = None
+    source: str | None = None  # a key of SOURCES, of top1
+
+
+_DISTILLED = '300 epochs, distilled'
+_STARNET_RECIPE = "300 epochs, distilled, StarNet's recipe"
+_PLAIN = 'without distillation'
+
+
+def _repnext(label: str, top1: float, *, box_ap: float | None = None, miou: float | None = None) -> Reported:
+    recipe = _STARNET_RECIPE if label.endswith('E') else _DISTILLED
+    return Reported('RepNeXt', label, top1, recipe, box_ap, miou, 'RepNeXt')
+
+
+def _peer(family: str, label: str, top1: float | None, recipe: str | None = 'distilled') -> Reported:
+    return Reported(family, f'{family} {label}', top1, recipe, source='latency table')
+
+
+REPORTED: dict[str, Reported] = {
+    'm0': _repnext('M0', 74.2),
+    'm1': _repnext('M1', 78.8),
+    'm2': _repnext('M2', 80.1),
+    'm3': _repnext('M3', 80.7, box_ap=40.8, miou=40.6),
+    'm4': _repnext('M4', 82.3, box_ap=42.9, miou=43.3),
+    'm5': _repnext('M5', 83.3, box_ap=44.7, miou=45.0),
+    'm0e': _repnext('M0E', 75.6),
+    'm1e': _repnext('M1E', 79.5),
+    'm2e': _repnext('M2E', 80.6),
+    'repvit_m0_9': _peer('RepViT', 'M0.9', 78.7),
+    'repvit_m1_0': _peer('RepViT', 'M1.0', 80.0),
+    'repvit_m1_1': Reported('RepViT', 'RepViT M1.1', 80.7, 'distilled', 39.8, 40.6, 'latency table'),
+    'repvit_m1_5': Reported('RepViT', 'RepViT M1.5', 82.3, 'distilled', 41.6, 43.6, 'latency table'),
+    'repvit_m2_3': Reported('RepViT', 'RepViT M2.3', 83.3, 'distilled', 44.6, 46.1, 'latency table'),
+    'mobileone_s1': _peer('MobileOne', 'S1', 75.9, _PLAIN),
+    'mobileone_s2': _peer('MobileOne', 'S2', 77.4, _PLAIN),
+    'mobileone_s3': _peer('MobileOne', 'S3', 78.1, _PLAIN),
+    'mobileone_s4': _peer('MobileOne', 'S4', 79.4, _PLAIN),
+    'fastvit_t8': _peer('FastViT', 'T8', 76.7),
+    'fastvit_t12': _peer('FastViT', 'T12', 80.3),
+    'fastvit_sa12': _peer('FastViT', 'SA12', 81.9),
+    'fastvit_sa24': _peer('FastViT', 'SA24', 83.4),
+    'starnet_s1': Reported('StarNet', 'StarNet S1'),
+    'starnet_s2': Reported('StarNet', 'StarNet S2'),
+    'starnet_s3': _peer('StarNet', 'S3', 77.4, _PLAIN),
+    'starnet_s4': _peer('StarNet', 'S4', 78.4, _PLAIN),
+    'resnet50': Reported('ResNet', 'ResNet-50'),
+}

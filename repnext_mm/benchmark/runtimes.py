@@ -1,0 +1,119 @@
+"""A network made ready to run on one image: in PyTorch, compiled, as a CUDA graph, or exported to another runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Run = Callable[[], Sequence[Tensor]]
+
+EXPORTED = {'onnxruntime': 'onnx', 'openvino': 'openvino', 'torchscript': 'torchscript'}
+"""Runtimes that run a file, with the format of ``repnext_mm.export`` that they read."""
+
+RUNTIMES = ('eager', 'compile', 'cudagraph', *EXPORTED)
+
+NATIVE = 'native'  # the precision that OpenVINO is fastest in: bfloat16 where the processor multiplies it in hardware
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16, NATIVE: torch.float32}
+"""Names of precisions, with the dtype of the tensors that go in."""
+
+MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+
+
+def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: bool = False) -> str | None:
+    """Why a combination cannot be measured here, as the rest of a sentence; None when it can.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for kind, name, known in (
+        ('runtime', runtime, RUNTIMES), ('dtype', dtype, DTYPES), ('memory format', memory_format, MEMORY_FORMATS),
+    ):  # fmt: skip
+        if name not in known:
+            raise ValueError(f'unknown {kind} {name!r}: choose from {", ".join(known)}')
+    if dtype == NATIVE and runtime != 'openvino':
+        return 'only OpenVINO chooses its precision itself'
+    if device == 'cpu':
+        if runtime == 'cudagraph':
+            return 'CUDA graphs need --device cuda'
+        if runtime == 'compile' and _cpp_compiler() is None:
+            return 'torch.compile needs a C++ compiler on a CPU: install g++ or name one in CXX'
+        if tf32:
+            return 'TF32 is a format of GPUs'
+    if runtime in EXPORTED:
+        missing = [name for name in _PACKAGES.get(runtime, ()) if importlib.util.find_spec(name) is None]
+        if missing:
+            return f'{missing[0]} is not installed'
+        if device != 'cpu':
+            return 'exported files run on the CPU here'
+        if dtype not in ('float32', NATIVE):
+            return f'exported files are float32 here ({NATIVE} lets OpenVINO compute in bfloat16)'
+        if memory_format != 'contiguous':
+            return 'the runtime chooses its own memory format'
+    return None
+
+
+def prepare(network: nn.Module, image: Tensor, *, runtime: str, threads: int, native: bool = False) -> Run:
+    """Make a network ready to run on ``image``; dtype, device and memory format of both agree already.
+
+    ``native`` is OpenVINO's own choice of precision.
+    """
+    if runtime in EXPORTED:
+        return _exported(network, image, EXPORTED[runtime], threads, 'native' if native else 'float32')
+    if runtime == 'cudagraph':
+        return _captured(network, image)
+    if runtime == 'compile':
+        compiled: Any = torch.compile(network, dynamic=False)
+        return lambda: compiled(image)
+    return lambda: network(image)
+
+
+_PACKAGES = {
+    'onnxruntime': ('onnx', 'onnxscript', 'onnxruntime'),
+    'openvino': ('onnx', 'onnxscript', 'openvino'),
+}
+
+
+def _exported(network: nn.Module, image: Tensor, format: str, threads: int, precision: str) -> Run:
+    from repnext_mm.export import SUFFIXES, export_model, open_exported
+
+    with tempfile.TemporaryDirectory(prefix='benchmark-', ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / f'model{SUFFIXES[format][0]}'
+        export_model(network, path, format=format, shape=tuple(image.shape), dynamic=False)
+        opened = open_exported(path, format=format, threads=threads, precision=precision)
+    return lambda: opened(image)
+
+
+_POOL: list[Any] = []  # of this process: graphs run one after the other, so they can share scratch memory
+
+
+def _captured(network: nn.Module, image: Tensor) -> Run:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries initialise and choose kernels before the capture, which forbids both
+        for _ in range(3):
+            network(image)
+    torch.cuda.current_stream().wait_stream(side)
+    if not _POOL:
+        _POOL.append(torch.cuda.graph_pool_handle())
+    torch.cuda.reset_peak_memory_stats()  # what the warm-up tried out does not count
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_POOL[0]):
+        outputs = network(image)
+
+    def replay() -> Sequence[Tensor]:
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def _cpp_compiler() -> str | None:
+    return shutil.which(os.environ.get('CXX', 'g++')) or shutil.which('clang++')

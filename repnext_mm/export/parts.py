@@ -1,0 +1,148 @@
+"""What can be exported: a backbone, a segmentor's logits, a classifier's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from repnext_mm.apis.checkpoint import load_model
+from repnext_mm.apis.config import load_config
+from repnext_mm.apis.evaluate import drop_initial_weights
+from repnext_mm.apis.preflight import check_checkpoint, check_model, unwrapped
+from repnext_mm.hooks import FuseBackboneHook
+from repnext_mm.models import ARCHITECTURES, RepNeXt
+from repnext_mm.models.pretrained import load_pretrained
+from repnext_mm.reparam import Form, FusionReport, fuse
+from .graphs import IMAGENET, Normalisation, Normalised, SegmentorLogits, without_frozen_sizes
+
+PARTS = ('backbone', 'model')
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network in train form and what goes around it in the exported graph."""
+
+    network: nn.Module  # in eval mode
+    output_names: tuple[str, ...]
+    normalisation: Normalisation | None  # inside the graph
+
+    @property
+    def reference(self) -> nn.Module:
+        """The graph with the network as it was trained: what an exported file must agree with."""
+        return self._graph(self.network)
+
+    def fused(self, form: Form) -> tuple[nn.Module, FusionReport]:
+        """The graph with a fused backbone; ``form`` as in ``repnext_mm.reparam.fuse``, names from the backbone on."""
+        if isinstance(self.network, RepNeXt):
+            network, report = fuse(self.network, form=form)
+        else:
+            network, report = FuseBackboneHook(form=form).fuse_backbone(self.network)
+            if hasattr(network, 'decode_head'):
+                network = without_frozen_sizes(network)
+        return self._graph(network).eval(), report
+
+    def _graph(self, network: nn.Module) -> nn.Module:
+        graph = SegmentorLogits(network) if hasattr(network, 'decode_head') else network
+        return graph if self.normalisation is None else Normalised(graph, self.normalisation)
+
+
+def load_part(
+    source: str | Path,
+    *,
+    checkpoint: str | None = None,
+    part: str | None = None,
+    normalize: bool = False,
+    trust_pickle: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Part:
+    """The network to export, from an arch or a config.
+
+    Args:
+        source: an arch such as ``'m1'``, or a config file of any OpenMMLab project with a RepNeXt backbone.
+        checkpoint: weights of the whole model, or, for a backbone, of anything that holds one; random without.
+        part: ``'backbone'`` (the feature maps) or ``'model'`` (mmseg: logits; mmpretrain: scores before the softmax);
+            by default the model, and the backbone where the source is one.
+        normalize: put the config's mean and standard deviation (ImageNet's for an arch) into the graph, which then
+            takes RGB pixels from 0 to 255.
+        trust_pickle: see ``read_checkpoint``.
+        options: overrides of the config, as in ``--cfg-options``.
+
+    Raises:
+        FileNotFoundError, ValueError: a file cannot be read or does not fit, or the part cannot be exported.
+    """
+    if part is not None and part not in PARTS:
+        raise ValueError(f'unknown part {part!r}: choose one of {", ".join(PARTS)}')
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, given_as='checkpoint')
+    if str(source) in ARCHITECTURES:
+        if part == 'model':
+            raise ValueError(f"arch '{source}' is a backbone: give a config to export a whole model")
+        return _backbone({'type': 'RepNeXt', 'arch': str(source)}, checkpoint, IMAGENET if normalize else None,
+                         trust_pickle)  # fmt: skip
+    if not Path(source).is_file() and not Path(source).suffix:
+        raise ValueError(f"'{source}' is neither an arch ({', '.join(ARCHITECTURES)}) nor a config file")
+    config = load_config(source, options=options)
+    check_model(config.model)
+    normalisation = _normalisation(config) if normalize else None
+    settings = unwrapped(config.model)
+    if part == 'backbone' or 'backbone' not in settings:
+        return _backbone(settings.get('backbone', settings), checkpoint, normalisation, trust_pickle)
+    network = _model(config, checkpoint, trust_pickle)
+    return Part(network, (_output_name(network),), normalisation)
+
+
+def _backbone(
+    settings: Mapping[str, Any], checkpoint: str | None, normalisation: Normalisation | None, trust_pickle: bool
+) -> Part:
+    settings = {key: value for key, value in settings.items() if key != 'init_cfg'}
+    if str(settings.get('type')).rpartition('.')[2] != 'RepNeXt':
+        raise ValueError(f'backbone {settings.get("type")} is not exported here: this tool is for RepNeXt')
+    backbone: RepNeXt = MODELS.build(settings)
+    if checkpoint is not None:
+        load_pretrained(backbone, checkpoint, trust_pickle=trust_pickle)
+    return Part(backbone.eval(), tuple(f'stage_{index + 1}' for index in backbone.out_indices), normalisation)
+
+
+def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Module:
+    if config.get('default_scope') == 'mmdet' or 'bbox_head' in config.model or 'roi_head' in config.model:
+        raise ValueError(
+            f"a whole '{config.model.get('type')}' is not exported here, since its boxes need operators of their own: "
+            'use mmdeploy, which calls switch_to_deploy() itself, or export its backbone (part=backbone)'
+        )
+    if checkpoint is not None:
+        return load_model(config, checkpoint, trust_pickle=trust_pickle).eval()
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    settings = config.model.copy()
+    drop_initial_weights(settings)
+    network: nn.Module = MODELS.build(settings)
+    return network.eval()
+
+
+def _output_name(network: nn.Module) -> str:
+    head = getattr(network, 'decode_head', None)
+    if isinstance(head, nn.Module) and not isinstance(head, nn.ModuleList):
+        return 'logits'
+    if head is None and isinstance(getattr(network, 'head', None), nn.Module):
+        return 'scores'
+    raise ValueError(
+        f"a whole '{type(network).__name__}' is not exported here: mmseg's EncoderDecoder and mmpretrain's "
+        'ImageClassifier are, and the backbone of anything (part=backbone)'
+    )
+
+
+def _normalisation(config: Config) -> Normalisation:
+    """What the data preprocessor of a model does to pixels; mmpretrain's stands beside the model."""
+    settings = unwrapped(config.model).get('data_preprocessor') or config.get('data_preprocessor') or {}
+    mean, std = settings.get('mean'), settings.get('std')
+    if not isinstance(mean, Sequence) or not isinstance(std, Sequence) or {len(mean), len(std)} != {3}:
+        raise ValueError(
+            f"config '{config.filename}' has data_preprocessor mean={mean} and std={std}: normalisation in the graph "
+            'needs three numbers each, export without it'
+        )
+    return Normalisation(tuple(mean), tuple(std), rgb=bool(settings.get('bgr_to_rgb') or settings.get('to_rgb')))

@@ -1,0 +1,12 @@
+"""Small networks to export, with norm statistics that hide nothing."""
+
+from __future__ import annotations
+
+from repnext_mm import RepNeXt
+from tests.conftest import randomise
+
+TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
+
+
+def tiny(**options) -> RepNeXt:
+    return randomise(RepNeXt(TINY, **options)).eval()

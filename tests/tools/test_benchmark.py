@@ -1,0 +1,67 @@
+"""tools/benchmark.py as a user runs it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.tools.running import ROOT, run_tool
+
+TOOL = ROOT / 'tools/benchmark.py'
+QUICK = ('--arch', 'm0', '--shape', '1x3x64x64', '--rounds', '2', '--repeats', '1', '--warmup-s', '0',
+         '--warmup-rounds', '1', '--threads', '1', '--device', 'cpu')  # fmt: skip
+
+
+def test_measure_resume_render(tmp_path):
+    command = (TOOL, *QUICK, '--forms', 'train', 'keep_norms', 'half', '--runtime', 'eager', 'torchscript', 'cudagraph',
+               '--peers', 'repvit_m0_9', '--output', 'out/cpu')  # fmt: skip
+    shown = run_tool(*command, cwd=tmp_path)
+    assert 'left out: cudagraph 1x3x64x64 float32 contiguous: CUDA graphs need --device cuda' in shown
+    record = json.loads((tmp_path / 'out/cpu.json').read_text())
+    assert [(run['job']['runtime'], run['status']) for run in record['runs']] == [
+        ('eager', 'measured'), ('torchscript', 'measured'),
+    ]  # fmt: skip
+    assert record['environment']['threads'] == 1
+    rows = record['runs'][0]['variants']
+    assert [f'{row["model"]}/{row["form"]}' for row in rows] == ['m0/train', 'm0/keep_norms', 'm0/half',
+                                                                'repvit_m0_9/fused']  # fmt: skip
+    assert all(len(row['times_ms']) == 2 and row['error'] <= 1e-4 for row in rows)
+    table = (tmp_path / 'out/cpu.md').read_text()
+    assert '## latency, eager, 1x3x64x64, float32, contiguous' in table
+    assert '## latency, torchscript, 1x3x64x64, float32, contiguous' in table
+    assert {file.name for file in (tmp_path / 'out').iterdir()} == {
+        'cpu.json', 'cpu.md', 'cpu.eager.png', 'cpu.torchscript.png',
+    }  # fmt: skip
+
+    shown = run_tool(*command, cwd=tmp_path, expect=1)
+    assert 'error: out/cpu.json exists: go on with it by --resume, or name another --output' in shown
+    run_tool(*command, '--resume', cwd=tmp_path)
+    assert json.loads((tmp_path / 'out/cpu.json').read_text())['runs'] == record['runs']  # nothing was left to do
+
+    (tmp_path / 'out/cpu.md').unlink()
+    run_tool(TOOL, '--render', 'out/cpu.json', cwd=tmp_path)
+    assert (tmp_path / 'out/cpu.md').read_text() == table
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('--runtime', 'tensorrt'), "error: unknown runtime 'tensorrt': choose from eager"),
+        (('--render', 'none.json'), 'error: no benchmark record at none.json'),
+    ],
+    ids=['runtime', 'record'],
+)
+def test_errors_are_one_sentence(tmp_path, options, message):
+    shown = run_tool(TOOL, *QUICK, *options, cwd=tmp_path, expect=1)
+    assert message in shown
+    assert 'Traceback' not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_steps(tmp_path):
+    shown = run_tool(TOOL, '--train', *QUICK, '--shape', '2x3x64x64', '--output', 'train', cwd=tmp_path)
+    assert '| M0 | 2x3x64x64 | float32 | contiguous | online |' in shown
+    (result,) = json.loads((tmp_path / 'train.json').read_text())['results']
+    assert result['steps']['online']['time']['n'] == 2
+    assert 'Memory: storages saved for backward' in (tmp_path / 'train.md').read_text()

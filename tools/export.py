@@ -1,0 +1,77 @@
+"""Write a fused network as ONNX, TorchScript, OpenVINO or Core ML, compared with the network as it was trained."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmengine.config import DictAction
+
+from repnext_mm.export import SUFFIXES, ExportedPart, export_part
+
+
+def parse_args() -> argparse.Namespace:
+    ends = ', '.join(f'{"/".join(suffixes)} ({format})' for format, suffixes in SUFFIXES.items())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', help='config file, or an arch such as m1')
+    parser.add_argument('out', help=f'the file; its end names the format: {ends}')
+    parser.add_argument('--checkpoint', help='weights of the model, or of anything with this backbone')
+    parser.add_argument('--part', help='backbone, or model (default: the whole model that the config describes)')
+    parser.add_argument('--form', default='default', help='deploy form, or auto: the fastest in this runtime, measured')
+    parser.add_argument('--shape', nargs=4, type=int, default=(1, 3, 224, 224), metavar=('N', 'C', 'H', 'W'))
+    parser.add_argument('--static', action='store_true', help='this shape only (default: any batch and size)')
+    parser.add_argument(
+        '--normalize', action=argparse.BooleanOptionalAction,
+        help='mean and std inside the graph, which then takes RGB pixels from 0 to 255 (default: Core ML only)',
+    )  # fmt: skip
+    parser.add_argument('--threads', type=int, help='of the runtime that --form auto measures in')
+    parser.add_argument(
+        '--trust-pickle', action='store_true', help='let the checkpoint build any object, which can run any code in it'
+    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config')
+    return parser.parse_args()
+
+
+def show(done: ExportedPart, *, random: bool) -> None:
+    if done.choice is not None:
+        times = ', '.join(
+            f'{form} {latency.median_ms:.2f} ms (p10 {latency.p10_ms:.2f}, p90 {latency.p90_ms:.2f}, n {latency.n})'
+            for form, latency in done.choice.latencies.items()
+        )
+        print(f'auto: {done.form} is the fastest of {times}')
+        for form, reason in done.choice.refused.items():
+            print(f'auto: {form} was left out: {reason}')
+    if random:
+        print('weights: random, since no --checkpoint was given')
+    report = done.export
+    errors = ', '.join(f'{name} {error:.1e}' for name, error in report.errors.items())
+    shapes = ' and '.join('x'.join(map(str, shape)) for shape in report.shapes)
+    opset = '' if report.opset is None else f' opset {report.opset}'
+    print(
+        f'wrote {report.path} ({report.format}{opset}, {report.size_bytes / 1e6:.1f} MB), form {done.form}, '
+        f'relative error in {report.checked_in} at {shapes}: {errors}'
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        done = export_part(
+            args.source,
+            args.out,
+            checkpoint=args.checkpoint,
+            part=args.part,
+            form=args.form,
+            shape=args.shape,
+            dynamic=not args.static,
+            normalize=args.normalize,
+            threads=args.threads,
+            trust_pickle=args.trust_pickle,
+            options=args.cfg_options,
+        )
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+    show(done, random=args.checkpoint is None)
+
+
+if __name__ == '__main__':
+    main()

@@ -111,6 +111,11 @@ def load_strictly(model: nn.Module, state: StateDict, *, dropped: tuple[str, ...
 def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
     """What is likely wrong, by what both sides are."""
     found, wanted = recognise(state, {}), recognise(target, {})
+    if found.form == 'merged':
+        return (
+            "the file holds a form that is made for speed: save form='default' instead, load that with deploy=True, "
+            'and fuse again with form=...'
+        )
     if found.form in ('default', 'keep_norms') and wanted.form == 'train':
         return (
             'the file holds a fused network, whose branches are gone: build the backbone with deploy=True to run it, '

@@ -11,6 +11,7 @@ from torch import Tensor
 
 FORMS = {  # a key that only this form of a backbone has
     'train': re.compile(r'conv_s\.conv_3_3\.weight$|channel_mixer\.0\.conv\.weight$'),
+    'merged': re.compile(r'blocks\.\d+\.token_mixer\.conv\.weight$'),
     'fused': re.compile(r'conv_s\.weight$|channel_mixer\.0\.weight$'),
 }
 
@@ -31,7 +32,7 @@ class Recognised:
     """What is known about a state dict."""
 
     task: str  # 'backbone', 'classifier', 'detector', 'segmentor' or 'unknown'
-    form: str  # 'train', 'keep_norms' (what the authors call fused), 'default' (no norms) or 'unknown'
+    form: str  # 'train', 'keep_norms' (what the authors call fused), 'default' (no norms), 'merged' or 'unknown'
     arch: str | None  # a name of the table, or the dimensions found
     prefix: str  # of the backbone's keys: '' or 'backbone.'
 
@@ -80,6 +81,8 @@ def _task(state: Mapping[str, Tensor]) -> str:
 def _form(backbone: Mapping[str, Tensor]) -> str:
     if any(FORMS['train'].search(key) for key in backbone):
         return 'train'
+    if any(FORMS['merged'].search(key) for key in backbone):
+        return 'merged'  # a form for speed alone
     if any(FORMS['fused'].search(key) for key in backbone):
         return 'keep_norms' if any(key.endswith('norm.running_mean') for key in backbone) else 'default'
     return 'unknown'

@@ -189,7 +189,7 @@ class RepNeXt(BaseModule):
         multi = arch.token_mixer == 'multi'
         common: dict[str, Any] = {'mlp_ratio': arch.mlp_ratio, 'norm_cfg': norm_cfg, 'act_cfg': act_cfg}
         rates = torch.linspace(0, drop_path_rate, sum(arch.depths), device='cpu').tolist()
-        self.stem = Stem(self.in_channels, arch.embed_dims[0], norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.stem = Stem.train_form(self.in_channels, arch.embed_dims[0], norm_cfg=norm_cfg, act_cfg=act_cfg)
         stages = []
         for index, (channels, depth) in enumerate(zip(arch.embed_dims, arch.depths, strict=True)):
             downsample: nn.Module = nn.Identity()

@@ -1,7 +1,8 @@
 """RepNeXt's trainable modules; every linear one states its equivalent kernel."""
 
-from .block import Downsample, FusedBlock, FusedDownsample, MetaNeXtBlock
+from .block import Downsample, MetaNeXtBlock
 from .conv_norm import ConvNorm
+from .deploy_block import FusedBlock, FusedDownsample
 from .layers import build_activation, build_norm, depthwise
 from .rep_dw import RepDWConv, RepDWConvM, RepDWConvS
 from .stage import Stage, Stem

@@ -1,4 +1,4 @@
-"""RepNeXt's two building blocks, in train form and in deploy form."""
+"""RepNeXt's two building blocks, in train form."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.reparam import Fusible, convolve, exact, folds, norm_before, read, read_norm, to_conv
 from .conv_norm import ConvNorm
+from .deploy_block import FusedBlock, FusedDownsample, NormedBlock, NormedDownsample
 from .layers import Config, build_activation, build_norm
 from .token_mixer import CopyConv, StridedMixer, absorb_norm, mix_and_norm
 
@@ -58,10 +59,9 @@ class MetaNeXtBlock(Fusible):
         token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, Fusible) else self.token_mixer
         expand, act, project = cast(tuple[ConvNorm, nn.Module, ConvNorm], self.channel_mixer)
         if form == 'keep_norms' or not (folds(self.norm) and folds(expand.norm)):
-            return FusedBlock(token_mixer, self.norm, nn.Sequential(expand.fused(form), act, project.fused(form)))
+            return NormedBlock(token_mixer, self.norm, nn.Sequential(expand.fused(form), act, project.fused(form)))
         kernel = norm_before(read_norm(exact(self.norm)), exact(expand).kernel())
-        mixer = nn.Sequential(to_conv(kernel, like=expand.conv), act, project.fused(form))
-        return FusedBlock(token_mixer, nn.Identity(), mixer)
+        return FusedBlock(token_mixer, nn.Sequential(to_conv(kernel, like=expand.conv), act, project.fused(form)))
 
 
 class Downsample(Fusible):
@@ -91,52 +91,8 @@ class Downsample(Fusible):
         mixer = nn.Sequential(expand.fused(form), act, project.fused(form))
         if form == 'keep_norms' or not folds(self.norm):
             token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, CopyConv) else self.token_mixer
-            return FusedDownsample(token_mixer, self.norm, mixer)
-        return FusedDownsample(absorb_norm(self.token_mixer, read_norm(exact(self.norm))), nn.Identity(), mixer)
-
-
-class FusedBlock(Fusible):
-    """``MetaNeXtBlock`` in deploy form; ``norm`` is the identity unless the form keeps norms."""
-
-    def __init__(self, token_mixer: nn.Module, norm: nn.Module, channel_mixer: nn.Sequential) -> None:
-        super().__init__()
-        self.token_mixer = token_mixer
-        self.norm = norm
-        self.channel_mixer = channel_mixer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, C, H, W)``."""
-        return x + self.channel_mixer(self.norm(self.token_mixer(x)))
-
-    def fused(self, form: str) -> nn.Module:
-        token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, Fusible) else self.token_mixer
-        expand, act, project = self.channel_mixer
-        if form == 'keep_norms' or not (folds(self.norm) and isinstance(expand, nn.Conv2d)):
-            unchanged = token_mixer is self.token_mixer
-            return self if unchanged else FusedBlock(token_mixer, self.norm, self.channel_mixer)
-        kernel = norm_before(read_norm(exact(self.norm)), read(exact(expand)))
-        return FusedBlock(token_mixer, nn.Identity(), nn.Sequential(to_conv(kernel, like=expand), act, project))
-
-
-class FusedDownsample(Fusible):
-    """``Downsample`` in deploy form; ``norm`` is the identity unless the form keeps norms."""
-
-    def __init__(self, token_mixer: StridedMixer, norm: nn.Module, channel_mixer: nn.Sequential) -> None:
-        super().__init__()
-        self.token_mixer = token_mixer
-        self.norm = norm
-        self.channel_mixer = channel_mixer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, 2C, H / 2, W / 2)``."""
-        y = self.norm(self.token_mixer(x))
-        return y + self.channel_mixer(y)
-
-    def fused(self, form: str) -> nn.Module:
-        if form == 'keep_norms' or not folds(self.norm):
-            return self
-        mixer = absorb_norm(self.token_mixer, read_norm(exact(self.norm)))
-        return FusedDownsample(mixer, nn.Identity(), self.channel_mixer)
+            return NormedDownsample(token_mixer, self.norm, mixer)
+        return FusedDownsample(absorb_norm(self.token_mixer, read_norm(exact(self.norm))), mixer)
 
 
 @contextmanager

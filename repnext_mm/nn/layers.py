@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Config = Mapping[str, Any]
 
@@ -35,6 +36,30 @@ def build_activation(cfg: Config) -> nn.Module:
 
         return build_activation_layer(dict(cfg))
     return activation(**options)
+
+
+class OverwritingGELU(nn.GELU):
+    """GELU that writes over its input wherever nobody can read that again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not may_overwrite(x):
+            return super().forward(x)
+        return torch.ops.aten.gelu_(x, approximate=self.approximate)
+
+
+def overwriting(layers: nn.Sequential) -> nn.Sequential:
+    """The same layers, with a GELU that overwrites the output of the convolution before it."""
+    return nn.Sequential(*(
+        OverwritingGELU(layer.approximate) if type(layer) is nn.GELU else layer for layer in layers
+    )).train(layers.training)  # fmt: skip
+
+
+def may_overwrite(x: Tensor) -> bool:
+    """Whether a layer's fresh output may be written over: not for autograd, and not in a graph that is being captured.
+
+    Compilers and exporters fuse and place buffers themselves.
+    """
+    return not (x.requires_grad or torch.jit.is_tracing() or torch.compiler.is_compiling())
 
 
 def depthwise(

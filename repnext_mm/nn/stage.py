@@ -7,25 +7,40 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from repnext_mm.reparam import Fusible
 from .block import frozen_statistics
 from .conv_norm import ConvNorm
-from .layers import Config, build_activation
+from .layers import Config, build_activation, overwriting
 
 
-class Stem(nn.Module):
+class Stem(Fusible):
     """Two 3x3 convolutions of stride 2 with an activation between them: stride 4."""
 
-    def __init__(self, in_channels: int, channels: int, *, norm_cfg: Config, act_cfg: Config) -> None:
+    def __init__(self, stem: nn.Sequential) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
+        self.stem = stem
+
+    @classmethod
+    def train_form(cls, in_channels: int, channels: int, *, norm_cfg: Config, act_cfg: Config) -> Stem:
+        """With a norm after each convolution."""
+        return cls(nn.Sequential(
             ConvNorm(in_channels, channels // 2, 3, stride=2, norm_cfg=norm_cfg),
             build_activation(act_cfg),
             ConvNorm(channels // 2, channels, 3, stride=2, norm_cfg=norm_cfg),
-        )
+        ))  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, I, H, W) -> (N, C, H / 4, W / 4)``."""
         return self.stem(x)
+
+    def fused(self, form: str) -> nn.Module:
+        first, act, second = self.stem
+        if not isinstance(first, ConvNorm) or not isinstance(second, ConvNorm):
+            return self
+        layers = nn.Sequential(first.fused(form), act, second.fused(form))
+        if layers[0] is first and layers[2] is second:
+            return self
+        return Stem(layers if form == 'keep_norms' else overwriting(layers))
 
 
 class Stage(nn.Module):

@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+if hasattr(torch.compiler, 'is_compiling'):
+    from torch.compiler import is_compiling
+else:  # torch before 2.3
+    from torch._dynamo import is_compiling
+
 Config = Mapping[str, Any]
 
 # These need torch alone; every other type goes through mmcv's registries.
@@ -59,7 +64,7 @@ def may_overwrite(x: Tensor) -> bool:
 
     Compilers and exporters fuse and place buffers themselves.
     """
-    return not (x.requires_grad or torch.jit.is_tracing() or torch.compiler.is_compiling())
+    return not (x.requires_grad or torch.jit.is_tracing() or is_compiling())
 
 
 def depthwise(

@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-seg test test-openmmlab test-all lint clean
+.PHONY: help env demo demo-seg demo-cls test test-openmmlab test-all lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -18,6 +18,9 @@ demo: env  ## train Mask R-CNN with RepNeXt-M0 on digit scenes, test it in train
 
 demo-seg: env  ## the same for Semantic FPN
 	$(RUN) tools/demo.py segmentation
+
+demo-cls: env  ## the same for classifying handwritten digits
+	$(RUN) tools/demo.py classification
 
 test: lint  ## ruff, mypy, and the tests that are not marked slow
 	$(RUN) -m pytest -m 'not slow'

@@ -1,4 +1,4 @@
-"""A handful of digit scenes laid out on disk exactly as COCO 2017 and ADE20K are, and the authors' file format."""
+"""A handful of digit scenes laid out on disk exactly as COCO 2017, ADE20K and ImageNet are, and the authors' files."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ def write_ade20k(root: Path, *, train: int = 4, val: int = 2, size: int = 128) -
     return root
 
 
+def write_imagenet(root: Path, *, train: int = 8, val: int = 4, size: int = 128) -> Path:
+    """ImageNet: a folder for each of 1000 classes, as everybody has them; most are empty here."""
+    for split, count in (('train', train), ('val', val)):
+        for label in range(1000):
+            (root / split / f'n{label:08d}').mkdir(parents=True)
+        for index in range(count):
+            scene = compose_scene(split=split, index=index, size=size + 16 * index)
+            folder = root / split / f'n{37 * index:08d}'
+            cv2.imwrite(str(folder / f'{folder.name}_{index}.JPEG'), scene.image[: size + index, :, ::-1])
+    return root
+
+
 def write_authors_checkpoint(path: Path, *, arch: str = 'm4') -> Path:
     """A classification file as the authors publish them: `model` holds the training form and two heads."""
     backbone = RepNeXt(arch=arch)
@@ -65,7 +77,7 @@ def write_authors_checkpoint(path: Path, *, arch: str = 'm4') -> Path:
             f'head.{head}.norm.running_mean': torch.zeros(width),
             f'head.{head}.norm.running_var': torch.ones(width),
             f'head.{head}.norm.num_batches_tracked': torch.tensor(1),
-            f'head.{head}.linear.weight': torch.zeros(1000, width),
+            f'head.{head}.linear.weight': 0.02 * torch.randn(1000, width),
             f'head.{head}.linear.bias': torch.zeros(1000),
         }
     path.parent.mkdir(parents=True, exist_ok=True)

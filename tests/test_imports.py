@@ -86,6 +86,7 @@ def test_every_module_can_be_imported_without_the_others():
     names = '\n'.join(
         'import ' + '.'.join(('repnext_mm', *path.relative_to(PACKAGE).with_suffix('').parts)).removesuffix('.__init__')
         for path in modules()
+        if path.name != 'timm_models.py'  # for users of timm
     )
     result = run(names)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""See it work: make digit scenes, train a small model on them, fuse it, compare, and draw."""
+"""See it work: make digits or scenes of them, train a small model on them, fuse it, compare, and draw."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from repnext_mm.demo import format_table, run_demo
 CONFIGS = {
     'detection': 'mask_rcnn_repnext_m0_digits.py',
     'segmentation': 'semantic_fpn_repnext_m0_digits.py',
+    'classification': 'repnext_m0_digits_cls.py',
 }
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     parser.add_argument('task', choices=CONFIGS)
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo_TASK')
     parser.add_argument('--fresh', action='store_true', help='train again although a finished training is there')
-    parser.add_argument('--quick', action='store_true', help='two iterations on a few scenes: does it run at all?')
+    parser.add_argument('--quick', action='store_true', help='two iterations on a few pictures: does it run at all?')
     arguments = parser.parse_args()
     name = f'demo_{arguments.task}' + ('_quick' if arguments.quick else '')
     try:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from repnext_mm.apis.config import load_config
+from repnext_mm.apis.config import load_config, without_teacher
 from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.checkpoints import (
     Recognised,
@@ -99,7 +99,7 @@ class FusedFile:
     weights: Path
     config: Path
     report: FusionReport
-    errors: tuple[float, ...]  # relative, per level of the backbone, in float64
+    errors: tuple[float, ...]  # relative, per level of the backbone or of a classifier's scores, in float64
 
 
 def fuse_file(path: str | Path, config_path: str | Path, out: str | Path, *, trust_pickle: bool = False) -> FusedFile:
@@ -116,9 +116,8 @@ def fuse_file(path: str | Path, config_path: str | Path, out: str | Path, *, tru
     """
     config = load_config(config_path)
     model = load_model(config, path, trust_pickle=trust_pickle).eval()
-    backbone = getattr(model, 'backbone', model)
-    exact = _double(backbone)
-    errors = relative_error(fuse(exact)[0], exact, torch.randn(1, _input_channels(backbone), 65, 97).double())
+    exact = _double(_compared(model))
+    errors = relative_error(fuse(exact)[0], exact, torch.randn(1, _input_channels(exact), 65, 97).double())
     fused, report = fuse(model)
     if not report:
         raise ValueError(f'{path} with {config_path} has nothing to fuse: it is fused already, or not RepNeXt')
@@ -136,7 +135,7 @@ def load_model(config: Config, path: str | Path, *, trust_pickle: bool = False) 
         FileNotFoundError, ValueError: the file cannot be read, or does not fit.
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
-    settings = config.model.copy()
+    settings = without_teacher(config.model).copy()
     drop_initial_weights(settings)
     settings.pop('init_cfg', None)
     model: nn.Module = MODELS.build(settings)
@@ -179,23 +178,28 @@ def compare_files(first: str | Path, second: str | Path, *, trust_pickle: bool =
 def compare_outputs(
     first: str | Path, first_config: str | Path, second: str | Path, second_config: str | Path
 ) -> tuple[float, ...]:
-    """Relative error of the second model's backbone outputs against the first's, per level, in float64.
+    """Relative error of the second model's outputs against the first's, per level, in float64.
+
+    Outputs are those of the backbone, or a classifier's scores.
 
     Raises:
         FileNotFoundError, ValueError: a file cannot be read or does not fit its config, or the outputs differ in shape.
     """
     pairs = ((first, first_config), (second, second_config))
     models = [load_model(load_config(config), path).eval() for path, config in pairs]
-    reference, other = (_double(getattr(model, 'backbone', model)) for model in models)
+    reference, other = (_double(_compared(model)) for model in models)
     return relative_error(other, reference, torch.randn(1, _input_channels(reference), 65, 97).double())
 
 
 def _deploy_config(config: Config) -> Config:
     """The same config for the fused weights: a deploy backbone, and nothing that fuses again."""
     deploy = config.copy()
+    deploy.model = without_teacher(deploy.model)
     model = deploy.model
     drop_initial_weights(model)
     (model.backbone if 'backbone' in model else model)['deploy'] = True
+    if str((model.get('head') or {}).get('type')).rpartition('.')[2] == 'RepNeXtClsHead':
+        model.head['deploy'] = True
     deploy.custom_hooks = [hook for hook in deploy.get('custom_hooks') or [] if hook['type'] != 'FuseBackboneHook']
     return deploy
 
@@ -203,6 +207,12 @@ def _deploy_config(config: Config) -> Config:
 def _dataset_meta(path: str | Path, trust_pickle: bool) -> Any:
     meta = read_checkpoint(path, trust_pickle=trust_pickle).get('meta')
     return meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+
+
+def _compared(model: nn.Module) -> nn.Module:
+    """What two models are compared by: a classifier as a whole, otherwise the backbone, since boxes vary in number."""
+    classifier = isinstance(getattr(model, 'head', None), nn.Module) and hasattr(model.head, 'pre_logits')
+    return model if classifier else getattr(model, 'backbone', model)
 
 
 def _double(module: nn.Module) -> nn.Module:

@@ -61,6 +61,12 @@ def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Any]:
         yield dataset
 
 
+def without_teacher(model: Any) -> Any:
+    """What is tested of a model's config: the student of a `DistilledClassifier`; any other model as it is."""
+    kind = str(model.get('type')).rpartition('.')[2]
+    return without_teacher(model['student']) if kind == 'DistilledClassifier' else model
+
+
 def replace_type(node: Any, replacements: Mapping[str, str]) -> int:
     """Rename, in place, the `type` of every dict in a nested config; returns how many it renamed."""
     renamed = 0

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from repnext_mm.apis.config import innermost_datasets, load_config
+from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model, unwrapped
 from repnext_mm.apis.processes import fit_to_machine, set_launcher
 from repnext_mm.apis.run import build_runner
@@ -44,6 +44,7 @@ def prepare_test(
     for key in ('model', 'test_dataloader', 'test_evaluator', 'test_cfg'):
         if config.get(key) is None:
             raise ValueError(f"config '{path}' has no `{key}`: testing needs it, inherit a complete config")
+    config.model = without_teacher(config.model)
     set_launcher(config, launcher)
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')

@@ -74,6 +74,20 @@ def check_initial_weights(model: Mapping[str, Any]) -> None:
             )
 
 
+def check_teacher(model: Mapping[str, Any]) -> None:
+    """The weights of a teacher are there, if they are a file.
+
+    Raises:
+        FileNotFoundError: names the file and the way to point elsewhere.
+    """
+    path = model.get('teacher_checkpoint')
+    if path is not None and '://' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"model.teacher_checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): train or fetch "
+            'the teacher first, or name its file with --cfg-options model.teacher_checkpoint=FILE'
+        )
+
+
 def check_model(model: Mapping[str, Any]) -> None:
     """A RepNeXt backbone can be built, and the neck takes its channels; other backbones are left alone.
 
@@ -97,9 +111,9 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def unwrapped(model: Mapping[str, Any]) -> Any:
-    """The model's own config inside test-time-augmentation and distillation wrappers (`module`)."""
-    while isinstance(model.get('module'), dict):
-        model = model['module']
+    """The model's own config inside wrappers: for test-time augmentation (`module`), for distillation (`student`)."""
+    while inner := next((model[key] for key in ('module', 'student') if isinstance(model.get(key), dict)), None):
+        model = inner
     return model
 
 
@@ -110,5 +124,5 @@ def _paths(dataset: Any) -> list[str]:
     names = [part for part in parts if isinstance(part, str) and part]
     root = dataset.get('data_root') or ''
     if not names:
-        return []
+        return [root] if root and dataset.get('download') is False else []
     return [root] * bool(root) + [os.path.join(root, name) for name in names]

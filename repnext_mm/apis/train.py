@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from repnext_mm.apis.config import load_config
-from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model
+from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model, check_teacher
 from repnext_mm.apis.processes import fit_to_machine, set_launcher
 from repnext_mm.apis.run import build_runner
 from repnext_mm.apis.weights import load_strictly, reading_safely
@@ -51,6 +51,7 @@ def prepare_training(
     if config.get('load_from'):
         check_checkpoint(config.load_from, given_as='--resume' if resume else 'load_from')
     check_initial_weights(config.model)
+    check_teacher(config.model)
     check_files(config, stages=('train', 'val'))
     load_strictly(config)
     return config
@@ -70,16 +71,22 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
     return runner
 
 
+_MIXED_PRECISION = {
+    'OptimWrapper': 'AmpOptimWrapper',
+    'AdaptiveClipOptimWrapper': 'AdaptiveClipAmpOptimWrapper',
+}
+
+
 def _enable_amp(config: Config) -> None:
     kind = config.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if kind not in {*_MIXED_PRECISION, *_MIXED_PRECISION.values()}:
         raise ValueError(
-            f"--amp cannot replace optim_wrapper.type='{kind}': it turns OptimWrapper into AmpOptimWrapper only; write "
+            f"--amp cannot replace optim_wrapper.type='{kind}': it knows {' and '.join(_MIXED_PRECISION)} only; write "
             'a mixed-precision wrapper into the config'
         )
     if get_device() == 'cpu':
         raise ValueError('--amp needs a GPU, and there is none here: leave it away')
-    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.type = _MIXED_PRECISION.get(kind, kind)
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 

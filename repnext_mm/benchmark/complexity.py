@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from repnext_mm.apis.config import without_teacher
 from repnext_mm.benchmark.branchwise import branch_by_branch
 from repnext_mm.reparam import FORMS, count_norms, count_parameters, fuse
 
@@ -85,7 +86,7 @@ def model_complexity(config: Config, *, shape: Shape, forms: Sequence[str] = FOR
         ValueError: the model has no backbone, or heads of a kind that is not known here.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
-    model = build_without_data(config.model)
+    model = build_without_data(without_teacher(config.model))
     if not hasattr(model, 'backbone'):
         model = _Bare(model)
     channels = next(parameter.shape[1] for parameter in model.parameters() if parameter.dim() == 4)

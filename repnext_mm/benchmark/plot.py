@@ -96,9 +96,10 @@ def _draw(axis: Any, setting: Setting, rows: Sequence[Row], metric: str) -> None
             continue
         axis.plot([row.median_ms for row, _ in points], [accuracy for _, accuracy in points], label=name,
                   **STYLES[name])  # fmt: skip
+        differ = len({row.form for row, _ in points}) > 1
         for row, accuracy in points if not name.startswith('RepNeXt') or name == FASTEST else ():
             text = row.reported.label.removeprefix(f'{row.reported.family} ')
-            text = f'{text} ({row.form})' if name == FASTEST else text
+            text = f'{text} ({row.form})' if name == FASTEST and differ else text
             axis.annotate(
                 text, (row.median_ms, accuracy), textcoords='offset points',
                 xytext=(-5, 5) if name == FASTEST else (5, -11), ha='right' if name == FASTEST else 'left',

@@ -74,11 +74,12 @@ def measure_whole_model(
         FileNotFoundError, ValueError: a file cannot be used, or the model has no backbone.
         RuntimeError: the fused model's outputs are not those of the trained one.
     """
-    from repnext_mm.apis.config import load_config
+    from repnext_mm.apis.config import load_config, without_teacher
 
     if rounds < 1:
         raise ValueError(f'rounds={rounds}: measure at least one round')
     config = load_config(config_path, options=options)
+    config.model = without_teacher(config.model)
     picture, described = _picture(image)
     model = _model(config, checkpoint, trust_pickle=trust_pickle).to(device).eval()
     pipeline = _pipeline(config)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .read import StateDict
 from .recognise import recognise
+from .rename import classifier_names
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def check_fits(
     """The weights to load into a model, once every key and shape of both is seen to agree.
 
     Args:
-        state: the weights, keys relative to the model.
+        state: the weights, keys relative to the model; those of a bare classification file may stand for MMPretrain's.
         target: the model's own state dict.
         name: what the model is called in errors.
         source: what the file is called in errors.
@@ -69,6 +70,7 @@ def check_fits(
     Raises:
         ValueError: a key is missing or unexpected, or a shape differs.
     """
+    state = classifier_names(state, target)
     prefixes = tuple(reset)
     kept = {
         key: value
@@ -115,6 +117,11 @@ def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
         return (
             "the file holds a form that is made for speed: save form='default' instead, load that with deploy=True, "
             'and fuse again with form=...'
+        )
+    if found.form == 'keep_norms' and wanted.task != 'backbone':
+        return (
+            "the file holds a fused network of the authors, whose branches are gone and whose norms are left: take the "
+            "file in train form (without '_fused'), or load this one into a backbone with deploy=True"
         )
     if found.form in ('default', 'keep_norms') and wanted.form == 'train':
         return (

@@ -1,7 +1,10 @@
-"""Digit scenes: a small detection and segmentation data set that is made on first use."""
+"""Data sets that are made on first use from data in scikit-learn: handwritten digits, alone and in scenes."""
 
+from repnext_mm.datasets.digit_images import build_digit_images, ensure_digits
 from repnext_mm.datasets.digit_scenes import build_digit_scenes
 from repnext_mm.datasets.foreground_iou import build_foreground_iou
 from repnext_mm.datasets.scene_files import SceneSet, ensure_scenes
 
-__all__ = ['SceneSet', 'build_digit_scenes', 'build_foreground_iou', 'ensure_scenes']
+__all__ = [
+    'SceneSet', 'build_digit_images', 'build_digit_scenes', 'build_foreground_iou', 'ensure_digits', 'ensure_scenes',
+]  # fmt: skip

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
+from repnext_mm.datasets.made_once import make_once, must, read_json
 from repnext_mm.datasets.scene import Scene, compose_scene
 from repnext_mm.datasets.sources import Split
 
@@ -59,41 +57,14 @@ def ensure_scenes(root: str | Path, scenes: SceneSet | None = None) -> bool:
     Raises:
         FileExistsError: the folder holds something else, or scenes of another seed, size or generator.
     """
-    root, scenes = Path(root), scenes or SceneSet()
-    if _present(root, scenes):
-        return False
-    root.parent.mkdir(parents=True, exist_ok=True)
-    draft = root.with_name(f'.{root.name}-{uuid4().hex}')
-    draft.mkdir()
-    try:
-        _write(draft, scenes)
-        try:
-            os.rename(draft, root)
-        except OSError:  # another process was faster: its folder counts, if it holds what was asked for
-            if not _present(root, scenes):
-                raise
-            return False
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return True
-
-
-def _present(root: Path, scenes: SceneSet) -> bool:
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    way_out = f'remove {root}, or set another data_root'
-    try:
-        found = json.loads(annotation_path(root, 'val').read_text())['info']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileExistsError(f'{root} exists but holds no digit scenes: {way_out}') from error
-    if found != scenes.info():
-        differing = ', '.join(
-            f'{key} is {found.get(key)!r} instead of {value!r}'
-            for key, value in scenes.info().items()
-            if found.get(key) != value
-        )
-        raise FileExistsError(f'{root} holds other digit scenes ({differing}): {way_out}')
-    return True
+    scenes = scenes or SceneSet()
+    return make_once(
+        root,
+        kind='digit scenes',
+        info=scenes.info(),
+        read_info=lambda folder: read_json(annotation_path(folder, 'val'))['info'],
+        write=lambda folder: _write(folder, scenes),
+    )
 
 
 def _write(root: Path, scenes: SceneSet) -> None:
@@ -111,8 +82,8 @@ def _write(root: Path, scenes: SceneSet) -> None:
             scene = compose_scene(split=split, index=index, seed=scenes.seed, size=scenes.size)
             name = f'scene_{index:06d}'
             bgr = np.ascontiguousarray(scene.image[..., ::-1])
-            _must(cv2.imwrite(str(pictures / f'{name}.jpg'), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]), pictures)
-            _must(cv2.imwrite(str(maps / f'{name}.png'), scene.semantic()), maps)
+            must(cv2.imwrite(str(pictures / f'{name}.jpg'), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]), pictures)
+            must(cv2.imwrite(str(maps / f'{name}.png'), scene.semantic()), maps)
             records.append({'id': index + 1, 'file_name': f'{name}.jpg', 'height': scenes.size, 'width': scenes.size})
             for fields in _instances(scene):
                 annotations.append({'id': len(annotations) + 1, 'image_id': index + 1, **fields})
@@ -138,8 +109,3 @@ def _instances(scene: Scene) -> Iterator[dict[str, Any]]:
             'segmentation': {'size': [int(n) for n in run_lengths['size']], 'counts': run_lengths['counts'].decode()},
             'iscrowd': 0,
         }
-
-
-def _must(written: bool, folder: Path) -> None:
-    if not written:
-        raise OSError(f'could not write a picture to {folder}: is the disk full?')

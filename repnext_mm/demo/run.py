@@ -19,6 +19,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from repnext_mm.apis import prepare_test, prepare_training, run_test, run_training
 from repnext_mm.apis.checkpoint import load_model
 from repnext_mm.benchmark import measure_latency
+from repnext_mm.demo.digit_sheet import draw_digits, predicted_digits
 from repnext_mm.demo.panels import predicted_pairs
 from repnext_mm.demo.sheet import draw_sheet
 from repnext_mm.demo.table import format_score
@@ -26,10 +27,13 @@ from repnext_mm.hooks import FuseBackboneHook
 
 TOLERANCE = 0.001  # of AP or IoU in 0..1: fusing must not change what the network says
 SHEET_SCENES = 6
+SHEET_DIGITS = 48
 _SCORES = {  # name in the table: key of the evaluator, factor to 0..1
     'mmdet': {'box AP': ('coco/bbox_mAP', 1.0), 'mask AP': ('coco/segm_mAP', 1.0)},
     'mmseg': {'mIoU of the ten digits': ('mIoU', 0.01)},
+    'mmpretrain': {'top-1 accuracy': ('accuracy/top1', 0.01)},
 }
+_LATENCY_SIZE = {'mmdet': 256, 'mmseg': 256, 'mmpretrain': 32}  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +79,20 @@ def run_demo(config_path: str | Path, *, work_dir: str | Path, quick: bool = Fal
     model, shape, backbone_rows = _compare_backbones(config, checkpoint, rounds=3 if quick else 50)
     dataset = DATASETS.build(config.test_dataloader.dataset)
     sheet = work_dir / 'sheet.png'
-    draw_sheet(
-        predicted_pairs(model, dataset, count=SHEET_SCENES),
-        path=sheet,
-        classes=dataset.metainfo['classes'],
-        palette=dataset.metainfo['palette'],
-        title=f'{Path(config_path).stem}, fused: '
-        + ', '.join(f'{name} {format_score(values[1])}' for name, values in rows.items())
-        + f' ({len(dataset)} held-out scenes)',
+    title = f'{Path(config_path).stem}, fused: ' + ', '.join(
+        f'{name} {format_score(values[1])}' for name, values in rows.items()
     )
+    if config.default_scope == 'mmpretrain':
+        digits = predicted_digits(model, dataset, count=SHEET_DIGITS)
+        draw_digits(digits, path=sheet, title=f'{title} ({len(dataset)} held-out digits)')
+    else:
+        draw_sheet(
+            predicted_pairs(model, dataset, count=SHEET_SCENES),
+            path=sheet,
+            classes=dataset.metainfo['classes'],
+            palette=dataset.metainfo['palette'],
+            title=f'{title} ({len(dataset)} held-out scenes)',
+        )
     report = DemoReport(
         rows={**rows, **backbone_rows},
         input_shape=shape,
@@ -109,10 +118,15 @@ def _check_scores(rows: Mapping[str, tuple[float, float]]) -> None:
 
 
 def _quick_options(config_path: str | Path) -> dict[str, Any]:
+    config = Config.fromfile(str(config_path))
+    if config.default_scope == 'mmpretrain':
+        few = {f'{loader}_dataloader.dataset.indices': 128 for loader in ('train', 'val', 'test')}
+        once = {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1}
+        return {**few, **once}
     options: dict[str, Any] = {'data_root': 'data/digit_scenes_quick'}
     for loader in ('train', 'val', 'test'):
         options[f'{loader}_dataloader.dataset.scenes'] = {'train': 16, 'val': SHEET_SCENES}
-    if Config.fromfile(str(config_path)).train_cfg.type == 'IterBasedTrainLoop':
+    if config.train_cfg.type == 'IterBasedTrainLoop':
         options |= {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
     return options
 
@@ -145,7 +159,8 @@ def _compare_backbones(
     model.to(get_device()).eval()
     fused: Any
     fused, report = FuseBackboneHook().fuse_backbone(model)
-    shape = (1, 3, 256, 256)
+    size = _LATENCY_SIZE[config.default_scope]
+    shape = (1, 3, size, size)
     image = torch.randn(shape, device=get_device())
     latency = measure_latency(
         {'train form': partial(model.backbone, image), 'fused': partial(fused.backbone, image)},

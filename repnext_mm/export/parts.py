@@ -12,13 +12,14 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from repnext_mm.apis.checkpoint import load_model
-from repnext_mm.apis.config import load_config
+from repnext_mm.apis.config import load_config, without_teacher
 from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.apis.preflight import check_checkpoint, check_model, unwrapped
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import ARCHITECTURES, RepNeXt
 from repnext_mm.models.pretrained import load_pretrained
-from repnext_mm.reparam import Form, FusionReport, fuse
+from repnext_mm.nn import TwoHeads
+from repnext_mm.reparam import Form, FusionReport, fuse, replaced
 from .graphs import IMAGENET, Normalisation, Normalised, SegmentorLogits, without_frozen_sizes
 
 PARTS = ('backbone', 'model')
@@ -38,11 +39,15 @@ class Part:
         return self._graph(self.network)
 
     def fused(self, form: Form) -> tuple[nn.Module, FusionReport]:
-        """The graph with a fused backbone; ``form`` as in ``repnext_mm.reparam.fuse``, names from the backbone on."""
+        """The graph with its backbone, and a classifier's head, fused.
+
+        ``form`` is as in ``repnext_mm.reparam.fuse``, names from the backbone on.
+        """
         if isinstance(self.network, RepNeXt):
             network, report = fuse(self.network, form=form)
         else:
             network, report = FuseBackboneHook(form=form).fuse_backbone(self.network)
+            network = replaced(network, lambda _, part: part.fused('default') if isinstance(part, TwoHeads) else None)
             if hasattr(network, 'decode_head'):
                 network = without_frozen_sizes(network)
         return self._graph(network).eval(), report
@@ -88,6 +93,7 @@ def load_part(
     if not Path(source).is_file() and not Path(source).suffix:
         raise ValueError(f"'{source}' is neither an arch ({', '.join(ARCHITECTURES)}) nor a config file")
     config = load_config(source, options=options)
+    config.model = without_teacher(config.model)
     check_model(config.model)
     normalisation = _normalisation(config) if normalize else None
     settings = unwrapped(config.model)

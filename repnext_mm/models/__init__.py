@@ -1,7 +1,12 @@
-"""What configs name: the arch table, the backbone, and a wrapper for testing boxes with augmentation."""
+"""What configs name: the arch table, the backbone, heads, and wrappers."""
 
 from .arch import ARCHITECTURES, Arch, resolve_arch
 from .box_tta import build_box_tta
+from .cls_head import build_cls_head
+from .convnext_downsample import build_convnext_with_mixed_downsample
 from .repnext import RepNeXt
 
-__all__ = ['ARCHITECTURES', 'Arch', 'RepNeXt', 'build_box_tta', 'resolve_arch']
+__all__ = [
+    'ARCHITECTURES', 'Arch', 'RepNeXt', 'build_box_tta', 'build_cls_head', 'build_convnext_with_mixed_downsample',
+    'resolve_arch',
+]  # fmt: skip

@@ -34,6 +34,15 @@ class Fusible(nn.Module, ABC):
     def fused(self, form: str) -> nn.Module:
         """The deploy form as a new module, or ``self`` when nothing can be fused. Never changes ``self``."""
 
+    def fuse(self) -> nn.Module:
+        """The default deploy form, under the name that timm's ``reparameterize_model`` calls on every child.
+
+        Raises:
+            ValueError: a norm is in training mode.
+        """
+        _refuse_training_norms('', self)
+        return self.fused('default')
+
 
 @dataclass(frozen=True)
 class FusionReport:

@@ -80,6 +80,16 @@ def to_conv(kernel: Kernel, *, like: nn.Conv2d) -> nn.Conv2d:
     return conv.train(like.training)
 
 
+def to_linear(kernel: Kernel, *, like: nn.Linear) -> nn.Linear:
+    """A new linear layer with ``like``'s dtype and device; it needs no gradient."""
+    outputs, inputs = kernel.weight.shape
+    linear = nn.Linear(inputs, outputs, bias=kernel.bias is not None, device='meta')  # the values come from the kernel
+    linear.weight = nn.Parameter(_placed(kernel.weight, like.weight), requires_grad=False)
+    if kernel.bias is not None:
+        linear.bias = nn.Parameter(_placed(kernel.bias, like.weight), requires_grad=False)
+    return linear.train(like.training)
+
+
 def _placed(value: Tensor, like: Tensor) -> Tensor:
     # copy=True: a fused network must never share a tensor with the branches it came from
     value = value.detach().to(like.device, like.dtype, copy=True)

@@ -53,7 +53,7 @@ model = dict(
     type='ImageClassifier',
     backbone=dict(type='RepNeXt', arch='m0', out_indices=(3,)),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=320))
+    head=dict(type='RepNeXtClsHead', num_classes=10, in_channels=320))
 """
 BACKBONE = "model = dict(type='RepNeXt', arch='m0')\n"
 

@@ -1,0 +1,17 @@
+"""300 epochs of AdamW and 10 at the lowest rate, batch 2048, as the authors' StarNet recipe ran.
+
+Another length: --cfg-options train_cfg.max_epochs=110; the cosine takes all but the last 10.
+"""
+
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=310, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.025),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+)
+param_scheduler = dict(type='TimmCosineLR', lr_min=1e-6, warmup_epochs=5, warmup_lr=1e-5, cooldown_epochs=10)
+
+auto_scale_lr = dict(enable=False, base_batch_size=2048)

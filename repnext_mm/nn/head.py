@@ -1,0 +1,75 @@
+"""The authors' classifier: two linear heads behind a norm each, whose mean counts."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from repnext_mm.reparam import Fusible, Kernel, average, exact, folds, norm_before, read, read_norm, to_linear
+
+
+class NormLinear(Fusible):
+    """Batch norm, then a linear layer (law ``norm_before``)."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(in_channels)
+        self.linear = nn.Linear(in_channels, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def kernel(self) -> Kernel:
+        """The equivalent linear layer; the norm must use running statistics."""
+        return norm_before(read_norm(self.norm), read(self.linear))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C) -> (N, classes)``."""
+        return self.linear(self.norm(x))
+
+    def fused(self, form: str) -> nn.Module:
+        return to_linear(exact(self).kernel(), like=self.linear) if folds(self.norm) else self
+
+
+class TwoHeads(Fusible):
+    """What holds two linear heads, ``head`` and ``head_dist``, under the authors' names.
+
+    Both exist, and are trained, without distillation too: the loss is then that of their mean. With distillation the
+    first answers to the labels and the second to the teacher.
+    """
+
+    head: NormLinear
+    head_dist: NormLinear
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(N, C) ->`` two times ``(N, classes)``: for the labels, and for a teacher."""
+        return self.head(x), self.head_dist(x)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """``(N, C) -> (N, classes)``: what the network says."""
+        first, second = self.both(x)
+        return (first + second) / 2
+
+    def kernel(self) -> Kernel:
+        """The linear layer that equals the mean (law ``average``); the norms must use running statistics."""
+        return average(self.head.kernel(), self.head_dist.kernel())
+
+    def merged(self) -> nn.Linear | None:
+        """Both heads and their norms as one new linear layer; None while a norm uses batch statistics."""
+        if not (folds(self.head.norm) and folds(self.head_dist.norm)):
+            return None
+        return to_linear(exact(self).kernel(), like=self.head.linear)
+
+
+class TwoHeadLinear(TwoHeads):
+    """The two heads as a module; a single linear layer once fused."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.head = NormLinear(in_channels, num_classes)
+        self.head_dist = NormLinear(in_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C) -> (N, classes)``."""
+        return self.mean(x)
+
+    def fused(self, form: str) -> nn.Module:
+        return self.merged() or self

@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-seg demo-cls test test-openmmlab test-all lint clean
+.PHONY: help env demo demo-seg demo-cls demo-reparam test test-openmmlab test-all lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -21,6 +21,9 @@ demo-seg: env  ## the same for Semantic FPN
 
 demo-cls: env  ## the same for classifying handwritten digits
 	$(RUN) tools/demo.py classification
+
+demo-reparam: env  ## train a small RepVGG and RepNeXt-M0 on digits, fold both, compare accuracy and time
+	$(RUN) tools/demo_reparam.py
 
 test: lint  ## ruff, mypy, and the tests that are not marked slow
 	$(RUN) -m pytest -m 'not slow'

@@ -6,7 +6,7 @@ mmengine only.
 
 from . import datasets, training  # noqa: F401 - registers
 from .hooks import FuseBackboneHook
-from .models import RepNeXt
+from .models import RepNeXt, RepNeXtU
 from .version import __version__
 
-__all__ = ['FuseBackboneHook', 'RepNeXt', '__version__']
+__all__ = ['FuseBackboneHook', 'RepNeXt', 'RepNeXtU', '__version__']

@@ -117,8 +117,9 @@ def fuse_file(path: str | Path, config_path: str | Path, out: str | Path, *, tru
     config = load_config(config_path)
     model = load_model(config, path, trust_pickle=trust_pickle).eval()
     exact = _double(_compared(model))
-    errors = relative_error(fuse(exact)[0], exact, torch.randn(1, _input_channels(exact), 65, 97).double())
-    fused, report = fuse(model)
+    probe = torch.randn(1, _input_channels(exact), 65, 97).double()
+    errors = relative_error(fuse(exact, foreign=False)[0], exact, probe)
+    fused, report = fuse(model, foreign=False)  # what deploy=True builds, and no more
     if not report:
         raise ValueError(f'{path} with {config_path} has nothing to fuse: it is fused already, or not RepNeXt')
     meta = _plain({'dataset_meta': _dataset_meta(path, trust_pickle)})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from repnext_mm.reparam import replaced
 
 if TYPE_CHECKING:
-    from repnext_mm.nn import RepDWConv
+    from repnext_mm.nn import RepDWConv, RepUnit
 
 
 def branch_by_branch(model: nn.Module) -> nn.Module:
@@ -19,11 +19,14 @@ def branch_by_branch(model: nn.Module) -> nn.Module:
     the same tensors, state-dict keys stay, and ``train()`` or ``eval()`` of either sets the norms of both.
     A model that merges nothing is returned as it is.
     """
-    from repnext_mm.nn import ConvNorm, Downsample, MetaNeXtBlock, RepDWConv  # benchmarks work without RepNeXt too
+    # benchmarks work without RepNeXt too
+    from repnext_mm.nn import ConvNorm, Downsample, MetaNeXtBlock, PatchMerging, PatchStem, RepDWConv, RepUnit
 
     def apart(name: str, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, RepDWConv):
+        if isinstance(module, RepDWConv | RepUnit):
             return _Branches(module)
+        if isinstance(module, PatchStem | PatchMerging):
+            return nn.Sequential(*module).train(module.training)
         if isinstance(module, ConvNorm):
             return _ConvThenNorm(module)
         if isinstance(module, MetaNeXtBlock):
@@ -49,7 +52,7 @@ class _Apart(nn.Module):
 
 
 class _Branches(_Apart):
-    def __init__(self, source: RepDWConv) -> None:
+    def __init__(self, source: RepDWConv | RepUnit) -> None:
         super().__init__(source)
         self.branches = source.branches  # the definition, a method: its convolutions are this module's children
 

@@ -32,7 +32,7 @@ def build_digit_images(
 ) -> BaseDataset:
     """Write scikit-learn's handwritten digits unless they are there, and return MMPretrain's ``CustomDataset``.
 
-    1438 pictures to train and 359 to validate, of 8x8 pixels enlarged to ``size``; a function in the root registry, so
+    1433 pictures to train and 364 to validate, of 8x8 pixels enlarged to ``size``; a function in the root registry, so
     that MMPretrain is imported late. The other arguments are those of the stock data set.
 
     Raises:

@@ -60,8 +60,8 @@ def run_demo(config_path: str | Path, *, work_dir: str | Path, quick: bool = Fal
         RuntimeError: the scores of the two forms differ by more than ``TOLERANCE``.
     """
     work_dir = Path(work_dir)
-    options = {'randomness': {'seed': 0}, **(_quick_options(config_path) if quick else {})}
-    checkpoint, minutes = _trained(config_path, work_dir, options, fresh=fresh)
+    options = {'randomness': {'seed': 0}, **(quick_options(config_path) if quick else {})}
+    checkpoint, minutes = trained(config_path, work_dir, options, fresh=fresh)
     scores = [
         run_test(
             prepare_test(
@@ -117,7 +117,8 @@ def _check_scores(rows: Mapping[str, tuple[float, float]]) -> None:
             )
 
 
-def _quick_options(config_path: str | Path) -> dict[str, Any]:
+def quick_options(config_path: str | Path) -> dict[str, Any]:
+    """Overrides that leave a handful of pictures and iterations."""
     config = Config.fromfile(str(config_path))
     if config.default_scope == 'mmpretrain':
         few = {f'{loader}_dataloader.dataset.indices': 128 for loader in ('train', 'val', 'test')}
@@ -131,7 +132,7 @@ def _quick_options(config_path: str | Path) -> dict[str, Any]:
     return options
 
 
-def _trained(config_path: str | Path, work_dir: Path, options: Mapping[str, Any], *, fresh: bool) -> tuple[Path, float]:
+def trained(config_path: str | Path, work_dir: Path, options: Mapping[str, Any], *, fresh: bool) -> tuple[Path, float]:
     """The checkpoint of a finished training of exactly this config, and its minutes; trains when there is none."""
     config = prepare_training(config_path, work_dir=str(work_dir), options=options)
     fingerprint = hashlib.sha256(config.pretty_text.encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, cast
 
@@ -15,15 +15,19 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Form, FusionReport, check_form, fuse, relative_error, replaced, within
+from repnext_mm.reparam import Form, Fusible, FusionReport, check_form, fuse, relative_error, replaced, within
 
 PROBE_SIZE = (65, 97)  # odd, and not square: borders and axes count
+USUAL_SIZE = (224, 224)  # for backbones that take one size
 HALF_PRECISION_ROUNDINGS = 16  # a fused half-precision weight is rounded once more than its branches
 
 
 @HOOKS.register_module()
 class FuseBackboneHook(Hook):
     """Fuse ``model.backbone`` for the test epoch, verified; the trained model comes back untouched.
+
+    Any backbone: RepNeXt, those that bring a method for it (see ``repnext_mm.reparam.foreign``), and all with plain
+    convolutions and batch norms.
 
     ``runner.model`` is exchanged for a model that has the fused backbone and shares everything else, so that hooks
     that hold on to the trained model (EMA, checkpoints) keep a model of unchanged structure. It is fused after EMA
@@ -110,21 +114,30 @@ class FuseBackboneHook(Hook):
             report = FusionReport(self.form, (), 0, 0, 0, 0)
             _warn(f'FuseBackboneHook: {type(bare).__name__} has no backbone, nothing is fused')
             return model, report
+        name = type(backbone).__name__
         flags = {module: module.training for module in backbone.modules()}
         try:
             backbone.eval()
+            probe = _probe(backbone)
+            if probe is None:
+                _warn(f'FuseBackboneHook: {name} takes no image to verify it with, nothing is fused')
+                return model, FusionReport(self.form, (), 0, 0, 0, 0)
             form = self._fastest(backbone) if self.form == 'auto' else self.form
-            fused, report = fuse(backbone, form=form)
+            fused, report = fuse(backbone, form=form, probe=probe)
+            if report.refused:
+                _warn(
+                    f'FuseBackboneHook leaves {len(report.refused)} modules as they are: '
+                    + '; '.join(report.refused[:3])
+                )
             if not report:
-                name = type(backbone).__name__
                 _warn(f'FuseBackboneHook: {name} has nothing to fuse: not re-parameterizable, or fused already')
                 return model, report
-            errors = self._verify(fused, backbone)
+            errors = self._verify(fused, backbone, probe)
         finally:
             for module, training in flags.items():
                 module.training = training
         print_log(
-            f'{type(backbone).__name__}: {report}; relative error {max(errors):.1e} over {len(errors)} levels',
+            f'{name}: {report}; relative error {max(errors):.1e} over {len(errors)} levels',
             logger='current',
         )
         fused.eval()
@@ -133,7 +146,7 @@ class FuseBackboneHook(Hook):
         return replaced(bare, lambda _, module: fused if module is backbone else None), report
 
     def _fastest(self, backbone: nn.Module) -> Form:
-        if not fuse(backbone)[1]:
+        if not any(isinstance(module, Fusible) for module in backbone.modules()) or not fuse(backbone)[1]:
             return 'default'  # nothing to choose from
         from repnext_mm.benchmark.fastest_form import fastest_form  # it is slow, and rarely asked for
 
@@ -143,8 +156,7 @@ class FuseBackboneHook(Hook):
         print_log(f'{type(backbone).__name__}: fastest forms at {height}x{width} pixels: {chosen}', logger='current')
         return form
 
-    def _verify(self, fused: nn.Module, backbone: nn.Module) -> tuple[float, ...]:
-        probe = _noise(backbone, *PROBE_SIZE)
+    def _verify(self, fused: nn.Module, backbone: nn.Module, probe: Tensor) -> tuple[float, ...]:
         errors = relative_error(fused, backbone, probe)
         tolerance = self.tolerance
         if probe.dtype in (torch.float16, torch.bfloat16):
@@ -193,11 +205,30 @@ def _backbone_of(model: nn.Module) -> nn.Module | None:
     return backbone if isinstance(backbone, nn.Module) else None
 
 
+def _probe(backbone: nn.Module) -> Tensor | None:
+    """A random image that a backbone takes; None when it takes none that is tried."""
+    if not any(isinstance(module, nn.Conv2d) for module in backbone.modules()):
+        return None
+    size = getattr(backbone, 'img_size', None)  # some take no other
+    sizes = [PROBE_SIZE, USUAL_SIZE] if size is None else [tuple(size) if isinstance(size, Sequence) else (size, size)]
+    for height, width in sizes:
+        probe = _noise(backbone, height, width)
+        try:
+            with torch.no_grad():
+                backbone(probe)
+        except Exception as error:  # whatever a backbone raises when it does not take this size
+            logged = f'{type(backbone).__name__} does not take {height}x{width} pixels: {error}'
+            print_log(logged, logger='current', level=logging.DEBUG)
+        else:
+            return probe
+    return None
+
+
 def _noise(backbone: nn.Module, height: int, width: int) -> Tensor:
     """A random image for a backbone, in its dtype, on its device; the same at every call."""
-    weight = next(parameter for parameter in backbone.parameters() if parameter.dim() == 4)
+    conv = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, weight.shape[1], height, width, generator=generator).to(weight)
+    return torch.randn(1, conv.in_channels, height, width, generator=generator).to(conv.weight)
 
 
 def _warn(message: str) -> None:

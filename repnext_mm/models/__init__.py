@@ -5,8 +5,9 @@ from .box_tta import build_box_tta
 from .cls_head import build_cls_head
 from .convnext_downsample import build_convnext_with_mixed_downsample
 from .repnext import RepNeXt
+from .repnext_u import UNIT_ARCHITECTURES, RepNeXtU, UnitArch
 
 __all__ = [
-    'ARCHITECTURES', 'Arch', 'RepNeXt', 'build_box_tta', 'build_cls_head', 'build_convnext_with_mixed_downsample',
-    'resolve_arch',
+    'ARCHITECTURES', 'UNIT_ARCHITECTURES', 'Arch', 'RepNeXt', 'RepNeXtU', 'UnitArch', 'build_box_tta',
+    'build_cls_head', 'build_convnext_with_mixed_downsample', 'resolve_arch',
 ]  # fmt: skip

@@ -6,22 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
+from repnext_mm.checkpoints import LoadReport
 from repnext_mm.nn import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage, Stem, depthwise
 from repnext_mm.reparam import fuse
 from .arch import Arch, resolve_arch
 from .pretrained import load_pretrained
-
-MIN_SIZE = 32  # pixels: the stride of the last stage
+from .staged_backbone import StagedBackbone
 
 
 @MODELS.register_module()
-class RepNeXt(BaseModule):
+class RepNeXt(StagedBackbone):
     """RepNeXt, a multi-scale CNN with structural re-parameterization.
 
     In train form, the branches of each token mixer are merged into one kernel on the fly, so that training costs
@@ -50,7 +47,6 @@ class RepNeXt(BaseModule):
 
     stem: nn.Module
     stages: nn.ModuleList
-    init_cfg: dict | list[dict] | None
 
     def __init__(
         self,
@@ -68,21 +64,13 @@ class RepNeXt(BaseModule):
         *,
         pretrained: None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        if pretrained is not None:
-            raise ValueError(
-                f"RepNeXt takes no pretrained={pretrained!r}: set pretrained=None in the model and "
-                "init_cfg=dict(type='Pretrained', checkpoint=...) in the backbone"
-            )
+        super().__init__(
+            in_channels=in_channels, out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
+            init_cfg=init_cfg, pretrained=pretrained,
+        )  # fmt: skip
         self.arch = resolve_arch(arch)
-        self.in_channels = in_channels
-        self.out_indices = _checked_out_indices(out_indices)
-        if frozen_stages not in range(-1, 5):
-            raise ValueError(f'frozen_stages {frozen_stages} must be -1 (none), 0 (stem) or 1 to 4 (stem and stages)')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate {drop_path_rate} must be in [0, 1)')
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
         self.deploy = False
         norm_cfg = {'type': 'BN'} if norm_cfg is None else norm_cfg
         act_cfg = {'type': 'GELU'} if act_cfg is None else act_cfg
@@ -104,50 +92,16 @@ class RepNeXt(BaseModule):
         """Channels of the returned levels: what a neck's ``in_channels`` must be."""
         return tuple(self.arch.embed_dims[i] for i in self.out_indices)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the chosen stages, strides 4, 8, 16 and 32.
+    def parts(self) -> list[list[nn.Module]]:
+        return [[self.stem], *([stage] for stage in self.stages)]
 
-        Args:
-            x: ``(N, in_channels, H, W)``, H and W at least 32, of any parity.
-
-        Returns:
-            ``(N, embed_dims[i], ceil(H / stride), ceil(W / stride))`` for each ``i`` in ``out_indices``.
-
-        Raises:
-            ValueError: the input has another number of dimensions or channels, or is too small.
-        """
-        if not torch.jit.is_tracing():
-            self._check_input(x)
-        x = self.stem(x)
-        outputs = []
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            if index in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
-
-    def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; pre-trained files load strictly and safely, unlike mmengine's default."""
-        entries = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
-        pretrained = [cfg for cfg in entries if cfg.get('type') == 'Pretrained']
-        declared, self.init_cfg = self.init_cfg, [cfg for cfg in entries if cfg.get('type') != 'Pretrained'] or None
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = declared
-        for cfg in pretrained:
-            report = load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
-            print_log(f'{type(self).__name__}: {report} from {cfg["checkpoint"]}', logger='current')
-
-    def train(self, mode: bool = True) -> RepNeXt:
-        """Set the mode; frozen stages, and all batch norms with ``norm_eval``, stay in eval mode."""
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
+    def load_pretrained(
+        self, checkpoint: str, *, prefix: str | None = None, map_location: str = 'cpu', trust_pickle: bool = False
+    ) -> LoadReport:
+        """See ``repnext_mm.models.pretrained``."""
+        return load_pretrained(
+            self, checkpoint, prefix=prefix, map_location=map_location, trust_pickle=trust_pickle
+        )
 
     def switch_to_deploy(self) -> RepNeXt:
         """Fuse in place, with the running statistics whatever the mode; returns ``self``.
@@ -158,7 +112,8 @@ class RepNeXt(BaseModule):
         fused, _ = fuse(self.eval())
         self.stem, self.stages = cast(nn.Module, fused.stem), cast(nn.ModuleList, fused.stages)
         self.deploy = True
-        return self.train(training)
+        self.train(training)
+        return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay, after ConvNeXt's grouping.
@@ -203,26 +158,3 @@ class RepNeXt(BaseModule):
                 blocks.append(MetaNeXtBlock(channels, mixer, drop_path=rates.pop(0), **common))
             stages.append(Stage(downsample, nn.Sequential(*blocks), with_cp=with_cp))
         self.stages = nn.ModuleList(stages)
-
-    def _freeze(self) -> None:
-        for module in (self.stem, *self.stages)[: self.frozen_stages + 1]:
-            module.eval().requires_grad_(False)
-
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'input of shape {tuple(x.shape)}: RepNeXt takes (N, {self.in_channels}, H, W), '
-                'set in_channels for images with other channels'
-            )
-        if min(x.shape[2:]) < MIN_SIZE:
-            raise ValueError(
-                f'input of {x.shape[2]}x{x.shape[3]} pixels: RepNeXt needs at least {MIN_SIZE}x{MIN_SIZE}, '
-                'resize or pad the image'
-            )
-
-
-def _checked_out_indices(indices: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(indices) if isinstance(indices, Sequence) else (indices,)
-    if not chosen or any(i not in range(4) for i in chosen) or list(chosen) != sorted(set(chosen)):
-        raise ValueError(f'out_indices {indices} must be ascending, different stages from 0 to 3')
-    return chosen

@@ -41,7 +41,7 @@ class MetaNeXtBlock(Fusible):
         self.token_mixer = token_mixer
         self.norm = build_norm(norm_cfg, channels)
         self.channel_mixer = channel_mixer(channels, mlp_ratio=mlp_ratio, norm_cfg=norm_cfg, act_cfg=act_cfg)
-        self.drop_path = _drop_path(drop_path)
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
@@ -115,7 +115,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             cast(Tensor, count).copy_(before)
 
 
-def _drop_path(rate: float) -> nn.Module:
+def stochastic_depth(rate: float) -> nn.Module:
+    """What drops a residual branch per sample; the identity at rate 0, which needs no torchvision."""
     if not rate:
         return nn.Identity()
     from torchvision.ops import StochasticDepth

@@ -63,11 +63,12 @@ class Stage(nn.Module):
         if not (self.with_cp and self.training):
             return self.blocks(self.downsample(x))
         for module in (self.downsample, *self.blocks):
-            x = _recomputed(module, x)
+            x = recomputed(module, x)
         return x
 
 
-def _recomputed(module: nn.Module, x: Tensor) -> Tensor:
+def recomputed(module: nn.Module, x: Tensor) -> Tensor:
+    """A module's output, whose activations the backward pass computes again; norms count the batch once."""
     return checkpoint(
         module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(module))
     )

@@ -1,14 +1,19 @@
 """The algebra of re-parameterization and the surgery that applies it; torch only."""
 
-from .fuse import FORMS, Form, Fusible, FusionReport, check_form, count_norms, count_parameters, exact, fuse
-from .kernel import Affine, Kernel, convolve, folds, read, read_norm, to_conv, to_linear
+from .as_kernels import as_linear, as_pointwise, average_pool, norm_alone
+from .fuse import FORMS, FURTHER_FORMS, Form, Fusible, FusionReport, check_form, count_norms, count_parameters, fuse
+from .grouped import concat_grouped, ungroup
+from .kernel import Affine, Kernel, convolve, exact, folds, read, read_norm, to_conv, to_linear
 from .laws import add, average, chain, chain_biased, concat, dilate, embed, identity, norm_after, norm_before, split
+from .pointwise import pointwise_after, pointwise_before
+from .shortcut import eliminate_shortcut
 from .surgery import replaced
 from .verify import relative_error, within
 
 __all__ = [
-    'FORMS', 'Affine', 'Form', 'Fusible', 'FusionReport', 'Kernel', 'add', 'average', 'chain', 'chain_biased',
-    'check_form', 'concat', 'convolve', 'count_norms', 'count_parameters', 'dilate', 'embed', 'exact', 'folds', 'fuse',
-    'identity', 'norm_after', 'norm_before', 'read', 'read_norm', 'relative_error', 'replaced', 'split', 'to_conv',
-    'to_linear', 'within',
+    'FORMS', 'FURTHER_FORMS', 'Affine', 'Form', 'Fusible', 'FusionReport', 'Kernel', 'add', 'as_linear',
+    'as_pointwise', 'average', 'average_pool', 'chain', 'chain_biased', 'check_form', 'concat', 'concat_grouped',
+    'convolve', 'count_norms', 'count_parameters', 'dilate', 'eliminate_shortcut', 'embed', 'exact', 'folds',
+    'fuse', 'identity', 'norm_after', 'norm_alone', 'norm_before', 'pointwise_after', 'pointwise_before', 'read',
+    'read_norm', 'relative_error', 'replaced', 'split', 'to_conv', 'to_linear', 'ungroup', 'within',
 ]  # fmt: skip

@@ -6,12 +6,13 @@ import copy as copying
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from .conv_norm_pairs import fold_pairs
+from .foreign import convert
+from .kernel import folds, refuse_training_norms
 from .surgery import replaced
 
 FORMS = ('default', 'keep_norms', 'half', 'three_quarters', 'dense')
@@ -21,10 +22,11 @@ The others fold every norm too and merge scales of RepNeXt's token mixers into f
 medium (``half`` of the channels), the identity too (``three_quarters``), or all in one 11x11 (``dense``).
 """
 
+FURTHER_FORMS = ('no_shortcut',)
+"""Exact forms of other families, ``default`` for the rest: ``no_shortcut`` merges shortcuts into their branches."""
+
 Form = str | Mapping[str, str]
 """One form for the whole model, or forms for parts of it: ``{'stages.0': 'dense', 'stages.2': 'half'}``."""
-
-ModuleT = TypeVar('ModuleT', bound=nn.Module)
 
 
 class Fusible(nn.Module, ABC):
@@ -40,7 +42,7 @@ class Fusible(nn.Module, ABC):
         Raises:
             ValueError: a norm is in training mode.
         """
-        _refuse_training_norms('', self)
+        refuse_training_norms('', self)
         return self.fused('default')
 
 
@@ -54,6 +56,7 @@ class FusionReport:
     parameters_after: int
     norms_before: int
     norms_after: int
+    refused: tuple[str, ...] = ()  # foreign modules that were left as they are, and why
 
     def __bool__(self) -> bool:
         return bool(self.modules)
@@ -66,15 +69,23 @@ class FusionReport:
         )
 
 
-def fuse(model: nn.Module, *, form: Form = 'default', copy: bool = False) -> tuple[nn.Module, FusionReport]:
-    """Fuse every fusible module of a model; kernels are computed in float64 and cast back once.
+def fuse(
+    model: nn.Module, *, form: Form = 'default', copy: bool = False, foreign: bool = True, probe: Tensor | None = None
+) -> tuple[nn.Module, FusionReport]:
+    """Fuse a model; kernels are computed in float64 and cast back once.
+
+    First every ``Fusible``, then the modules of other libraries that have their own method for it (see ``foreign``),
+    then plain convolutions with the batch norm that alone reads them (see ``conv_norm_pairs``).
 
     Args:
         model: any module; never changed.
-        form: one of ``FORMS``, or a mapping from names of modules in ``model`` to forms; the longest name that holds a
-            module counts, and what none holds gets ``default``.
+        form: one of ``FORMS`` or ``FURTHER_FORMS``, or a mapping from names of modules in ``model`` to forms; the
+            longest name that holds a module counts, and what none holds gets ``default``.
         copy: return a model that shares nothing with ``model``. By default, what was not fused is shared, so that
             converting it in place (``half()``, ``to()``, ``train()``) would convert ``model`` too.
+        foreign: fuse also what is no ``Fusible``. Without, the rest keeps its structure and its weights' names.
+        probe: an input of the model, to check the methods of other libraries with: one that changes the output is left
+            out. Without it, their results are taken as they are; compare the models with ``relative_error``.
 
     Returns:
         The deploy form, and a report that is falsy when there was nothing to fuse.
@@ -92,32 +103,32 @@ def fuse(model: nn.Module, *, form: Form = 'default', copy: bool = False) -> tup
     def deploy_form(name: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, Fusible):
             return None
-        _refuse_training_norms(name, module)
+        refuse_training_norms(name, module)
         new = module.fused(_form_of(name, forms))
         if new is not module:
             names.append(name)
         return new
 
     result = replaced(model, deploy_form)
+    refused: tuple[str, ...] = ()
+    if foreign:
+        result, converted, refused = convert(result, ours=_is_ours, probe=probe)
+        names += converted
+    if foreign and any(map(folds, result.modules())):  # tracing takes time
+        result, pairs = fold_pairs(result, ours=_is_ours)
+        names += pairs
     report = FusionReport(
-        form, tuple(names), count_parameters(model), count_parameters(result), count_norms(model), count_norms(result)
-    )
+        form, tuple(names), count_parameters(model), count_parameters(result), count_norms(model), count_norms(result),
+        refused,
+    )  # fmt: skip
     return (copying.deepcopy(result) if copy else result), report
 
 
 def check_form(form: Form) -> None:
     """Raise a ``ValueError`` unless every form is known."""
     for name in (form,) if isinstance(form, str) else form.values():
-        if name not in FORMS:
-            raise ValueError(f'unknown form {name!r}: choose one of {", ".join(FORMS)}')
-
-
-def exact(module: ModuleT) -> ModuleT:
-    """A float64 copy on the CPU to compute kernels with, so that they do not depend on dtype or device."""
-    clone = copying.deepcopy(module)
-    if any(parameter.is_meta for parameter in clone.parameters()):
-        return clone  # shapes only
-    return clone.to('cpu', torch.float64)
+        if name not in FORMS + FURTHER_FORMS:
+            raise ValueError(f'unknown form {name!r}: choose one of {", ".join(FORMS + FURTHER_FORMS)}')
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -130,15 +141,11 @@ def count_norms(model: nn.Module) -> int:
     return sum(isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm) for module in model.modules())
 
 
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a module knows its deploy form from this package, whatever else its class offers."""
+    return isinstance(module, Fusible) or type(module).__module__.partition('.')[0] == __name__.partition('.')[0]
+
+
 def _form_of(name: str, forms: Mapping[str, str]) -> str:
     holders = [prefix for prefix in forms if not prefix or name == prefix or name.startswith(f'{prefix}.')]
     return forms[max(holders, key=len)] if holders else 'default'
-
-
-def _refuse_training_norms(name: str, module: nn.Module) -> None:
-    for inner, norm in module.named_modules(prefix=name):
-        if isinstance(norm, _BatchNorm) and norm.training:
-            raise ValueError(
-                f'{inner or type(norm).__name__} is in training mode: fusing bakes in running statistics, '
-                'call model.eval() first'
-            )

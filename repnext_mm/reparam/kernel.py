@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+import copy
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+ConvT = TypeVar('ConvT', nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ModuleT = TypeVar('ModuleT', bound=nn.Module)
 
 
 class Kernel(NamedTuple):
     """A convolution (or linear layer) without its geometry."""
 
-    weight: Tensor  # (O, I / groups, kH, kW), or (O, I) for a linear layer
+    weight: Tensor  # (O, I / groups, kH, kW), one k per axis; or (O, I) for a linear layer
     bias: Tensor | None  # (O,); None = structurally absent, not "zero"
 
 
@@ -24,7 +29,7 @@ class Affine(NamedTuple):
     shift: Tensor  # (C,)
 
 
-def read(layer: nn.Conv2d | nn.Linear) -> Kernel:
+def read(layer: _ConvNd | nn.Linear) -> Kernel:
     """The kernel of a layer, as the layer's own parameters (gradients flow to them)."""
     return Kernel(layer.weight, layer.bias)
 
@@ -55,45 +60,68 @@ def read_norm(norm: nn.Module) -> Affine:
     return Affine(scale, shift)
 
 
+def refuse_training_norms(name: str, module: nn.Module) -> None:
+    """Raise a ``ValueError`` when a batch norm in a module called ``name`` is in training mode."""
+    for inner, norm in module.named_modules(prefix=name):
+        if isinstance(norm, _BatchNorm) and norm.training:
+            raise ValueError(
+                f'{inner or type(norm).__name__} is in training mode: fusing bakes in running statistics, '
+                'call model.eval() first'
+            )
+
+
+def exact(module: ModuleT) -> ModuleT:
+    """A float64 copy on the CPU to compute kernels with, so that they do not depend on dtype or device."""
+    clone = copy.deepcopy(module)
+    if any(parameter.is_meta for parameter in clone.parameters()):
+        return clone  # shapes only
+    return clone.to('cpu', torch.float64)
+
+
 def convolve(x: Tensor, kernel: Kernel, *, like: nn.Conv2d) -> Tensor:
     """Convolve ``x (N, C, H, W)`` with a kernel, with the stride, padding, dilation and groups of ``like``."""
     return F.conv2d(x, kernel.weight, kernel.bias, like.stride, like.padding, like.dilation, like.groups)
 
 
-def to_conv(kernel: Kernel, *, like: nn.Conv2d) -> nn.Conv2d:
+def to_conv(kernel: Kernel, *, like: ConvT) -> ConvT:
     """A new convolution with ``like``'s geometry, dtype, device and memory format; it needs no gradient."""
-    channels = kernel.weight.shape[1] * like.groups
-    conv = nn.Conv2d(
-        channels,
-        kernel.weight.shape[0],
-        (kernel.weight.shape[2], kernel.weight.shape[3]),
-        cast(tuple[int, int], like.stride),
-        cast(tuple[int, int], like.padding),
-        cast(tuple[int, int], like.dilation),
+    outputs, inputs, *window = kernel.weight.shape
+    conv = _CONVOLUTIONS[len(window)](
+        inputs * like.groups,
+        outputs,
+        cast(Any, tuple(window)),
+        cast(Any, like.stride),
+        cast(Any, like.padding),
+        cast(Any, like.dilation),
         like.groups,
         bias=kernel.bias is not None,
+        padding_mode=like.padding_mode,
         device='meta',  # the values come from the kernel
     )
-    conv.weight = nn.Parameter(_placed(kernel.weight, like.weight), requires_grad=False)
+    conv.weight = nn.Parameter(placed(kernel.weight, like=like.weight), requires_grad=False)
     if kernel.bias is not None:
-        conv.bias = nn.Parameter(_placed(kernel.bias, like.weight), requires_grad=False)
-    return conv.train(like.training)
+        conv.bias = nn.Parameter(placed(kernel.bias, like=like.weight), requires_grad=False)
+    return cast(ConvT, conv.train(like.training))
 
 
 def to_linear(kernel: Kernel, *, like: nn.Linear) -> nn.Linear:
     """A new linear layer with ``like``'s dtype and device; it needs no gradient."""
     outputs, inputs = kernel.weight.shape
     linear = nn.Linear(inputs, outputs, bias=kernel.bias is not None, device='meta')  # the values come from the kernel
-    linear.weight = nn.Parameter(_placed(kernel.weight, like.weight), requires_grad=False)
+    linear.weight = nn.Parameter(placed(kernel.weight, like=like.weight), requires_grad=False)
     if kernel.bias is not None:
-        linear.bias = nn.Parameter(_placed(kernel.bias, like.weight), requires_grad=False)
+        linear.bias = nn.Parameter(placed(kernel.bias, like=like.weight), requires_grad=False)
     return linear.train(like.training)
 
 
-def _placed(value: Tensor, like: Tensor) -> Tensor:
+def placed(value: Tensor, *, like: Tensor) -> Tensor:
+    """A copy of a tensor with ``like``'s dtype, device and memory format."""
     # copy=True: a fused network must never share a tensor with the branches it came from
     value = value.detach().to(like.device, like.dtype, copy=True)
     channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     if value.dim() == 4 and channels_last:
         return value.contiguous(memory_format=torch.channels_last)
     return value.contiguous()
+
+
+_CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

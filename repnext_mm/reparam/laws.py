@@ -7,6 +7,8 @@ the caller's duty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,23 +16,25 @@ from torch import Tensor
 from .kernel import Affine, Kernel
 
 
-def embed(kernel: Kernel, size: tuple[int, int]) -> Kernel:
+def embed(kernel: Kernel, size: Sequence[int]) -> Kernel:
     """Centre a kernel in a larger zero window: same output once the padding grows alike."""
-    dh, dw = (new - old for new, old in zip(size, kernel.weight.shape[2:], strict=True))
-    if min(dh, dw) < 0 or dh % 2 or dw % 2:
+    window = kernel.weight.shape[2:]
+    margins = [new - old for new, old in zip(size, window, strict=False)]
+    if len(size) != len(window) or any(margin < 0 or margin % 2 for margin in margins):
         raise ValueError(
-            f'cannot centre a {tuple(kernel.weight.shape[2:])} kernel in {size}: margins must be even and >= 0'
+            f'cannot centre a {tuple(window)} kernel in {tuple(size)}: margins must be even and >= 0, one per axis'
         )
-    return Kernel(F.pad(kernel.weight, (dw // 2, dw // 2, dh // 2, dh // 2)), kernel.bias)  # last axis first
+    pads = [margin // 2 for margin in reversed(margins) for _ in range(2)]  # F.pad lists the last axis first
+    return Kernel(F.pad(kernel.weight, pads), kernel.bias)
 
 
 def dilate(kernel: Kernel, step: int) -> Kernel:
     """Write a dilated kernel as a dense one: 2x2 with dilation 2 becomes the four corners of a 3x3."""
     if step < 1:
         raise ValueError(f'dilation {step} is no dilation: it must be >= 1')
-    *channels, height, width = kernel.weight.shape
-    dense = kernel.weight.new_zeros(*channels, (height - 1) * step + 1, (width - 1) * step + 1)
-    dense[..., ::step, ::step] = kernel.weight
+    outputs, inputs, *window = kernel.weight.shape
+    dense = kernel.weight.new_zeros(outputs, inputs, *((length - 1) * step + 1 for length in window))
+    dense[(slice(None), slice(None), *(slice(None, None, step) for _ in window))] = kernel.weight
     return Kernel(dense, kernel.bias)
 
 
@@ -69,13 +73,25 @@ def chain_biased(row: Kernel, col: Kernel) -> tuple[Kernel, Kernel]:
     return Kernel(whole.weight, bias), Kernel(taps, -total)
 
 
-def identity(channels: int, size: tuple[int, int], *, like: Tensor) -> Kernel:
-    """The depthwise convolution of odd size that returns its input; dtype and device as ``like``."""
-    height, width = size
-    if height % 2 == 0 or width % 2 == 0:
-        raise ValueError(f'a {size} kernel has no centre: the identity needs odd sizes')
-    weight = like.new_zeros(channels, 1, height, width)
-    weight[:, :, height // 2, width // 2] = 1
+def identity(channels: int, size: Sequence[int], *, like: Tensor, groups: int | None = None) -> Kernel:
+    """The convolution of odd size that returns its input: a shortcut as a kernel; dtype and device as ``like``.
+
+    Args:
+        channels: of input and output.
+        size: the window, one odd length per axis.
+        like: a tensor of the wanted dtype and device.
+        groups: of the convolution; by default it is depthwise.
+    """
+    if any(length % 2 == 0 for length in size):
+        raise ValueError(f'a {tuple(size)} kernel has no centre: the identity needs odd sizes')
+    groups = channels if groups is None else groups
+    if groups < 1 or channels % groups:
+        raise ValueError(f'{channels} channels do not divide into {groups} groups')
+    inputs = channels // groups
+    weight = like.new_zeros(channels, inputs, *size)
+    own = torch.eye(inputs, dtype=like.dtype, device=like.device).repeat(groups, 1)  # each output reads its own input
+    centre = [slice(length // 2, length // 2 + 1) for length in size]
+    weight[(slice(None), slice(None), *centre)] = own.reshape(channels, inputs, *[1] * len(size))
     return Kernel(weight, None)
 
 
@@ -94,11 +110,22 @@ def add(*kernels: Kernel) -> Kernel:
     return Kernel(weight, bias)
 
 
-def concat(*kernels: Kernel) -> Kernel:
-    """Parallel convolutions of one input, stacked on the output channels.
+def concat(*kernels: Kernel, groups: Sequence[int] | None = None) -> Kernel:
+    """Parallel convolutions of one input, stacked on the output channels; without groups.
 
-    With groups, the stacked convolution must read the same input channels per group: the caller's duty.
+    With groups, the stacked convolution (of all groups together) is exact where each kernel reads its own slice of
+    the input, in order; give ``groups`` to have it checked. For grouped convolutions of one input, see
+    ``concat_grouped``.
+
+    Args:
+        kernels: of one shape, but for the output channels.
+        groups: of each kernel.
     """
+    if groups is not None:
+        sizes = [divmod(len(kernel.weight), count) for kernel, count in zip(kernels, groups, strict=True)]
+        if len(set(sizes)) != 1 or sizes[0][1]:
+            outputs = [len(kernel.weight) for kernel in kernels]
+            raise ValueError(f'cannot stack {outputs} outputs in {list(groups)} groups: all groups must be of one size')
     shapes = {tuple(kernel.weight.shape[1:]) for kernel in kernels}
     if len(shapes) != 1:
         raise ValueError(f'cannot stack kernels of shapes (O, *{sorted(shapes)}): all but O must agree')
@@ -120,14 +147,18 @@ def norm_after(kernel: Kernel, norm: Affine) -> Kernel:
     return Kernel(weight, shift if kernel.bias is None else kernel.bias * scale + shift)
 
 
-def norm_before(norm: Affine, kernel: Kernel) -> Kernel:
-    """A norm and the 1x1 convolution (or linear layer) that reads it as one.
+def norm_before(norm: Affine, kernel: Kernel, *, unpadded: bool = False) -> Kernel:
+    """A norm and the 1x1 convolution (or linear layer, or larger unpadded one) that reads it as one.
 
     Exact when that convolution has no padding and is the only reader of the norm's output.
+    That a kernel larger than 1x1 has no padding is for the caller to say, with ``unpadded``.
     """
     weight = kernel.weight
-    if any(size != 1 for size in weight.shape[2:]):
-        raise ValueError(f'cannot fold a norm into a {tuple(weight.shape[2:])} kernel: its shift meets the padding')
+    if not unpadded and any(size != 1 for size in weight.shape[2:]):
+        raise ValueError(
+            f'cannot fold a norm into a {tuple(weight.shape[2:])} kernel: its shift meets the padding; '
+            'where there is none, say unpadded=True'
+        )
     inputs = weight.shape[1]
     groups, rest = divmod(len(norm.scale), inputs)
     if rest or len(weight) % max(groups, 1):
@@ -135,7 +166,8 @@ def norm_before(norm: Affine, kernel: Kernel) -> Kernel:
     # one row of scales per output channel: each group reads its own slice of the norm's channels. Without groups these
     # are views, so that training keeps no second and third weight for the backward pass
     rows = (groups, len(weight) // groups, inputs)
-    scale, shift = (v.reshape(groups, 1, inputs).expand(rows).reshape(weight.shape) for v in norm)
+    window = [1] * (weight.dim() - 2)
+    scale, shift = (v.reshape(groups, 1, inputs).expand(rows).reshape(-1, inputs, *window) for v in norm)
     moved = (weight * shift).flatten(1).sum(1)
     return Kernel(weight * scale, moved if kernel.bias is None else kernel.bias + moved)
 

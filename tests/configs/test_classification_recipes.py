@@ -55,6 +55,7 @@ def student_of(config):
 
 def test_every_recipe_is_listed_here():
     on_disk = {path.stem for task in ('imagenet', 'cifar100') for path in CONFIGS.glob(f'*_{task}.py')}
+    on_disk = {name for name in on_disk if not name.startswith('repnext_u')}  # tests/configs/test_repnext_u_recipes.py
     assert on_disk == {*NAMES, *ABLATION} == set(TOP1)
 
 

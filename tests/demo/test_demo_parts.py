@@ -51,8 +51,8 @@ def trainings(monkeypatch):
 
 
 def test_a_finished_training_is_used_again(tmp_path, trainings):
-    first = run._trained(CONFIG, tmp_path, {}, fresh=False)
-    assert run._trained(CONFIG, tmp_path, {}, fresh=False) == first
+    first = run.trained(CONFIG, tmp_path, {}, fresh=False)
+    assert run.trained(CONFIG, tmp_path, {}, fresh=False) == first
     assert len(trainings) == 1
     assert first[0] == tmp_path / 'epoch_1.pth'
 
@@ -63,22 +63,22 @@ def test_a_finished_training_is_used_again(tmp_path, trainings):
     ids=['fresh', 'other config', 'lost checkpoint'],
 )
 def test_otherwise_it_trains_again(tmp_path, trainings, options, fresh, lost):
-    run._trained(CONFIG, tmp_path, {}, fresh=False)
+    run.trained(CONFIG, tmp_path, {}, fresh=False)
     if lost:
         (tmp_path / lost).unlink()
-    run._trained(CONFIG, tmp_path, options, fresh=fresh)
+    run.trained(CONFIG, tmp_path, options, fresh=fresh)
     assert len(trainings) == 2
 
 
 def test_an_interrupted_training_is_not_taken_for_finished(tmp_path, trainings, monkeypatch):
-    run._trained(CONFIG, tmp_path, {}, fresh=False)
+    run.trained(CONFIG, tmp_path, {}, fresh=False)
 
     def interrupted(config):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, 'run_training', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run._trained(CONFIG, tmp_path, {}, fresh=True)
+        run.trained(CONFIG, tmp_path, {}, fresh=True)
     assert not (tmp_path / 'trained.json').exists()
 
 

@@ -255,3 +255,24 @@ def test_norm_before_keeps_only_its_arguments_for_the_backward_pass():
         merged = norm_before(norm, Kernel(weight, None))
     assert sum(saved.values()) == 4 * (64 * 32 + 32 + 32)
     assert merged.weight.requires_grad
+
+
+@pytest.mark.parametrize(('conv', 'small', 'large'), [
+    (F.conv1d, (3,), (7,)), (F.conv3d, (1, 3, 5), (5, 3, 7)), (F.conv3d, (5, 1, 1), (5, 5, 5)),
+], ids=['1d', '3d', '3d, one axis'])  # fmt: skip
+def test_embed_along_any_number_of_axes(conv, small, large):
+    k, x = kernel(4, 2, *small), torch.randn(2, 8, *[6] * len(small)).double()
+    expected = conv(x, *k, padding=tuple(n // 2 for n in small), groups=4)
+    assert worst_error(conv(x, *embed(k, large), padding=tuple(n // 2 for n in large), groups=4), expected) < EPS
+
+
+def test_embed_refuses_another_number_of_axes():
+    with pytest.raises(ValueError, match='one per axis'):
+        embed(kernel(2, 1, 3, 3), (5, 5, 5))
+
+
+@pytest.mark.parametrize('conv', [F.conv1d, F.conv3d], ids=['1d', '3d'])
+def test_dilate_along_any_number_of_axes(conv):
+    axes = 1 if conv is F.conv1d else 3
+    k, x = kernel(4, 2, *[2] * axes), torch.randn(2, 8, *[6] * axes).double()
+    assert worst_error(conv(x, *dilate(k, 3), groups=4), conv(x, *k, dilation=3, groups=4)) < EPS

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from repnext_mm.reparam import replaced
+from repnext_mm.reparam.surgery import skeleton
 
 
 def test_nothing_to_replace_returns_the_model_itself():
@@ -37,3 +38,51 @@ def test_an_absent_child_is_kept():
     model.register_module('absent', None)
     new = replaced(model, lambda name, module: nn.Identity() if name == '0' else None)
     assert new.absent is None
+
+
+class Remembering(nn.Module):
+    """Sets attributes of itself and of a part while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.empty = nn.ModuleList()
+        self.nothing = None
+        self.register_module('absent', None)
+
+    def forward(self, x):
+        self.last, self.inner.last = x, x
+        return self.inner(x)
+
+
+def test_a_skeleton_shares_tensors_and_nothing_else():
+    model = Remembering()
+    clone, clones = skeleton(model)
+    assert clone.inner.weight is model.inner.weight
+    assert set(clones) == set(model.modules())
+    assert not set(clones.values()) & set(clones)
+    assert clone.absent is None
+    x = torch.ones(1, 2)
+    assert torch.equal(clone(x), model.inner(x))
+    assert not hasattr(model, 'last')
+    assert not hasattr(model.inner, 'last')
+
+
+def test_compiled_code_is_not_cut_into():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    compiled = torch.compile(nn.Sequential(nn.Linear(2, 2)))
+    model = nn.Sequential(scripted, compiled, nn.Linear(2, 2))
+    new = replaced(model, lambda _, module: nn.Identity() if isinstance(module, nn.Linear) else None)
+    assert new[0] is scripted
+    assert new[1] is compiled
+    assert isinstance(new[2], nn.Identity)
+    _, clones = skeleton(model)
+    assert clones[scripted] is scripted
+    assert clones[compiled] is compiled
+
+
+def test_a_graph_module_keeps_its_forward():
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+    new = replaced(model, lambda _, module: nn.Identity() if isinstance(module, nn.ReLU) else None)
+    x = torch.randn(1, 2)
+    assert torch.equal(new(x), model.get_submodule('0')(x))

@@ -74,6 +74,7 @@ def test_augmented_test_draws(root, trained):
     assert len(list((root / 'shown').rglob('*.png'))) == 2
 
 
+@pytest.mark.slow
 def test_a_file_of_the_old_version_tests_alike_and_a_cut_one_is_refused(root, trained):
     """mmseg 0.30 wrote the same keys beside other metadata; a file that lacks a tensor stops before the test."""
     written = torch.load(trained[1], weights_only=False)

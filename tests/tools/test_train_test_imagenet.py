@@ -10,7 +10,7 @@ from tests.configs.test_classification_recipes import ABLATION, NAMES
 from tests.layouts import write_authors_checkpoint, write_imagenet
 from tests.tools.running import ROOT, metrics, options, predictions, run_tool
 
-FAST = ['repnext_m0_starnet_distill_imagenet', 'repnext_m0_cifar100', 'convnext_femto_modified_b_imagenet']
+FAST = ['repnext_m0_starnet_distill_imagenet', 'repnext_m0_cifar100']
 TINY_CIFAR = """
 from mmengine.registry import DATASETS
 from mmpretrain.datasets import CIFAR100

@@ -1,0 +1,137 @@
+"""What a backbone of four stages owes to OpenMMLab: checked input, chosen outputs, frozen parts, strict loading."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repnext_mm.checkpoints import LoadReport
+
+MIN_SIZE = 32  # pixels: the stride of the last stage
+
+
+class StagedBackbone(BaseModule):
+    """A stem and four stages. A subclass checks its options here, builds, and then calls ``_freeze``.
+
+    Args:
+        in_channels: channels of the image.
+        out_indices: the stages to return, in ascending order.
+        frozen_stages: ``-1`` freezes nothing, ``0`` the stem, ``k`` the stem and the first ``k`` stages.
+        norm_eval: keep batch norms (SyncBN included) in eval mode while training.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, trust_pickle=False)`` loads a file strictly;
+            other entries are mmengine's.
+        pretrained: not supported.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    init_cfg: dict | list[dict] | None
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        norm_eval: bool,
+        init_cfg: dict | list[dict] | None,
+        pretrained: None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if pretrained is not None:
+            raise ValueError(
+                f"{type(self).__name__} takes no pretrained={pretrained!r}: set pretrained=None in the model and "
+                "init_cfg=dict(type='Pretrained', checkpoint=...) in the backbone"
+            )
+        if frozen_stages not in range(-1, 5):
+            raise ValueError(f'frozen_stages {frozen_stages} must be -1 (none), 0 (stem) or 1 to 4 (stem and stages)')
+        self.in_channels = in_channels
+        self.out_indices = _checked_out_indices(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+    @abstractmethod
+    def parts(self) -> list[list[nn.Module]]:
+        """The stem, then each stage, as the modules that run one after the other."""
+
+    @abstractmethod
+    def load_pretrained(
+        self, checkpoint: str, *, prefix: str | None = None, map_location: str = 'cpu', trust_pickle: bool = False
+    ) -> LoadReport:
+        """Load the backbone's part of a file strictly; see ``repnext_mm.checkpoints.read_checkpoint``."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of the chosen stages, strides 4, 8, 16 and 32.
+
+        Args:
+            x: ``(N, in_channels, H, W)``, H and W at least 32, of any parity.
+
+        Returns:
+            ``(N, channels of the stage, H / stride, W / stride)`` for each of ``out_indices``.
+
+        Raises:
+            ValueError: the input has another number of dimensions or channels, or is too small.
+        """
+        if not torch.jit.is_tracing():
+            self._check_input(x)
+        outputs = []
+        for index, modules in enumerate(self.parts(), start=-1):  # the stem comes before stage 0
+            for module in modules:
+                x = module(x)
+            if index in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; pre-trained files load strictly and safely, unlike mmengine's default."""
+        entries = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
+        pretrained = [cfg for cfg in entries if cfg.get('type') == 'Pretrained']
+        declared, self.init_cfg = self.init_cfg, [cfg for cfg in entries if cfg.get('type') != 'Pretrained'] or None
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = declared
+        for cfg in pretrained:
+            report = self.load_pretrained(**{key: value for key, value in cfg.items() if key != 'type'})
+            print_log(f'{type(self).__name__}: {report} from {cfg["checkpoint"]}', logger='current')
+
+    def train(self, mode: bool = True) -> StagedBackbone:
+        """Set the mode; frozen stages, and all batch norms with ``norm_eval``, stay in eval mode."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        for modules in self.parts()[: self.frozen_stages + 1]:
+            for module in modules:
+                module.eval().requires_grad_(False)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'input of shape {tuple(x.shape)}: {type(self).__name__} takes (N, {self.in_channels}, H, W), '
+                'set in_channels for images with other channels'
+            )
+        if min(x.shape[2:]) < MIN_SIZE:
+            raise ValueError(
+                f'input of {x.shape[2]}x{x.shape[3]} pixels: {type(self).__name__} needs at least '
+                f'{MIN_SIZE}x{MIN_SIZE}, resize or pad the image'
+            )
+
+
+def _checked_out_indices(indices: Sequence[int]) -> tuple[int, ...]:
+    chosen = tuple(indices) if isinstance(indices, Sequence) else (indices,)
+    if not chosen or any(i not in range(4) for i in chosen) or list(chosen) != sorted(set(chosen)):
+        raise ValueError(f'out_indices {indices} must be ascending, different stages from 0 to 3')
+    return chosen

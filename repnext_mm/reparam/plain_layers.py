@@ -1,0 +1,66 @@
+"""What is nothing but a convolution, and what is nothing but a batch norm: classes may do more than their base does."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .kernel import Kernel, folds, placed, to_conv
+from .surgery import skeleton
+
+_CONV_FORWARDS = tuple((kind.forward, kind._conv_forward) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+_NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+_PADDING_CONVS = (('mmcv', 'Conv2dAdaptivePadding'), ('timm', 'Conv2dSame'))
+"""Convolutions with a ``forward`` that pads as TensorFlow does, and then convolves."""
+
+_ACTIVATING_NORMS = (('timm', 'BatchNormAct2d'),)
+"""Batch norms with a ``forward`` that goes on with ``drop`` and ``act``."""
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether the output of a layer is linear in its weight and bias, without hooks that could change it."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or has_hooks(module):
+        return False
+    return _is_plain(module) or _kind(module) in _PADDING_CONVS
+
+
+def with_kernel(conv: nn.Module, kernel: Kernel) -> nn.Module:
+    """A layer as ``conv`` with another weight and bias, which need no gradient."""
+    like = cast(nn.Conv2d, conv)
+    if _is_plain(conv):
+        return to_conv(kernel, like=like)
+    clone = cast(nn.Conv2d, skeleton(conv)[0])
+    for name, tensor in kernel._asdict().items():
+        setattr(clone, name, nn.Parameter(placed(tensor, like=like.weight), requires_grad=False))
+    return clone
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a layer is a batch norm in eval mode, possibly with something known behind it, without hooks."""
+    return folds(module) and not has_hooks(module) and behind(module) is not None
+
+
+def behind(norm: nn.Module) -> nn.Module | None:
+    """What remains of a norm layer when its norm is folded; None when that is not known."""
+    if type(norm).forward in _NORM_FORWARDS:
+        return nn.Identity()
+    if _kind(norm) not in _ACTIVATING_NORMS:
+        return None
+    layers = [layer for layer in cast(list[nn.Module], [norm.drop, norm.act]) if not isinstance(layer, nn.Identity)]
+    return nn.Sequential(*layers) if layers else nn.Identity()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether other code takes part in the forward pass of a module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    return (type(conv).forward, getattr(type(conv), '_conv_forward', None)) in _CONV_FORWARDS
+
+
+def _kind(module: nn.Module) -> tuple[str, str]:
+    return type(module).__module__.partition('.')[0], type(module).__name__

@@ -1,0 +1,358 @@
+"""RepNeXtU: published numbers, exact fusing with and without shortcuts, OpenMMLab's backbone contract."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repnext_mm.benchmark.complexity import count_macs
+from repnext_mm.models import UNIT_ARCHITECTURES, RepNeXtU, UnitArch
+from repnext_mm.reparam import count_norms, count_parameters, fuse
+from tests.conftest import randomise, worst_error
+
+TINY = {'dims': (6, 12, 24, 48), 'depths': (1, 1, 4, 1)}
+
+# Facts E3, classifiers with 1000 classes: parameters (train, without shortcuts), GMACs at 224x224 (the same)
+PUBLISHED = {
+    'tiny': (28_984_936, 51_547_720, 4.47, 8.20), 'small': (51_034_216, 92_093_512, 8.71, 16.14),
+    'base': (89_672_168, 162_739_304, 15.39, 28.53),
+}  # fmt: skip
+KEPT = {'tiny': 28_566_184, 'small': 50_180_008, 'base': 88_533_224}  # ours: fused with shortcuts
+
+
+@cache
+def published_form(arch: str, form: str) -> nn.Module:
+    """A backbone in eval mode on the meta device."""
+    if form != 'train':
+        return fuse(published_form(arch, 'train'), form=form)[0]
+    with torch.device('meta'):
+        return RepNeXtU(arch).eval()
+
+
+def by_definition(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Every branch and every norm run apart: otherwise both forms would merge by the same code."""
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        for module in ('rep_unit', 'unit_block'):
+            patch.setattr(f'repnext_mm.nn.{module}.folds', lambda norm: False)
+        return model(x)
+
+
+def worst(outputs: tuple[torch.Tensor, ...], references: tuple[torch.Tensor, ...]) -> float:
+    return max(worst_error(a, b) for a, b in zip(outputs, references, strict=True))
+
+
+def head(arch: str) -> int:
+    return (UNIT_ARCHITECTURES[arch].dims[3] + 1) * 1000
+
+
+@pytest.mark.parametrize('arch', PUBLISHED)
+def test_published_parameter_counts(arch):
+    """The authors' train form also holds the 7x7 that is to come, with its bias, and never runs it."""
+    train, eliminated = PUBLISHED[arch][:2]
+    dims, depths = UNIT_ARCHITECTURES[arch].dims, UNIT_ARCHITECTURES[arch].depths
+    never_run = sum(50 * width * depth for width, depth in zip(dims, depths, strict=True))
+    assert count_parameters(published_form(arch, 'train')) + never_run + head(arch) == train
+    assert count_parameters(published_form(arch, 'no_shortcut')) + head(arch) == eliminated
+    assert count_parameters(published_form(arch, 'default')) + head(arch) == KEPT[arch]
+
+
+@pytest.mark.parametrize('arch', PUBLISHED)
+def test_published_macs(arch, monkeypatch):
+    image = torch.empty(1, 3, 224, 224, device='meta')
+
+    def gmacs(form: str) -> float:
+        return (count_macs(lambda: published_form(arch, form)(image)) + head(arch) - 1000) / 1e9
+
+    assert round(gmacs('no_shortcut'), 2) == PUBLISHED[arch][3]
+    assert gmacs('train') == gmacs('default') < PUBLISHED[arch][2]  # merged on the fly
+    monkeypatch.setattr('repnext_mm.nn.rep_unit.folds', lambda norm: False)  # in training the branches run
+    assert round(gmacs('train'), 2) == PUBLISHED[arch][2]
+
+
+@pytest.mark.parametrize('arch', PUBLISHED)
+@pytest.mark.parametrize('form', ['default', 'no_shortcut'])
+def test_no_norm_is_left(arch, form):
+    assert count_norms(published_form(arch, form)) == 0
+
+
+BN = r'(weight|bias|running_mean|running_var|num_batches_tracked)'
+KEYS = {
+    'train': rf'downsample_layers\.0\.(0\.weight|1\.{BN})|downsample_layers\.[123]\.(0\.{BN}|1\.(weight|bias))'
+    rf'|stages\.\d\.\d+\.(feature\.(dwconv[123]\.weight|norm[123]\.{BN})|pwconv[12]\.(weight|bias))',
+    'default': r'downsample_layers\.\d\.(weight|bias)|stages\.\d\.\d+\.(feature|pwconv[12])\.(weight|bias)',
+    'no_shortcut': r'downsample_layers\.\d\.(weight|bias)|stages\.\d\.\d+\.block\.[013]\.(weight|bias)',
+}
+
+
+@pytest.mark.parametrize('form', KEYS)
+def test_key_patterns(form):
+    for key in published_form('tiny', form).state_dict():
+        assert re.fullmatch(KEYS[form], key), key
+
+
+@pytest.mark.parametrize('form', ['default', 'no_shortcut'])
+@pytest.mark.parametrize('unit', ['u1', 'u2', 'u3'])
+def test_fusing_is_exact(unit, form):
+    model = randomise(RepNeXtU(TINY, unit=unit)).double().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused, report = fuse(model, form=form)
+    x = torch.randn(1, 3, 75, 97).double()
+    expected = by_definition(model, x)
+    assert worst(fused(x), expected) < 1e-12
+    assert worst(model(x), expected) < 1e-12
+    assert report.norms_after == 0
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    again, nothing = fuse(fused, form=form)
+    assert again is fused
+    assert not nothing
+
+
+def test_a_published_net_fuses_exactly():
+    model = randomise(RepNeXtU('tiny')).double().eval()
+    x = torch.randn(1, 3, 33, 47).double()
+    for form in ('default', 'no_shortcut'):
+        assert worst(fuse(model, form=form)[0](x), by_definition(model, x)) < 1e-12
+
+
+def test_forms_may_differ_between_stages():
+    model = randomise(RepNeXtU(TINY)).double().eval()
+    fused, _ = fuse(model, form={'stages.3': 'no_shortcut'})
+    assert {key.split('.')[3] for key in fused.state_dict() if key.startswith('stages.3')} == {'block'}
+    assert 'stages.2.0.pwconv1.weight' in fused.state_dict()
+    x = torch.randn(1, 3, 64, 64).double()
+    assert worst(fused(x), by_definition(model, x)) < 1e-12
+
+
+@pytest.mark.parametrize('form', ['keep_norms', 'half', 'three_quarters', 'dense'])
+def test_other_forms_are_the_default_one(form):
+    model = randomise(RepNeXtU(TINY)).eval()
+    fused, default = fuse(model, form=form)[0], fuse(model)[0]
+    assert all(torch.equal(a, b) for a, b in zip(fused.parameters(), default.parameters(), strict=True))
+
+
+@pytest.mark.parametrize('keep', [True, False], ids=['shortcuts', 'no shortcuts'])
+def test_deploy_builds_what_fusing_gives(keep):
+    fused, _ = fuse(randomise(RepNeXtU(TINY)).eval(), form='default' if keep else 'no_shortcut')
+    deploy = RepNeXtU(TINY, deploy=True, keep_shortcut=keep).eval()
+    deploy.load_state_dict(fused.state_dict(), strict=True)
+    x = torch.randn(1, 3, 41, 64)
+    assert all(torch.equal(a, b) for a, b in zip(deploy(x), fused(x), strict=True))
+    assert deploy.deploy
+    assert not any(parameter.is_meta for parameter in deploy.parameters())
+
+
+@pytest.mark.parametrize('keep', [True, False], ids=['shortcuts', 'no shortcuts'])
+def test_switch_to_deploy(keep):
+    model = randomise(RepNeXtU(TINY, keep_shortcut=keep)).double()
+    x = torch.randn(1, 3, 41, 64).double()
+    expected = by_definition(model.eval(), x)
+    model.train()  # mmdeploy switches before it calls eval()
+    assert model.switch_to_deploy() is model
+    assert model.training
+    keys = set(model.state_dict())
+    assert model.switch_to_deploy() is model
+    assert set(model.state_dict()) == keys
+    assert any('.block.' in key for key in keys) != keep
+    model.eval()
+    assert worst(model(x), expected) < 1e-12
+    assert count_norms(model) == 0
+
+
+def test_two_conversions_in_one_process():
+    """The authors' script counts downsamplings in a global and breaks the second network."""
+    for _ in range(2):
+        assert count_norms(RepNeXtU(TINY).switch_to_deploy()) == 0
+
+
+class TestContract:
+    def test_registered_in_the_root_registry(self):
+        assert isinstance(MODELS.build({'type': 'RepNeXtU', 'arch': TINY}), RepNeXtU)
+
+    @pytest.mark.parametrize('size', [(32, 32), (33, 95), (64, 32), (97, 131)], ids=str)
+    def test_strides_round_down(self, size):
+        for index, feature in enumerate(RepNeXtU(TINY).eval()(torch.randn(2, 3, *size))):
+            stride = 4 * 2**index
+            assert feature.shape == (2, TINY['dims'][index], size[0] // stride, size[1] // stride)
+
+    @pytest.mark.parametrize('indices', [(0,), (3,), (1, 3), [2, 3]], ids=str)
+    def test_out_indices(self, indices):
+        model = RepNeXtU(TINY, out_indices=indices)
+        channels = tuple(feature.shape[1] for feature in model.eval()(torch.randn(1, 3, 32, 32)))
+        assert channels == model.out_channels == tuple(TINY['dims'][i] for i in indices)
+
+    @pytest.mark.parametrize('frozen', range(-1, 5))
+    def test_frozen_stages_stay_frozen(self, frozen):
+        model = RepNeXtU(TINY, frozen_stages=frozen)
+        assert model.train() is model
+        layers, stages = model.downsample_layers, model.stages
+        parts = [(layers[0],), (stages[0],), *((layers[i], stages[i]) for i in (1, 2, 3))]
+        for index, modules in enumerate(parts):
+            for module in modules:
+                held = index <= frozen
+                norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+                assert norms
+                assert all(m.training != held for m in norms)
+                assert all(p.requires_grad != held for p in module.parameters())
+
+    @pytest.mark.parametrize('sync', [False, True], ids=['BN', 'SyncBN'])
+    def test_norm_eval_whatever_the_class(self, sync):
+        model = randomise(RepNeXtU(TINY, norm_eval=True))
+        expected = model.eval()(torch.ones(1, 3, 32, 32))
+        if sync:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.train()
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        assert norms
+        assert not any(m.training for m in norms)
+        assert model.training
+        for a, b in zip(model(torch.ones(1, 3, 32, 32)), expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_norm_eval_trains_as_norms_that_are_not_folded(self, monkeypatch):
+        model = randomise(RepNeXtU(TINY, norm_eval=True)).double().train()
+        x = torch.randn(2, 3, 40, 56).double()
+        sum(f.pow(2).mean() for f in model(x)).backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+        model.zero_grad()
+        import repnext_mm.nn.rep_unit as rep_unit
+        import repnext_mm.nn.unit_block as unit_block
+
+        for module in (rep_unit, unit_block):
+            monkeypatch.setattr(module, 'folds', lambda norm: False)
+        sum(f.pow(2).mean() for f in model(x)).backward()
+        scale = max(p.grad.abs().max() for p in model.parameters())
+        for name, p in model.named_parameters():
+            assert (p.grad - grads[name]).abs().max() < 1e-12 * scale, name
+
+    def test_drop_path_grows_linearly(self):
+        model = RepNeXtU(TINY, drop_path_rate=0.3)
+        rates = [getattr(block.drop_path, 'p', 0.0) for stage in model.stages for block in stage]
+        assert rates == pytest.approx([0.3 * i / 6 for i in range(7)])
+        model.train()(torch.randn(2, 3, 64, 64))[-1].sum().backward()
+
+    def test_with_cp_gives_the_same_step(self):
+        plain = randomise(RepNeXtU(TINY)).double().train()
+        saving = RepNeXtU(TINY, with_cp=True).double().train()
+        saving.load_state_dict(plain.state_dict())
+        x = torch.randn(2, 3, 64, 64).double()
+        for model in (plain, saving):
+            sum(f.pow(2).mean() for f in model(x)).backward()
+        for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad), name
+        for (name, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
+            assert torch.equal(a, b), name
+
+    def test_initial_weights(self):
+        model = RepNeXtU('tiny')
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        assert all(conv.weight.std().item() == pytest.approx(0.02, rel=0.25) for conv in convs)
+        assert not any(conv.bias.any() for conv in convs if conv.bias is not None)
+
+    @pytest.mark.parametrize(('shape', 'message'), [
+        ((1, 3, 31, 64), 'RepNeXtU needs at least 32x32'), ((1, 1, 64, 64), r'takes \(N, 3, H, W\)'),
+        ((3, 64, 64), r'takes \(N, 3, H, W\)'),
+    ])  # fmt: skip
+    def test_wrong_inputs(self, shape, message):
+        with pytest.raises(ValueError, match=message):
+            RepNeXtU(TINY)(torch.zeros(shape))
+
+    @pytest.mark.parametrize(('options', 'message'), [
+        ({'frozen_stages': 5}, 'frozen_stages 5'), ({'out_indices': (1, 0)}, 'ascending, different stages'),
+        ({'drop_path_rate': 1.0}, 'drop_path_rate'), ({'arch': 'm9'}, "unknown arch 'm9': choose one of tiny"),
+        ({'arch': {'dims': (6, 12, 24, 48)}}, 'depths are needed'), ({'arch': {**TINY, 'width': 3}}, 'nothing else'),
+        ({'arch': {**TINY, 'dims': (6, 12, 24)}}, 'one positive entry per stage'),
+        ({'arch': {**TINY, 'depths': (1, 0, 1, 1)}}, 'one positive entry'), ({'arch': 4}, 'name or a dict'),
+        ({'unit': 'u4'}, "unknown unit 'u4': choose one of u1, u2, u3"),
+        ({'arch': 'base', 'unit': 'u1'}, '128 channels cannot be cut'),
+        ({'pretrained': 'a.pth'}, r'RepNeXtU takes no pretrained.*init_cfg'),
+    ])  # fmt: skip
+    def test_wrong_arguments(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            RepNeXtU(**{'arch': TINY, **options})
+
+    def test_unknown_arguments(self):
+        with pytest.raises(TypeError, match='depth'):
+            RepNeXtU(TINY, depth=50)
+
+    def test_other_image_channels_and_archs(self):
+        model = RepNeXtU(UnitArch((4, 6, 10, 8), (1, 1, 1, 1)), in_channels=1)  # widths need not double
+        assert [f.shape[1] for f in model.eval()(torch.randn(1, 1, 32, 32))] == [4, 6, 10, 8]
+
+    def test_layer_depth(self):
+        model = RepNeXtU('tiny')
+        depth = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.') for name, _ in model.named_parameters()}
+        assert {total for _, total in depth.values()} == {8}
+        assert depth['downsample_layers.0.0.weight'][0] == 0
+        assert [depth[f'downsample_layers.{i}.1.weight'][0] for i in (1, 2, 3)] == [2, 3, 6]
+        assert [depth[f'stages.{i}.0.pwconv1.weight'][0] for i in (0, 1, 3)] == [1, 2, 6]
+        assert [depth[f'stages.2.{i}.pwconv1.weight'][0] for i in (0, 2, 3, 8)] == [3, 3, 4, 5]
+        assert model.get_layer_depth('head.fc.weight', 'backbone.') == (7, 8)
+
+    @pytest.mark.parametrize('form', ['default', 'no_shortcut'])
+    def test_torch_script_traces_deploy_forms(self, form):
+        model, x = randomise(RepNeXtU(TINY)).eval(), torch.randn(1, 3, 64, 64)
+        network, _ = fuse(model, form=form)
+        with torch.no_grad():
+            traced = torch.jit.trace(network, x)
+            assert worst(traced(x), model(x)) < 1e-4
+
+
+class TestLoading:
+    def test_an_authors_file_loads_without_its_dead_weights(self, tmp_path):
+        source = randomise(RepNeXtU(TINY))
+        state = dict(source.state_dict())
+        dead = {f'stages.{s}.0.feature.conv_repara.{n}': torch.ones(1) for s in range(4) for n in ('weight', 'bias')}
+        extra = {'head.2.weight': torch.ones(3, 48), 'head.2.bias': torch.ones(3)}
+        path = tmp_path / 'authors.pth'
+        torch.save({'model': {**state, **dead, **extra}}, path)
+        model = RepNeXtU(TINY, init_cfg={'type': 'Pretrained', 'checkpoint': str(path)})
+        model.init_weights()
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert len(RepNeXtU(TINY).load_pretrained(str(path)).dropped) == len(dead) + len(extra)
+
+    @pytest.mark.parametrize(('wrong', 'message'), [
+        ({}, 'holds the train form.*deploy=False'), ({'deploy': True}, 'with shortcuts.*build it with deploy=True'),
+        ({'deploy': True, 'keep_shortcut': False}, 'without shortcuts.*keep_shortcut=False'),
+    ])  # fmt: skip
+    def test_files_of_another_form_are_refused(self, tmp_path, wrong, message):
+        path = tmp_path / 'file.pth'
+        torch.save(RepNeXtU(TINY, **wrong).state_dict(), path)
+        for options in ({}, {'deploy': True}, {'deploy': True, 'keep_shortcut': False}):
+            model = RepNeXtU(TINY, **options)
+            if options == wrong:
+                assert model.load_pretrained(str(path)).loaded == len(model.state_dict())
+            else:
+                with pytest.raises(ValueError, match=message):
+                    model.load_pretrained(str(path))
+
+    def test_other_files_are_refused(self, tmp_path):
+        path = tmp_path / 'file.pth'
+        torch.save({'conv.weight': torch.ones(2)}, path)
+        with pytest.raises(ValueError, match='missing'):
+            RepNeXtU(TINY).load_pretrained(str(path))
+
+
+def test_classifier():
+    pytest.importorskip('mmpretrain')
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmpretrain')
+    settings = {
+        'type': 'ImageClassifier',
+        'backbone': {'type': 'RepNeXtU', 'arch': TINY, 'out_indices': (3,)},
+        'neck': {'type': 'GlobalAveragePooling'},
+        'head': {'type': 'LinearClsHead', 'num_classes': 5, 'in_channels': 48},
+    }
+    model = randomise(MODELS.build(settings)).double().eval()
+    x = torch.randn(2, 3, 64, 64).double()
+    fused, report = fuse(model, form='no_shortcut')
+    assert report.norms_after == 0
+    assert worst_error(fused(x), model(x)) < 1e-12
+    assert fused(x).shape == (2, 5)

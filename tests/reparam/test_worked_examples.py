@@ -1,0 +1,66 @@
+"""The code of docs/reparameterization.md, run as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from repnext_mm.reparam import Fusible, fuse, relative_error
+
+DOCUMENT = Path(__file__).parents[2] / 'docs/reparameterization.md'
+PROBES = [(1, 1), (5, 3), (11, 12), (17, 23)]  # pixels: smaller than the windows, odd, even
+
+
+@pytest.fixture(scope='module')
+def examples() -> dict[str, Any]:
+    """Every name that the document's Python blocks define, run one after the other."""
+    blocks = re.findall(r'^```python\n(.*?)^```', DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    names: dict[str, Any] = {'__name__': 'worked_examples'}
+    for block in blocks:
+        exec(compile(block, str(DOCUMENT), 'exec'), names)
+    return names
+
+
+@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
+@pytest.mark.parametrize('name', ['FullChunk', 'InterleavedCopy'])
+def test_examples_are_exact(examples, name, bias):
+    block = examples[name](12, bias=bias).double().eval()
+    before = {key: value.clone() for key, value in block.state_dict().items()}
+    fused, report = fuse(block)
+    assert isinstance(fused, nn.Conv2d)
+    assert (fused.bias is not None) == bias
+    assert report.modules == ('',)
+    for height, width in PROBES:
+        assert relative_error(fused, block, torch.randn(2, 12, height, width).double()) <= (1e-14,)
+    assert all(torch.equal(value, before[key]) for key, value in block.state_dict().items())
+
+
+def test_nested_branches_are_exact(examples):
+    block = examples['NestedChunk'](8).double().eval()
+    fused, _ = fuse(block)
+    assert isinstance(fused, nn.Conv2d)
+    for height, width in PROBES:
+        assert relative_error(fused, block, torch.randn(2, 8, height, width).double()) <= (1e-14,)
+
+
+def test_outputs_are_interleaved(examples):
+    """Channel 2i is channel i at the small scale, 2i + 1 at the medium one."""
+    block = examples['InterleavedCopy'](3).double().eval()
+    fused, _ = fuse(block)
+    x = torch.randn(1, 3, 9, 8).double()
+    torch.testing.assert_close(fused(x)[:, 0::2], block.small(x))
+    torch.testing.assert_close(fused(x)[:, 1::2], block.medium(x))
+
+
+def test_the_last_block_left_a_fused_network(examples):
+    network, deploy = examples['network'].double(), examples['deploy']
+    assert not any(isinstance(module, Fusible) for module in deploy.modules())
+    fused, report = fuse(network)
+    assert relative_error(fused, network, torch.randn(1, 16, 13, 11).double()) <= (1e-13,)
+    assert report.parameters_after == sum(parameter.numel() for parameter in deploy.parameters())

@@ -64,6 +64,7 @@ setup(
     extras_require={
         **LANES,
         'digits': ['matplotlib', 'pillow', 'pycocotools', 'scikit-learn>=1.3'],
+        'cam': ['grad-cam>=1.5'],
         'export': ['coremltools', 'onnx', 'onnxruntime', 'onnxscript', 'openvino'],
         'dev': ['mypy', 'pytest>=8', 'ruff', 'timm>=1.0'],
     },

@@ -84,7 +84,7 @@ class Venv:
 
     def fingerprint(self, lane: str) -> str:
         """What the environment depends on; its own Python counts, not the one that runs this script."""
-        names = [f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'export', 'dev']
+        names = [f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'export', 'cam', 'dev']
         files = [ROOT / 'requirements' / f'{name}.txt' for name in names]
         files += [ROOT / 'setup.py', Path(__file__)]
         digest = hashlib.sha256(f'{lane} {ROOT} {self.path}'.encode())
@@ -162,8 +162,9 @@ def main(arguments: list[str] | None = None) -> None:
                for part in ('-r', str(pins / f'{name}.txt'))), str(wheel))
     # A bare machine has no libGL: of the two builds of OpenCV in one folder the headless one must be the last.
     headless = [line for line in requirements(lane) if line.startswith('opencv-python-headless')]
+    # grad-cam asks for any headless OpenCV: without its dependencies, all of which are there.
     venv.pip('[6/7] mmcv with operators, headless OpenCV', 'install', '--no-deps', '--force-reinstall', str(wheel),
-             *headless)
+             *headless, '-r', str(pins / 'cam.txt'))
     venv.pip('[7/7] repnext_mm, editable', 'install', '--no-deps', '--no-build-isolation', '-e', str(ROOT))
     if not venv.ask('import mmcv.ops, repnext_mm; print(1)'):
         stop('Everything is installed, but mmcv.ops or repnext_mm does not import. To see which: '

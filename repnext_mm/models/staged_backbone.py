@@ -82,11 +82,13 @@ class StagedBackbone(BaseModule):
         if not torch.jit.is_tracing():
             self._check_input(x)
         outputs = []
-        for index, modules in enumerate(self.parts(), start=-1):  # the stem comes before stage 0
+        index = -1  # the stem comes before stage 0; torch 2.1 compiles no enumerate(start=...)
+        for modules in self.parts():
             for module in modules:
                 x = module(x)
             if index in self.out_indices:
                 outputs.append(x)
+            index += 1
         return tuple(outputs)
 
     def init_weights(self) -> None:

@@ -258,7 +258,7 @@ def test_interrupted_creation_continues(left: str, setup_env: Any, tmp_path: Pat
 @pytest.mark.parametrize('lane', ['onedl', 'openmmlab'])
 def test_requirements_are_exact(lane: str, setup_env: Any) -> None:
     assert lane in setup_env.LANES
-    for name in (f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'export', 'dev'):
+    for name in (f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'export', 'cam', 'dev'):
         lines = setup_env.requirements(name)
         assert lines
         assert all(line.count('==') == 1 for line in (each.split(';')[0] for each in lines))

@@ -1,0 +1,109 @@
+"""A sheet of results: what a checkpoint says of its test pictures, beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+
+from repnext_mm.apis import prepare_test
+from repnext_mm.apis.checkpoint import load_model
+from repnext_mm.apis.config import innermost_datasets
+from repnext_mm.demo.digit_sheet import ClassifiedDigit, predicted_digits
+from repnext_mm.demo.panels import Panel, predicted_pairs
+from repnext_mm.demo.sheet import draw_sheet
+from repnext_mm.hooks import FuseBackboneHook
+from repnext_mm.visualize.canvas import new_figure, save_png
+
+_COLUMNS = 8
+
+
+def draw_predictions(
+    config_path: str | Path,
+    checkpoint: str,
+    path: str | Path,
+    *,
+    count: int = 6,
+    fuse: bool = True,
+    trust_pickle: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Save predictions and ground truth of test pictures of a config.
+
+    Pictures are spread over the data set. Of a detector, masks and boxes are drawn; of a segmentor, the regions of all
+    classes but the first; of a classifier, ``count`` pictures with answer, score and, if it is wrong, the true class.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
+    """
+    if count < 1:
+        raise ValueError(f'count={count} pictures make no sheet: take at least 1')
+    config = prepare_test(config_path, checkpoint, options=options)
+    scope = config.get('default_scope')
+    if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
+        raise ValueError(f"default_scope={scope!r} has no sheet: give a config of 'mmdet', 'mmseg' or 'mmpretrain'")
+    init_default_scope(scope)
+    model: Any = load_model(config, checkpoint, trust_pickle=trust_pickle).eval()
+    if scope == 'mmdet' and not model.with_mask:
+        raise ValueError(f"'{config_path}' predicts no masks, which the sheet shows: use tools/infer.py")
+    if scope != 'mmpretrain' and not _loads_truth(config, masks=scope == 'mmdet'):
+        raise ValueError(
+            f"the test pipeline of '{config_path}' loads no truth, which the sheet shows: put LoadAnnotations into it "
+            '(a detector needs with_mask=True), or use tools/infer.py'
+        )
+    if fuse:
+        model, _ = FuseBackboneHook().fuse_backbone(model)
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    total, classes = len(dataset), dataset.metainfo['classes']
+    dataset = dataset.get_subset(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
+    title = f'{Path(config_path).stem}, {"fused" if fuse else "train form"}: {len(dataset)} of {total} test pictures'
+    if scope == 'mmpretrain':
+        return _draw_classes(predicted_digits(model, dataset, count=count), classes, path, title=title)
+    pairs = predicted_pairs(model, dataset, count=count)
+    if not any(panel.marks for pair in pairs for panel in pair):
+        raise ValueError(f'nothing is marked in {len(pairs)} pictures of {config_path}, neither found nor true')
+    pairs, shown = occurring(pairs)
+    palette = dataset.metainfo['palette']
+    draw_sheet(
+        pairs, path=path, title=title, classes=[classes[label] for label in shown],
+        palette=[palette[label] for label in shown],
+    )  # fmt: skip
+    return Path(path)
+
+
+def occurring(pairs: Sequence[tuple[Panel, Panel]]) -> tuple[list[tuple[Panel, Panel]], list[int]]:
+    """The same panels with labels counted among those that occur, and these labels: a legend must not list them all."""
+    shown = sorted({mark.label for pair in pairs for panel in pair for mark in panel.marks})
+
+    def renamed(panel: Panel) -> Panel:
+        return panel._replace(marks=tuple(mark._replace(label=shown.index(mark.label)) for mark in panel.marks))
+
+    return [(renamed(truth), renamed(found)) for truth, found in pairs], shown
+
+
+def _loads_truth(config: Config, *, masks: bool) -> bool:
+    steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
+    return any('Annotations' in str(step['type']) and (step.get('with_mask') or not masks) for step in steps)
+
+
+def _draw_classes(
+    found: Sequence[ClassifiedDigit], classes: Sequence[str], path: str | Path, *, title: str
+) -> Path:
+    rows = -(-len(found) // _COLUMNS)
+    wrong = sum(item.answer != item.truth for item in found)
+    figure = new_figure((1.6 * _COLUMNS, 1.9 * rows + 0.9), (
+        f'{title}, {wrong} wrong\nanswer and its score; errors first, in red, with the true class'
+    ))  # fmt: skip
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False).reshape(-1)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, item in zip(axes, found, strict=False):
+        axis.imshow(item.image[..., ::-1])  # pipelines load BGR
+        right = item.answer == item.truth
+        text = f'{classes[item.answer]}: {item.score:.2f}' + ('' if right else f'\n({classes[item.truth]})')
+        axis.set_title(text, fontsize=8, color='black' if right else 'red')
+    return save_png(figure, path)

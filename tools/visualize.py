@@ -1,0 +1,124 @@
+"""See what a network does: features, kernels, receptive fields, predictions, class activation maps."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import DictAction
+
+from repnext_mm.visualize.cam import METHODS, activation_map, draw_activation_maps
+from repnext_mm.visualize.features import draw_features
+from repnext_mm.visualize.kernels import draw_kernels
+from repnext_mm.visualize.predictions import draw_predictions
+from repnext_mm.visualize.receptive_field import draw_receptive_fields, noise_images, receptive_fields
+from repnext_mm.visualize.subject import Subject, load_subject, see, untrained
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    features = _command(commands, 'features', features_of, 'the four chunks of a token mixer, before and after fusing')
+    features.add_argument('image', help='picture file')
+    features.add_argument('--block', default='stages.0.blocks.1', help="which of the backbone's blocks")
+
+    kernels = _command(commands, 'kernels', kernels_of, 'branches and effective kernel of every rep block')
+    kernels.add_argument('--stages', type=int, nargs='+', help='only these, counted from 0')
+    kernels.add_argument('--channel', type=int, help='of each kernel, with its sign (default: mean over all of |w|)')
+
+    erf = _command(commands, 'erf', receptive_fields_of, 'effective receptive field of the centre unit of each level')
+    erf.add_argument('--images', nargs='+', help='picture files of one size (default: noise)')
+    erf.add_argument('--count', type=int, default=8, help='of noise images')
+    erf.add_argument('--size', type=int, default=224, help='of noise images, pixels')
+    erf.add_argument('--beside-random', action='store_true', help='a second row: the same network with random weights')
+
+    predictions = _command(commands, 'predictions', predictions_of, 'results beside the truth, from the test data')
+    predictions.add_argument('--count', type=int, default=6, help='of pictures')
+    predictions.add_argument('--no-fuse', action='store_true', help='run the trained form of the backbone')
+
+    cam = _command(commands, 'cam', cam_of, 'class activation maps (needs grad-cam)')
+    cam.add_argument('image', help='picture file')
+    cam.add_argument('--methods', nargs='+', default=['gradcam'], choices=METHODS)
+    cam.add_argument('--layers', nargs='+', default=['stages.3'], help='of the backbone; a finer one for small things')
+    cam.add_argument('--label', help='name of the class (default: what the model sees most of)')
+    return parser.parse_args()
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], Path], text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    command.add_argument('--config', help='of a trained model')
+    command.add_argument('--checkpoint', help='its weights, in train form')
+    if name in ('features', 'kernels', 'erf'):
+        command.add_argument('--arch', default='m0', help='without a config: a RepNeXt with random weights')
+    command.add_argument('--out', type=Path, default=Path(f'work_dirs/visualize/{name}.png'), help='PNG file')
+    command.add_argument(
+        '--trust-pickle', action='store_true', help='let checkpoints build any object, which can run any code in them'
+    )
+    command.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config')
+    return command
+
+
+def subject_of(args: argparse.Namespace) -> Subject:
+    return load_subject(
+        args.config, args.checkpoint, arch=getattr(args, 'arch', 'm0'), trust_pickle=args.trust_pickle,
+        options=args.cfg_options,
+    )  # fmt: skip
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        path = args.run(args)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+    print(f'wrote {path}')
+
+
+def features_of(args: argparse.Namespace) -> Path:
+    subject = subject_of(args)
+    seen = see(subject, args.image)
+    return draw_features(subject.backbone, seen.inputs, seen.image, args.out, block=args.block, title=subject.name)
+
+
+def kernels_of(args: argparse.Namespace) -> Path:
+    subject = subject_of(args)
+    return draw_kernels(subject.backbone, args.out, title=subject.name, stages=args.stages, channel=args.channel)
+
+
+def receptive_fields_of(args: argparse.Namespace) -> Path:
+    subject = subject_of(args)
+    images = [see(subject, path).inputs for path in args.images or ()] or noise_images(args.count, size=args.size)
+    rows = {'trained' if args.config else 'random': receptive_fields(subject.backbone, images)}
+    if args.beside_random:
+        rows['random'] = receptive_fields(untrained(subject), images)
+    of = f'{len(images)} pictures' if args.images else f'{len(images)} images of noise'
+    size = 'x'.join(map(str, images[0].shape[2:]))
+    levels = getattr(subject.backbone, 'out_indices', None)
+    return draw_receptive_fields(rows, args.out, title=f'{subject.name}, {of}, {size} pixels', levels=levels)
+
+
+def predictions_of(args: argparse.Namespace) -> Path:
+    if args.config is None or args.checkpoint is None:
+        raise ValueError('predictions need --config and --checkpoint')
+    return draw_predictions(
+        args.config, args.checkpoint, args.out, count=args.count, fuse=not args.no_fuse,
+        trust_pickle=args.trust_pickle, options=args.cfg_options,
+    )  # fmt: skip
+
+
+def cam_of(args: argparse.Namespace) -> Path:
+    subject = subject_of(args)
+    seen = see(subject, args.image)
+    maps = [
+        activation_map(subject, seen, method=method, layer=layer, label=args.label)
+        for layer in args.layers for method in args.methods
+    ]  # fmt: skip
+    return draw_activation_maps(seen.image, maps, args.out, title=subject.name)
+
+
+if __name__ == '__main__':
+    main()

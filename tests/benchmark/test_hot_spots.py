@@ -42,6 +42,7 @@ def test_a_network():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+@pytest.mark.slow
 def test_the_tool():
     command = [sys.executable, ROOT / 'tools/profile_backbone.py', '--arch', 'm0', '--shape', '1x3x64x64']
     command += ['--rounds', '2', '--forms', 'default', 'dense']

@@ -26,6 +26,7 @@ def train_and_test(root, config, checkpoint):
     return run_tool(ROOT / 'tools/test.py', config, root / f'work_dirs/{config[:-3]}/{checkpoint}', *WORKERS, cwd=root)
 
 
+@pytest.mark.slow
 def test_a_segmentor(root):
     output = run_tool(
         TOOL, '--task', 'seg', '--data', 'scenes', '--classes', f'background,{DIGITS}', '--arch', 'm0', '--size', '64',

@@ -180,4 +180,5 @@ default_cfgs = generate_default_cfgs({
     f'repnext_{arch}.{"dist_300e_in1k" if arch in DISTILLED else "untrained"}': _settings(arch)
     for arch in ARCHITECTURES
 })  # fmt: skip
-ENTRIES = {arch: _entry(arch) for arch in ARCHITECTURES}
+for _arch in ARCHITECTURES:
+    _entry(_arch)

@@ -1,4 +1,4 @@
-"""Accuracies that the authors report, to plot measured latency against; what is not known here is absent."""
+"""Accuracies and phone latencies that the authors report, to plot beside what is measured; unknown ones are absent."""
 
 from __future__ import annotations
 
@@ -71,3 +71,16 @@ REPORTED: dict[str, Reported] = {
     'starnet_s4': _peer('StarNet', 'S4', 78.4, _PLAIN),
     'resnet50': Reported('ResNet', 'ResNet-50'),
 }
+
+# Core ML on an iPhone 12, one image; RepNeXt from its authors' README, peers from their tools/latency.py.
+PHONE_MS: dict[str, float] = {
+    'm0': 0.59, 'm1': 0.86, 'm2': 1.00, 'm3': 1.11, 'm4': 1.48, 'm5': 2.20, 'm0e': 0.62, 'm1e': 0.89, 'm2e': 1.04,
+    'repvit_m0_9': 0.89, 'repvit_m1_0': 1.02, 'repvit_m1_1': 1.13, 'repvit_m1_5': 1.51, 'repvit_m2_3': 2.24,
+    'fastvit_t8': 0.89, 'fastvit_t12': 1.33, 'fastvit_sa12': 1.67, 'fastvit_sa24': 2.78,
+    'mobileone_s1': 0.89, 'mobileone_s2': 1.14, 'mobileone_s3': 1.31, 'mobileone_s4': 1.73,
+    'starnet_s3': 0.98, 'starnet_s4': 1.11,
+}  # fmt: skip
+# The backbone alone on 512x512, which the tables of detection and segmentation give.
+PHONE_512_MS: dict[str, float] = {
+    'm3': 5.1, 'm4': 6.6, 'm5': 10.4, 'repvit_m1_1': 4.9, 'repvit_m1_5': 6.4, 'repvit_m2_3': 9.9,
+}  # fmt: skip

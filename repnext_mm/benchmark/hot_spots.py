@@ -1,26 +1,28 @@
-"""Where a network's time goes, operation by operation, and the least that its arithmetic and its memory need."""
+"""Where a network's time goes, by operation and by module, and the least that its arithmetic and memory need."""
 
 from __future__ import annotations
 
+import re
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.profiler_util import FunctionEventAvg
-from torch.profiler import ProfilerActivity, profile
 
 from repnext_mm.benchmark.complexity import count_macs
 from repnext_mm.benchmark.latency import Latency, measure_latency
+from repnext_mm.benchmark.machine_rate import bandwidth_gbs, matrix_gflops
+from repnext_mm.benchmark.operations import eager_operations, onnxruntime_operations, openvino_operations
+from repnext_mm.benchmark.runtimes import prepare
 
-MATRICES = ((1536, 1536, 1536), (512, 256, 1024), (256, 512, 1024), (128, 64, 4096))
-"""Sizes (M, K, N) to find the machine's matrix rate with: the best counts."""
-COPY_MIB = 256  # far beyond any cache
+PROFILED = ('eager', 'compile', 'onnxruntime', 'openvino')
+"""Runtimes that tell where their time goes."""
+PARTS = ('stem', 'downsample', 'token_mixer', 'norm', 'channel_mixer')
+"""Modules of RepNeXt whose time is told apart, stage by stage; the outermost counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,87 +44,112 @@ class HotSpots:
 
 
 @torch.no_grad()  # not inference_mode: there torch 2.1 counts no operations
-def find_hot_spots(network: nn.Module, image: Tensor, *, rounds: int = 20) -> HotSpots:
+def find_hot_spots(
+    network: nn.Module,
+    image: Tensor,
+    *,
+    rounds: int = 20,
+    runtime: str = 'eager',
+    threads: int | None = None,
+    native: bool = False,
+) -> HotSpots:
     """Time a network, profile it, and measure what the machine could do.
 
     Args:
         network: in eval mode, on the device and in the dtype and memory format of ``image``.
         image: ``(N, 3, H, W)``.
         rounds: timed calls, and profiled ones.
+        runtime: of ``PROFILED``; its own profiler is read, and timing runs without it.
+        threads: of an exported runtime; PyTorch's are set for the whole process.
+        native: let OpenVINO choose its precision.
+
+    Raises:
+        ValueError: the runtime has no profile here.
     """
-    device = image.device
-    latency = measure_latency({'network': lambda: network(image)}, rounds=rounds, device=device)['network']
-    kinds = _profiled(lambda: network(image), rounds, device)
+    if runtime not in PROFILED:
+        raise ValueError(f'runtime {runtime!r} is not profiled: choose one of {", ".join(PROFILED)}')
+    device, threads = image.device, threads or torch.get_num_threads()
+    with _kernels_named(runtime):
+        run = prepare(network, image, runtime=runtime, threads=threads, native=native)
+        latency = measure_latency({'network': run}, rounds=rounds, device=device)['network']
+        if runtime == 'onnxruntime':
+            kinds = onnxruntime_operations(network, image, rounds=rounds, threads=threads)
+        elif runtime == 'openvino':
+            kinds = openvino_operations(network, image, rounds=rounds, threads=threads, native=native)
+        else:
+            kinds = eager_operations(run, rounds=rounds, device=device)
     gmacs = count_macs(lambda: network(image)) / 1e9
-    matrix_gflops, bandwidth_gbs = _matrix_gflops(image), _bandwidth_gbs(image)
+    gflops, gbs = matrix_gflops(image), bandwidth_gbs(image)
     return HotSpots(
         latency=latency,
         by_kind_ms=dict(sorted(kinds.items(), key=lambda item: -item[1])),
         gmacs=gmacs,
-        matrix_gflops=matrix_gflops,
-        bandwidth_gbs=bandwidth_gbs,
-        arithmetic_ms=2 * gmacs / matrix_gflops * 1e3,
-        memory_ms=_convolution_bytes(network, image) / bandwidth_gbs / 1e6,
+        matrix_gflops=gflops,
+        bandwidth_gbs=gbs,
+        arithmetic_ms=2 * gmacs / gflops * 1e3,
+        memory_ms=_convolution_bytes(network, image) / gbs / 1e6,
     )
 
 
-def _profiled(call: Callable[[], object], rounds: int, device: torch.device) -> dict[str, float]:
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == 'cuda' else [])
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*Profiler clears events')  # of earlier cycles: there is one
-        with profile(activities=activities, record_shapes=True) as profiler:
-            for _ in range(rounds):
-                call()
-    named_device = hasattr(FunctionEventAvg(), 'self_device_time_total')  # torch 2.1 calls it cuda
-    on = 'cpu' if device.type != 'cuda' else 'device' if named_device else 'cuda'
-    found: dict[str, float] = defaultdict(float)
-    for event in profiler.key_averages(group_by_input_shape=True):
-        if event.key.startswith('aten::') and (spent_us := getattr(event, f'self_{on}_time_total')):
-            found[_kind(event.key.removeprefix('aten::'), event.input_shapes)] += spent_us / 1e3 / rounds
-    return dict(found)
+@torch.no_grad()
+def time_by_module(network: nn.Module, image: Tensor, *, rounds: int = 20) -> dict[str, float]:
+    """Milliseconds per call of RepNeXt's parts in eager PyTorch, in the order in which they run.
+
+    Keys are ``stem`` and ``stage S: PART``, a part's calls summed over the blocks of its stage; ``shortcuts and the
+    rest`` is what the whole call takes beside them, the clock's own cost included.
+    """
+    spent: dict[str, float] = defaultdict(float)
+    started: dict[int, float] = {}
+
+    def now() -> float:
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)
+        return time.perf_counter() * 1e3
+
+    def start(module: nn.Module, inputs: Any) -> None:
+        started[id(module)] = now()
+
+    def stopped(label: str) -> Callable[..., None]:
+        def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+            spent[label] += now() - started.pop(id(module))
+
+        return stop
+
+    for _ in range(3):
+        network(image)
+    handles = []
+    for label, module in _parts(network):
+        handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stopped(label))]
+    began = now()
+    try:
+        for _ in range(rounds):
+            network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    whole = now() - began
+    spent['shortcuts and the rest'] = whole - sum(spent.values())
+    return {label: total / rounds for label, total in spent.items()}
 
 
-def _kind(name: str, shapes: Sequence[Sequence[int]]) -> str:
-    if 'conv' in name and len(shapes) > 1 and len(shapes[1]) == 4:
-        _, inputs, *size = shapes[1]
-        if size == [1, 1]:
-            return '1x1 convolutions'
-        return 'depthwise convolutions' if inputs == 1 else 'stem'
-    for kind, names in {
-        'activation': ('gelu', 'relu'), 'norms': ('batch_norm',), 'additions': ('add', 'sub'),
-        'copies and concatenations': ('cat', 'copy', 'clone', 'contiguous'),
-    }.items():  # fmt: skip
-        if any(part in name for part in names):
-            return kind
-    return 'views, allocation and dispatch'
+def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in network.named_modules():
+        *holders, last = name.split('.')
+        if last in PARTS and not set(holders) & set(PARTS) and not isinstance(module, nn.Identity):
+            stage = re.search(r'stages\.(\d+)\.', name)
+            yield f'stage {int(stage[1]) + 1}: {last}' if stage else last, module
 
 
-def _matrix_gflops(like: Tensor) -> float:
-    rates = []
-    for m, k, n in MATRICES:
-        a, b = like.new_ones(m, k), like.new_ones(k, n)
-        rates.append(2 * m * k * n / _seconds(lambda a=a, b=b: a @ b, like.device) / 1e9)  # type: ignore[misc]
-    return max(rates)
+@contextmanager
+def _kernels_named(runtime: str) -> Iterator[None]:
+    """Let the compiler write its kernels' names into the profile, on a CPU too."""
+    if runtime != 'compile':
+        yield
+        return
+    from torch._inductor import config
 
-
-def _bandwidth_gbs(like: Tensor) -> float:
-    source = like.new_empty(COPY_MIB * 2**20 // like.element_size())
-    target = torch.empty_like(source)
-    moved = 2 * source.numel() * source.element_size()
-    return moved / _seconds(lambda: target.copy_(source), like.device) / 1e9
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    times = []
-    for _ in range(12):
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times[2:])
+    with config.patch({'cpp.enable_kernel_profile': True}):
+        yield
 
 
 def _convolution_bytes(network: nn.Module, image: Tensor) -> int:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from repnext_mm.benchmark.branchwise import branch_by_branch
 from repnext_mm.benchmark.latency import Latency, quantiles, wall_times, warm_up
-from repnext_mm.benchmark.variants import randomise
+from repnext_mm.benchmark.training_ways import Way, loss_of, recording_gradients, step_of, ways_to_train
 
 SHAPES = {'coco': (2, 3, 800, 1344), 'ade20k': (4, 3, 512, 512), '512': (2, 3, 512, 512)}
 """Images of one GPU in the published COCO and ADE20K runs, and the shape of this project's target."""
@@ -107,7 +104,7 @@ def measure_training_step(
     device = torch.device(device)
     torch.manual_seed(0)
     images = torch.randn(shape).to(device, memory_format=MEMORY_FORMATS[memory_format])
-    ways = _ways({'type': 'RepNeXt', 'arch': arch}, like=images)
+    ways = ways_to_train({'type': 'RepNeXt', 'arch': arch}, like=images)
     errors = {name: _compared(way, images) for name, way in ways.items()}
 
     def autocast() -> AbstractContextManager[object]:
@@ -117,7 +114,7 @@ def measure_training_step(
 
     if compile:
         ways = {name: way._replace(run=torch.compile(way.run)) for name, way in ways.items()}
-    calls = {name: _step(way, images, autocast) for name, way in ways.items()}
+    calls = {name: step_of(way, images, autocast) for name, way in ways.items()}
     warm_up(calls, rounds=max(warmup_rounds, 1), seconds=warmup_s, device=device)  # creates the optimizer states too
     memory_mib = {name: _memory_mib(calls[name], way, images, autocast) for name, way in ways.items()}
     times_ms = wall_times(calls, rounds=rounds, device=device, after_round=progress)
@@ -142,63 +139,12 @@ def measure_training_step(
     )
 
 
-class _Way(NamedTuple):
-    run: Callable[[Tensor], Any]  # the network as it is run
-    reference: nn.Module  # the same parameters, branch by branch
-    parameters: list[nn.Parameter]
-    kept: set[int]  # addresses of parameters and buffers
-    optimizer: torch.optim.Optimizer
-
-
-def _ways(settings: Mapping[str, Any], *, like: Tensor) -> dict[str, _Way]:
-    """Every way by name; two with norms in the same mode share their parameters and their optimizer."""
-    ways = {}
-    source = randomise(MODELS.build(dict(settings)).eval())
-    for suffix, norm_eval in (('', False), (', norms in eval mode', True)):
-        online: Any = copy.deepcopy(source)
-        online.norm_eval = norm_eval
-        last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-        online.to(like.device, memory_format=torch.channels_last if last else torch.contiguous_format)
-        online.train()
-        branches = branch_by_branch(online)
-        parameters = list(online.parameters())
-        kept = {tensor.untyped_storage().data_ptr() for tensor in [*parameters, *online.buffers()]}
-        optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.05)
-        for name, run in (('online', online), ('branches', branches)):
-            ways[name + suffix] = _Way(run, branches, parameters, kept, optimizer)
-    return ways
-
-
-def _loss(outputs: Any) -> Tensor:
-    losses = [level.float().square().sum() / level.numel() for level in outputs]  # mean() stores its input in torch 2.1
-    return torch.stack(losses).sum()
-
-
-@contextmanager
-def _recording() -> Iterator[None]:
-    # timing runs without gradients, possibly in inference mode
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-def _step(way: _Way, images: Tensor, autocast: Callable[[], AbstractContextManager[object]]) -> Callable[[], None]:
-    def step() -> None:
-        with _recording():
-            way.optimizer.zero_grad(set_to_none=True)
-            with autocast():
-                loss = _loss(way.run(images))
-            loss.backward()
-            way.optimizer.step()
-
-    return step
-
-
-def _compared(way: _Way, images: Tensor) -> tuple[float, float]:
+def _compared(way: Way, images: Tensor) -> tuple[float, float]:
     """Relative errors of loss and gradients against the branches, in float32."""
     if way.run is way.reference:
         return 0.0, 0.0
     cudnn = torch.backends.cudnn
-    with _recording(), cudnn.flags(enabled=cudnn.enabled, benchmark=False, allow_tf32=False):
+    with recording_gradients(), cudnn.flags(enabled=cudnn.enabled, benchmark=False, allow_tf32=False):
         loss, gradients = _loss_and_gradients(way.run, way.parameters, images)
         expected, references = _loss_and_gradients(way.reference, way.parameters, images)
     way.optimizer.zero_grad(set_to_none=True)
@@ -218,14 +164,14 @@ def _compared(way: _Way, images: Tensor) -> tuple[float, float]:
 def _loss_and_gradients(
     run: Callable[[Tensor], Any], parameters: list[nn.Parameter], images: Tensor
 ) -> tuple[float, list[Tensor]]:
-    loss = _loss(run(images))
+    loss = loss_of(run(images))
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # a forgotten branch is an error below
     pairs = zip(parameters, gradients, strict=True)
     return loss.item(), [torch.zeros_like(p) if gradient is None else gradient for p, gradient in pairs]
 
 
 def _memory_mib(
-    step: Callable[[], None], way: _Way, images: Tensor, autocast: Callable[[], AbstractContextManager[object]]
+    step: Callable[[], None], way: Way, images: Tensor, autocast: Callable[[], AbstractContextManager[object]]
 ) -> float:
     if images.is_cuda:
         way.optimizer.zero_grad(set_to_none=True)
@@ -245,6 +191,6 @@ def _memory_mib(
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the tensor itself would hold its own graph: a cycle
 
-    with _recording(), autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        _loss(way.run(images))
+    with recording_gradients(), autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss_of(way.run(images))
     return sum(saved.values()) / 2**20

@@ -1,29 +1,17 @@
-"""Operations are sorted into kinds, and the floor is arithmetic and bytes over what the machine was seen to do."""
+"""The floor is arithmetic and bytes over what the machine was seen to do; modules are told apart by their part."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from mmengine.registry import MODELS
 from torch import nn
 
-from repnext_mm.benchmark.hot_spots import _convolution_bytes, _kind, find_hot_spots
-from tests.tools.running import ROOT
+from repnext_mm.benchmark.hot_spots import PROFILED, _convolution_bytes, find_hot_spots, time_by_module
+from repnext_mm.reparam import fuse
+from tests.tools.running import ROOT, run_tool
 
-
-@pytest.mark.parametrize(('name', 'shapes', 'kind'), [
-    ('mkldnn_convolution', [[1, 64, 7, 7], [128, 64, 1, 1]], '1x1 convolutions'),
-    ('cudnn_convolution', [[1, 64, 7, 7], [64, 1, 7, 7]], 'depthwise convolutions'),
-    ('mkldnn_convolution', [[1, 3, 7, 7], [64, 3, 3, 3]], 'stem'),
-    ('gelu_', [[1, 3, 7, 7]], 'activation'),
-    ('native_batch_norm', [[1, 3, 7, 7]], 'norms'),
-    ('cat', [[]], 'copies and concatenations'),
-    ('empty', [[]], 'views, allocation and dispatch'),
-])  # fmt: skip
-def test_kinds(name, shapes, kind):
-    assert _kind(name, shapes) == kind
+TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 
 
 def test_bytes_of_a_convolution():
@@ -42,13 +30,43 @@ def test_a_network():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+@pytest.mark.parametrize('runtime', [
+    'onnxruntime', 'openvino', pytest.param('compile', marks=pytest.mark.slow),
+])  # fmt: skip
+def test_another_runtime_tells_where_its_time_goes(runtime):
+    if runtime != 'compile':
+        pytest.importorskip(runtime)
+        pytest.importorskip('onnxscript')
+    network, _ = fuse(MODELS.build({'type': 'RepNeXt', 'arch': TINY}).eval(), form='keep_norms', copy=True)
+    spots = find_hot_spots(network, torch.randn(1, 3, 64, 64), rounds=2, runtime=runtime, threads=1)
+    assert spots.by_kind_ms.keys() >= {'1x1 convolutions', 'depthwise convolutions', 'stem'}
+    assert all(spent > 0 for spent in spots.by_kind_ms.values())
+
+
+def test_a_runtime_without_a_profile():
+    with pytest.raises(ValueError, match=f"'torchscript' is not profiled: choose one of {', '.join(PROFILED)}"):
+        find_hot_spots(nn.Conv2d(3, 8, 1), torch.ones(1, 3, 4, 4), runtime='torchscript')
+
+
+def test_by_module():
+    network, _ = fuse(MODELS.build({'type': 'RepNeXt', 'arch': TINY}).eval(), form='keep_norms', copy=True)
+    spent = time_by_module(network, torch.randn(1, 3, 64, 64), rounds=2)
+    assert list(spent)[:4] == ['stem', 'stage 1: token_mixer', 'stage 1: norm', 'stage 1: channel_mixer']
+    assert 'stage 2: downsample' in spent
+    assert list(spent)[-1] == 'shortcuts and the rest'
+    assert all(value > 0 for value in spent.values())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
 @pytest.mark.slow
-def test_the_tool():
-    command = [sys.executable, ROOT / 'tools/profile_backbone.py', '--arch', 'm0', '--shape', '1x3x64x64']
-    command += ['--rounds', '2', '--forms', 'default', 'dense']
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_the_tool(tmp_path):
+    tool = ROOT / 'tools/profile_backbone.py', '--arch', 'm0', '--shape', '1x3x64x64', '--rounds', '2'
+    output = run_tool(*tool, '--forms', 'default', 'dense', cwd=tmp_path)
     assert '| depthwise convolutions |' in output
     assert '**arithmetic at the matrix rate**' in output
-    failed = subprocess.run([*command[:3], 'm9'], capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert "unknown arch 'm9'" in failed.stderr
+    assert '| stage 4: token_mixer |' in run_tool(*tool, '--forms', 'default', '--by', 'module', cwd=tmp_path)
+    steps = run_tool(*tool[:3], '--shape', '2x3x64x64', '--rounds', '2', '--train', '--norm-eval', cwd=tmp_path)
+    assert '|  | online | branches | merged once |' in steps
+    assert "unknown arch 'm9'" in run_tool(*tool[:2], 'm9', cwd=tmp_path, expect=1)
+    refused = run_tool(*tool, '--by', 'module', '--runtime', 'compile', cwd=tmp_path, expect=1)
+    assert '--by module: compile knows no modules' in refused

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.benchmark import training_step
+from repnext_mm.benchmark import training_step, training_ways
 from repnext_mm.benchmark.training_step import SHAPES, measure_training_step
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
@@ -53,7 +53,7 @@ def test_memory_counts_storages_once_and_no_parameters():
         y = layer(x)
         return [y * y, y[:, :4].exp()]  # y is saved twice, once as itself and once in a product
 
-    way = training_step._Way(twice, layer, [layer.weight], {layer.weight.untyped_storage().data_ptr()}, None)
+    way = training_ways.Way(twice, layer, [layer.weight], {layer.weight.untyped_storage().data_ptr()}, None)
     saved = training_step._memory_mib(lambda: None, way, images, lambda: torch.autocast('cpu', enabled=False))
     image, product, exponent = 2 * 3 * 256, 2 * 8 * 256, 2 * 4 * 256
     # the image, y, the exponential, and both levels, whose squares are the loss
@@ -62,14 +62,14 @@ def test_memory_counts_storages_once_and_no_parameters():
 
 def test_weights_stay_as_they_are(monkeypatch):
     seen = []
-    original = training_step._ways
+    original = training_ways.ways_to_train
 
     def ways(*args, **options):
         seen.append(original(*args, **options))
         seen.append([parameter.detach().clone() for way in seen[0].values() for parameter in way.parameters])
         return seen[0]
 
-    monkeypatch.setattr(training_step, '_ways', ways)
+    monkeypatch.setattr(training_step, 'ways_to_train', ways)
     measure_training_step(TINY, shape=(2, 3, 64, 64), **QUICK)
     after = [parameter for way in seen[0].values() for parameter in way.parameters]
     assert all(torch.equal(a, b) for a, b in zip(after, seen[1], strict=True))
@@ -77,14 +77,14 @@ def test_weights_stay_as_they_are(monkeypatch):
 
 
 def test_another_result_is_not_timed(monkeypatch):
-    original = training_step.branch_by_branch
+    original = training_ways.branch_by_branch
 
     def forgetful(model):
         apart = original(model)
         apart.stages[1].downsample.token_mixer.conv_m.branches = lambda x: x[..., ::2, ::2]
         return apart
 
-    monkeypatch.setattr(training_step, 'branch_by_branch', forgetful)
+    monkeypatch.setattr(training_ways, 'branch_by_branch', forgetful)
     with pytest.raises(RuntimeError, match='online merging differs from the branches by .* nothing was timed'):
         measure_training_step(TINY, shape=(2, 3, 32, 32), **QUICK)
 

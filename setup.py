@@ -65,6 +65,7 @@ setup(
         **LANES,
         'digits': ['matplotlib', 'pillow', 'pycocotools', 'scikit-learn>=1.3'],
         'cam': ['grad-cam>=1.5'],
+        'demo': ['gradio>=6'],
         'export': ['coremltools', 'onnx', 'onnxruntime', 'onnxscript', 'openvino'],
         'dev': ['mypy', 'pytest>=8', 'ruff', 'timm>=1.0'],
     },

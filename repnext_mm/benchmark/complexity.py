@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,8 +101,15 @@ def model_complexity(config: Config, *, shape: Shape, forms: Sequence[str] = FOR
 
 def build_without_data(settings: Mapping[str, Any]) -> Any:
     """A model of a config in eval mode, on the meta device: shapes without numbers."""
-    with torch.device('meta'):
-        return MODELS.build(dict(settings)).eval()
+    try:
+        with torch.device('meta'):
+            model = MODELS.build(copy.deepcopy(dict(settings)))
+    except RuntimeError as error:
+        if 'meta' not in str(error).lower():
+            raise
+        # Some read values of tensors while they are built (MMPretrain's ConvNeXt: its rates of dropped paths).
+        model = MODELS.build(dict(settings)).to('meta')
+    return model.eval()
 
 
 class _Bare(nn.Module):

@@ -45,7 +45,7 @@ def draw_sheet(
     figure.legend(
         handles=[Patch(color=_unit(palette[index]), label=classes[index]) for index in shown],
         loc='outside lower center',
-        ncols=len(shown),
+        ncols=min(len(shown), 10),
         frameon=False,
         handlelength=1.0,
         columnspacing=1.2,

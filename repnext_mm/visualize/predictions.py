@@ -34,8 +34,9 @@ def draw_predictions(
 ) -> Path:
     """Save predictions and ground truth of test pictures of a config.
 
-    Pictures are spread over the data set. Of a detector, masks and boxes are drawn; of a segmentor, the regions of all
-    classes but the first; of a classifier, ``count`` pictures with answer, score and, if it is wrong, the true class.
+    Pictures are spread over the data set. Of a detector, boxes are drawn, and masks if it predicts them; of a
+    segmentor, the regions of all classes but background; of a classifier, ``count`` pictures with answer, score and, if
+    it is wrong, the true class.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
@@ -48,12 +49,11 @@ def draw_predictions(
         raise ValueError(f"default_scope={scope!r} has no sheet: give a config of 'mmdet', 'mmseg' or 'mmpretrain'")
     init_default_scope(scope)
     model: Any = load_model(config, checkpoint, trust_pickle=trust_pickle).eval()
-    if scope == 'mmdet' and not model.with_mask:
-        raise ValueError(f"'{config_path}' predicts no masks, which the sheet shows: use tools/infer.py")
-    if scope != 'mmpretrain' and not _loads_truth(config, masks=scope == 'mmdet'):
+    missing = _missing_truth(config, model)
+    if missing is not None:
         raise ValueError(
-            f"the test pipeline of '{config_path}' loads no truth, which the sheet shows: put LoadAnnotations into it "
-            '(a detector needs with_mask=True), or use tools/infer.py'
+            f"the test pipeline of '{config_path}' loads no truth, which the sheet shows: put {missing} into it, or "
+            'use tools/infer.py'
         )
     if fuse:
         model, _ = FuseBackboneHook().fuse_backbone(model)
@@ -85,9 +85,17 @@ def occurring(pairs: Sequence[tuple[Panel, Panel]]) -> tuple[list[tuple[Panel, P
     return [(renamed(truth), renamed(found)) for truth, found in pairs], shown
 
 
-def _loads_truth(config: Config, *, masks: bool) -> bool:
+def _missing_truth(config: Config, model: Any) -> str | None:
+    """The step that the test pipeline lacks to have a truth to compare with, if any."""
     steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
-    return any('Annotations' in str(step['type']) and (step.get('with_mask') or not masks) for step in steps)
+    loading = [step for step in steps if 'Annotations' in str(step['type'])]
+    if config.default_scope == 'mmpretrain' or (config.default_scope == 'mmseg' and loading):
+        return None  # a classifier's data always have it
+    if config.default_scope == 'mmseg':
+        return 'LoadAnnotations'
+    option = 'with_mask' if model.with_mask else 'with_bbox'
+    there = any(step.get(option, option == 'with_bbox') for step in loading)  # boxes by default
+    return None if there else f'LoadAnnotations with {option}=True'
 
 
 def _draw_classes(

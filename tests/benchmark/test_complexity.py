@@ -5,9 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from torch import nn
 
-from repnext_mm.benchmark.complexity import TRAIN_FORMS, count_macs, model_complexity, repnext_complexity
+from repnext_mm.benchmark.complexity import (
+    TRAIN_FORMS,
+    build_without_data,
+    count_macs,
+    model_complexity,
+    repnext_complexity,
+)
 from repnext_mm.reparam import FORMS
 from tests.tools.running import ROOT
 
@@ -121,3 +128,30 @@ def test_errors():
         repnext_complexity('m0', shape=(31, 64))
     with pytest.raises(ValueError, match="unknown form 'flat'"):
         repnext_complexity('m0', forms=['flat'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'parameters'), [('baseline', 5_217_784), ('modified_a', 5_252_728), ('modified_b', 5_252_728)]
+)
+def test_models_that_read_values_while_they_are_built(name, parameters):
+    """MMPretrain's ConvNeXt cannot be built without data: its counts are those of a network with data."""
+    config = Config.fromfile(ROOT / f'configs/convnext_femto_{name}_imagenet.py')
+    found = model_complexity(config, shape=(64, 96), forms=['default'])
+    assert {parts['total'].parameters for parts in found.values()} == {parameters}
+    model = MODELS.build(config.model).eval()
+    macs = count_macs(lambda: model(torch.zeros(1, 3, 64, 96), mode='tensor'))
+    assert {parts['total'].macs for parts in found.values()} == {macs}
+    assert build_without_data(config.model).head.fc.weight.is_meta
+
+
+def test_what_cannot_be_built_at_all_is_tried_once():
+    tried = []
+
+    class Broken(nn.Module):
+        def __init__(self):
+            tried.append(self)
+            raise RuntimeError('no room')
+
+    with pytest.raises(RuntimeError, match='no room'):
+        build_without_data({'type': Broken})
+    assert len(tried) == 1

@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-seg demo-cls demo-reparam test test-openmmlab test-all lint clean
+.PHONY: help env demo demo-seg demo-cls demo-reparam test test-openmmlab test-all lint lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -38,6 +38,9 @@ test-all: lint  ## the slow tests too
 lint: env  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy repnext_mm
+
+lock:  ## renew the versions and hashes in requirements/locked (needs uv)
+	bash requirements/lock.sh
 
 clean:  ## remove caches and build leftovers; environments, data, runs and compiled wheels stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -67,7 +67,7 @@ setup(
         'cam': ['grad-cam>=1.5'],
         'demo': ['gradio>=6'],
         'export': ['coremltools', 'onnx', 'onnxruntime', 'onnxscript', 'openvino'],
-        'dev': ['mypy', 'pytest>=8', 'ruff', 'timm>=1.0'],
+        'dev': ['hypothesis', 'mypy', 'pytest>=8', 'ruff', 'timm>=1.0'],
     },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

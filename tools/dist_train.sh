@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train on one machine or several: bash tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 # Several machines: NNODES=2 NODE_RANK=0 MASTER_ADDR=first-node PORT=29500, the same on each but NODE_RANK.
+# RESTARTS=3 with --resume: processes that die are started anew, up to three times, from the last checkpoint.
 set -euo pipefail
 
 if [ "$#" -lt 2 ]; then
@@ -10,11 +11,18 @@ fi
 config=$1 gpus=$2
 shift 2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
+
+if [ "${NNODES:-1}" != 1 ] && [ "${RESTARTS:-0}" != 0 ]; then
+    # machines must agree on when to start anew: fixed ranks cannot
+    meeting=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="${JOB_ID:-repnext_mm}")
+else
+    meeting=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
+fi
 
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
-    --node_rank="${NODE_RANK:-0}" \
     --nproc_per_node="$gpus" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
+    --max_restarts="${RESTARTS:-0}" \
+    "${meeting[@]}" \
     "$here/train.py" "$config" --launcher pytorch "$@"

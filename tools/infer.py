@@ -1,4 +1,4 @@
-"""Draw what a detector or a segmentor sees in a picture."""
+"""Draw what a detector, a segmentor or a classifier sees in a picture; print a classifier's surest classes."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def main() -> None:
             fuse=not args.no_fuse,
             trust_pickle=args.trust_pickle,
             options=args.cfg_options,
+            report=print,
         )
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error

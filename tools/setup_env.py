@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Lane(NamedTuple):
-    """Pins are in requirements/{torch,mmcv}-<lane>.txt and requirements/<lane>.txt."""
+    """Pins are in requirements/{torch,mmcv}-<lane>.txt and requirements/<lane>.txt, with hashes in its locked/."""
 
     minors: tuple[int, ...]  # Python 3.x versions that all the pins have wheels for
     marker: str  # a distribution that only this lane installs
@@ -84,8 +84,8 @@ class Venv:
 
     def fingerprint(self, lane: str) -> str:
         """What the environment depends on; its own Python counts, not the one that runs this script."""
-        names = [f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'export', 'cam', 'dev']
-        files = [ROOT / 'requirements' / f'{name}.txt' for name in names]
+        names = [*pinned(lane), f'mmcv-{lane}', f'locked/{lane}', f'locked/mmcv-{lane}']
+        files = [path for name in names if (path := ROOT / 'requirements' / f'{name}.txt').exists()]
         files += [ROOT / 'setup.py', Path(__file__)]
         digest = hashlib.sha256(f'{lane} {ROOT} {self.path}'.encode())
         for content in [self.path / 'pyvenv.cfg', *files]:
@@ -145,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--lane', choices=LANES, default='onedl', help='which set of mm packages (default: onedl)')
     parser.add_argument('--venv', type=Path, default=ROOT / '.venv', help='where to make it (default: .venv)')
     parser.add_argument('--force', action='store_true', help='go through all steps again')
+    parser.add_argument('--unlocked', action='store_true', help='check versions, not hashes: for a package index whose '
+                        'files are its own, such as one of other builds of PyTorch')
     options = parser.parse_args(arguments)
     venv, lane, start = Venv(options.venv.absolute()), options.lane, time.monotonic()
     if venv.ready(lane) and not options.force:
@@ -152,26 +154,47 @@ def main(arguments: list[str] | None = None) -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a step's `finally` runs
     create(venv, lane)
-    pins = ROOT / 'requirements'
-    venv.pip(f'[2/7] {" ".join(requirements(f"torch-{lane}"))} (large: up to 3 GB to download)', 'install', '-r',
-             str(pins / f'torch-{lane}.txt'), log='torch')
-    venv.pip('[3/7] build tools', 'install', '-r', str(pins / 'build.txt'))
-    wheel = mmcv_wheel(venv, lane)
-    venv.pip(f'[5/7] mm packages of lane {lane}, development tools', 'install', '--no-build-isolation',
-             *(part for name in (f'torch-{lane}', 'build', lane, 'digits', 'export', 'dev')
-               for part in ('-r', str(pins / f'{name}.txt'))), str(wheel))
-    # A bare machine has no libGL: of the two builds of OpenCV in one folder the headless one must be the last.
-    headless = [line for line in requirements(lane) if line.startswith('opencv-python-headless')]
-    # grad-cam asks for any headless OpenCV: without its dependencies, all of which are there.
-    venv.pip('[6/7] mmcv with operators, headless OpenCV', 'install', '--no-deps', '--force-reinstall', str(wheel),
-             *headless, '-r', str(pins / 'cam.txt'))
-    venv.pip('[7/7] repnext_mm, editable', 'install', '--no-deps', '--no-build-isolation', '-e', str(ROOT))
+    lock = None if options.unlocked else locked(lane)
+    wheel = install_locked(venv, lane, lock) if lock else install(venv, lane, hashed=not options.unlocked)
+    venv.pip('[5/5] repnext_mm, editable', 'install', '--no-deps', '--no-build-isolation', '-e', str(ROOT))
     if not venv.ask('import mmcv.ops, repnext_mm; print(1)'):
         stop('Everything is installed, but mmcv.ops or repnext_mm does not import. To see which: '
              f'{venv.python} {ROOT / "tools" / "check_env.py"}. If it is mmcv.ops, the kept wheel does not fit this '
              f'machine: rm -r {shlex.quote(str(wheel.parent))} and run this again.')
     (venv.notes / 'stamp').write_text(venv.fingerprint(lane))
     print(f'{options.venv}: ready (lane {lane}) after {time.monotonic() - start:.0f} s')
+
+
+def install_locked(venv: Venv, lane: str, lock: Path) -> Path:
+    """Packages whose files have the hashes that are written down, and mmcv; returns mmcv's wheel."""
+    hashed = ('install', '--require-hashes', '--no-deps', '--no-build-isolation')  # what builds is hashed as well
+    tools = [line.split('==')[0] for line in requirements('build')]
+    venv.pip('[2/5] build tools', *hashed, '-r', str(part(venv, lock, tools)))
+    venv.pip(f'[2/5] PyTorch, mm packages of lane {lane}, development tools, by their hashes (up to 3 GB to download)',
+             *hashed, '-r', str(lock), log='packages')
+    wheel = mmcv_wheel(venv, lane)
+    venv.pip('[4/5] mmcv with operators', 'install', '--no-deps', '--force-reinstall', str(wheel))
+    # A bare machine has no libGL: of the two builds of OpenCV in one folder the headless one must be the last.
+    venv.pip('[4/5] headless OpenCV', *hashed, '--force-reinstall', '-r',
+             str(part(venv, lock, ['opencv-python-headless'])))
+    return wheel
+
+
+def install(venv: Venv, lane: str, *, hashed: bool = True) -> Path:
+    """Packages by their versions, where no hashes are known or wanted, and mmcv; returns mmcv's wheel."""
+    pins = ROOT / 'requirements'
+    venv.pip(f'[2/5] {" ".join(requirements(f"torch-{lane}"))} (large: up to 3 GB to download)', 'install', '-r',
+             str(pins / f'torch-{lane}.txt'), log='torch')
+    venv.pip('[2/5] build tools', 'install', '-r', str(pins / 'build.txt'))
+    wheel = mmcv_wheel(venv, lane, hashed=hashed)
+    venv.pip(f'[4/5] mm packages of lane {lane}, development tools', 'install', '--no-build-isolation',
+             *(part for name in pinned(lane) if name != 'cam' for part in ('-r', str(pins / f'{name}.txt'))),
+             str(wheel))
+    headless = [line for line in requirements(lane) if line.startswith('opencv-python-headless')]  # last, as above
+    # grad-cam asks for any headless OpenCV: without its dependencies, all of which are there.
+    venv.pip('[4/5] mmcv with operators, headless OpenCV', 'install', '--no-deps', '--force-reinstall', str(wheel),
+             *headless, '-r', str(pins / 'cam.txt'))
+    return wheel
 
 
 def create(venv: Venv, lane: str) -> None:
@@ -195,7 +218,7 @@ def create(venv: Venv, lane: str) -> None:
                  f'python3.{sys.version_info.minor}-venv), or take another Python: make env PYTHON=python3.x')
         if ours.exists():  # its Python is gone, so nothing in it can run
             shutil.rmtree(venv.path)
-        venv.step(f'[1/7] {venv.path.name} with Python {platform.python_version()}',
+        venv.step(f'[1/5] {venv.path.name} with Python {platform.python_version()}',
                   [sys.executable, '-m', 'venv', str(venv.path)], log='venv')
     elif int(minor) not in minors:
         stop(f'{venv.path} holds Python 3.{minor}, lane {lane} needs {known}: rm -r {shlex.quote(str(venv.path))} '
@@ -205,12 +228,14 @@ def create(venv: Venv, lane: str) -> None:
             stop(f'{venv.path} holds lane {other}, whose packages share their import names with lane {lane}: name '
                  'another folder with --venv.')
     if not venv.ask('import pip; print(1)'):  # creation was interrupted, or another tool made it without pip
-        venv.step('[1/7] pip', [str(venv.python), '-m', 'ensurepip', '--upgrade', '--default-pip'])
+        venv.step('[1/5] pip', [str(venv.python), '-m', 'ensurepip', '--upgrade', '--default-pip'])
 
 
-def mmcv_wheel(venv: Venv, lane: str) -> Path:
+def mmcv_wheel(venv: Venv, lane: str, *, hashed: bool = True) -> Path:
     """The wheel with operators for this torch and Python: the kept one, or compiled now and kept."""
     (requirement,) = requirements(f'mmcv-{lane}')
+    lock = locked(f'mmcv-{lane}') if hashed else None
+    source = ['--require-hashes', '-r', str(lock)] if lock else [requirement]
     answer = venv.ask(ASK_TORCH)
     if not answer:
         stop(f'torch is installed but does not import: {venv.python} {ROOT / "tools" / "check_env.py"} says why.')
@@ -218,17 +243,17 @@ def mmcv_wheel(venv: Venv, lane: str) -> Path:
     shelf = wheels() / key(requirement, facts)
     kept = sorted(shelf.glob('*.whl'))
     if kept:
-        print(f'[4/7] {requirement}: taken from {shelf}')
+        print(f'[3/5] {requirement}: taken from {shelf}')
         return kept[0]
     can_compile(facts)
     jobs = os.environ.get('MAX_JOBS') or str(cores())
     operators = f'CUDA {facts["toolkit"]}' if facts['cuda'] else 'CPU'
-    print(f'[4/7] {requirement} has no ready wheel: compiling its {operators} operators with {jobs} jobs, once for '
+    print(f'[3/5] {requirement} has no ready wheel: compiling its {operators} operators with {jobs} jobs, once for '
           'this torch and Python (about 9 minutes on 2 cores; with CUDA several times that)')
     shelf.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='building-', dir=shelf.parent) as folder:
         venv.pip('    compiling', 'wheel', '-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary',
-                 requirement.split('==')[0], '-w', folder, requirement, log='mmcv',
+                 requirement.split('==')[0], '-w', folder, *source, log='mmcv',
                  env=dict(MMCV_WITH_OPS='1', MAX_JOBS=jobs))
         (built,) = Path(folder).glob('*.whl')
         shelf.mkdir(exist_ok=True)
@@ -262,6 +287,31 @@ def can_compile(facts: dict[str, str]) -> None:
     if facts['cuda'] and not facts['nvcc']:
         stop(f"mmcv's CUDA operators need nvcc, which is not here: install the CUDA toolkit {facts['toolkit']} and set "
              'CUDA_HOME, or hide the GPU and work on the CPU: CUDA_VISIBLE_DEVICES= make env')
+
+
+def pinned(lane: str) -> list[str]:
+    """The files of requirements/ that say what belongs into the environment; mmcv has a file of its own."""
+    return [f'torch-{lane}', 'build', lane, 'digits', 'export', 'cam', 'dev']
+
+
+def locked(name: str) -> Path | None:
+    """The file with the hashes of a lane, or of its mmcv, where they were tried: on Linux on x86-64."""
+    path = ROOT / 'requirements' / 'locked' / f'{name}.txt'
+    tried = (platform.system(), platform.machine()) == ('Linux', 'x86_64')
+    return path if tried and path.exists() else None
+
+
+def entries(lock: Path) -> list[str]:
+    """The packages of a file of hashes, each with its lines."""
+    return [part for part in re.split(r'(?m)^(?=[A-Za-z0-9])', lock.read_text()) if '==' in part]
+
+
+def part(venv: Venv, lock: Path, names: list[str]) -> Path:
+    """A file with some of the packages of a file of hashes."""
+    venv.notes.mkdir(parents=True, exist_ok=True)
+    path = venv.notes / f'{names[0]}.txt'
+    path.write_text(''.join(entry for entry in entries(lock) if entry.split('==')[0] in names))
+    return path
 
 
 def requirements(name: str) -> list[str]:

@@ -7,7 +7,7 @@ import os
 
 from mmengine.config import DictAction
 
-from repnext_mm.apis import prepare_test, run_test
+from repnext_mm.apis import NotBuiltError, prepare_test, run_test
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,7 +51,10 @@ def main() -> None:
         )
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    run_test(config, trust_pickle=args.trust_pickle)
+    try:
+        run_test(config, trust_pickle=args.trust_pickle)
+    except NotBuiltError as error:
+        raise SystemExit(f'error: {error}') from error
 
 
 if __name__ == '__main__':

@@ -7,7 +7,8 @@ import os
 
 from mmengine.config import DictAction
 
-from repnext_mm.apis import prepare_training, run_training
+from repnext_mm.apis import NotBuiltError, prepare_training, run_training
+from repnext_mm.hooks import CheckpointNotSavedError, NoWholeCheckpointError
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,7 +54,10 @@ def main() -> None:
         )
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    run_training(config, trust_pickle=args.trust_pickle)
+    try:
+        run_training(config, trust_pickle=args.trust_pickle)
+    except (NotBuiltError, CheckpointNotSavedError, NoWholeCheckpointError) as error:
+        raise SystemExit(f'error: {error}') from error
 
 
 if __name__ == '__main__':

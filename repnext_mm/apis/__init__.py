@@ -3,6 +3,9 @@
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.evaluate import prepare_test, run_test
 from repnext_mm.apis.infer import annotate_image
+from repnext_mm.apis.run import NotBuiltError
 from repnext_mm.apis.train import prepare_training, run_training
 
-__all__ = ['annotate_image', 'load_config', 'prepare_test', 'prepare_training', 'run_test', 'run_training']
+__all__ = [
+    'NotBuiltError', 'annotate_image', 'load_config', 'prepare_test', 'prepare_training', 'run_test', 'run_training',
+]  # fmt: skip

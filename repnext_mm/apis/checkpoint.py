@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from repnext_mm.apis.config import load_config, without_teacher
+from repnext_mm.apis.config import building, load_config, without_teacher
 from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.benchmark.branchwise import branch_by_branch
 from repnext_mm.checkpoints import (
@@ -21,15 +21,20 @@ from repnext_mm.checkpoints import (
     check_fits,
     is_torchscript,
     model_state,
+    one_sentence,
+    plain_metadata,
     read_checkpoint,
     recognise,
+    shown_entries,
     state_dict_of,
     unsafe_globals,
     write_checkpoint,
     writer_of,
 )  # fmt: skip
 from repnext_mm.models import ARCHITECTURES
-from repnext_mm.reparam import FusionReport, fuse, relative_error
+from repnext_mm.reparam import FusionReport, fuse, relative_error, within
+
+_TOLERANCE = 1e-6  # of a fused file, in float64: far above rounding, far below what a wrong fusing gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +62,11 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
         raise FileNotFoundError(f'no weight file at {path}: give the path of a file')
     kind = 'safetensors' if Path(path).suffix == '.safetensors' else 'torch.save'
     unsafe: list[str] = []
-    if is_torchscript(path):
-        kind = 'TorchScript'
-    else:
-        try:
+    with one_sentence(path):
+        if is_torchscript(path):
+            kind = 'TorchScript'
+        else:
             unsafe = unsafe_globals(path)
-        except ValueError as error:
-            raise ValueError(f'{path} is no weight file, or is damaged ({error}): get it again') from error
     if unsafe and not trust_pickle:
         return Inspection(kind=kind, unsafe=unsafe)
     content = read_checkpoint(path, trust_pickle=trust_pickle)
@@ -77,7 +80,7 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
         parameters=sum(value.numel() for value in state.values() if value.is_floating_point()),
         dtypes=dict(Counter(str(value.dtype).removeprefix('torch.') for value in state.values())),
         averaged=bool({'ema_state_dict', 'state_dict_ema', 'model_ema'} & content.keys()),
-        entries=tuple(sorted(map(str, content))),
+        entries=tuple(shown_entries(content)),
     )
 
 
@@ -90,7 +93,8 @@ def convert_file(path: str | Path, out: str | Path, *, trust_pickle: bool = Fals
     content = read_checkpoint(path, trust_pickle=trust_pickle)
     meta = content.get('meta')
     classes = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    return write_checkpoint(out, state_dict_of(content), meta=_plain({'dataset_meta': classes} if classes else {}))
+    kept = {'dataset_meta': classes} if isinstance(classes, Mapping) else {}
+    return write_checkpoint(out, state_dict_of(content), meta=plain_metadata(kept))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,13 @@ def fuse_file(path: str | Path, config_path: str | Path, out: str | Path, *, tru
     fused, report = fuse(model, foreign=False)  # what deploy=True builds, and no more
     if not report:
         raise ValueError(f'{path} with {config_path} has nothing to fuse: it is fused already, or not RepNeXt')
-    meta = _plain({'dataset_meta': _dataset_meta(path, trust_pickle)})
+    if not within(errors, _TOLERANCE):
+        listed = ', '.join(f'{error:.1e}' for error in errors)
+        raise ValueError(
+            f'{path} was not fused: outputs would differ by {listed} (relative, per level), more than '
+            f'{_TOLERANCE:.0e}; look for NaN, infinite values or extreme norm statistics in the weights'
+        )
+    meta = plain_metadata({'dataset_meta': _dataset_meta(path, trust_pickle)})
     written = write_checkpoint(out, fused.state_dict(), meta=meta)
     deploy = Path(out).with_suffix('.py')
     _deploy_config(config).dump(str(deploy))
@@ -141,7 +151,8 @@ def load_model(config: Config, path: str | Path, *, trust_pickle: bool = False) 
     settings = without_teacher(config.model).copy()
     drop_initial_weights(settings)
     settings.pop('init_cfg', None)
-    model: nn.Module = MODELS.build(settings)
+    with building(config):
+        model: nn.Module = MODELS.build(settings)
     state = model_state(read_checkpoint(path, trust_pickle=trust_pickle))
     kept, _ = check_fits(state, model.state_dict(), name=type(model).__name__, source=str(path))
     model.load_state_dict(kept, strict=True)
@@ -230,12 +241,3 @@ def _input_channels(backbone: nn.Module) -> int:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
-
-
-def _plain(meta: Any) -> Any:
-    """Metadata without arrays and tuples of arrays, which only unpickling could build."""
-    if isinstance(meta, Mapping):
-        return {str(key): _plain(value) for key, value in meta.items() if value is not None}
-    if isinstance(meta, list | tuple):
-        return [_plain(value) for value in meta]
-    return meta.item() if hasattr(meta, 'item') else meta

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+
+from repnext_mm.apis.config_shape import check_shape
 
 SCOPE_PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -24,7 +27,7 @@ def load_config(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file, an override or the scope's package cannot be used.
+        ValueError: the file, an override, a part of the config or the scope's package cannot be used.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,12 +45,31 @@ def load_config(
         raise ValueError(
             f"--cfg-options {options} do not fit config '{path}' ({error}): name keys as in the file, joined by dots"
         ) from error
+    check_shape(config._cfg_dict, path=str(path))
     for loader in LOADERS:  # torch refuses persistent workers where there are none
         if config.get(loader) and config[loader].get('num_workers') == 0:
             config[loader]['persistent_workers'] = False
     _check_scope(config)
     config.work_dir = work_dir or config.get('work_dir') or os.path.join('work_dirs', path.stem)
     return config
+
+
+@contextmanager
+def building(config: Config) -> Iterator[None]:
+    """Say in one sentence what is wrong with a config from which a library cannot build something.
+
+    Raises:
+        OSError, TypeError, ValueError: in the library's words; every other exception becomes a ValueError.
+    """
+    try:
+        yield
+    except (OSError, TypeError, ValueError):
+        raise
+    except Exception as error:  # registries pass on whatever a constructor raises
+        reason = ' '.join(str(error).split())[:300]
+        raise ValueError(
+            f"config '{config.filename}' cannot be built ({type(error).__name__}: {reason}): mend that part of it"
+        ) from error
 
 
 def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Any]:

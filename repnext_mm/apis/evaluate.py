@@ -46,6 +46,8 @@ def prepare_test(
             raise ValueError(f"config '{path}' has no `{key}`: testing needs it, inherit a complete config")
     config.model = without_teacher(config.model)
     set_launcher(config, launcher)
+    if config.get('runner_type') == 'FlexibleRunner':
+        config.pop('runner_type')  # a test shards nothing, and fusing needs whole weights
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     config.load_from, config.resume = checkpoint, False
@@ -116,11 +118,13 @@ def _enable_drawing(config: Config, show_dir: str) -> None:
             "'SegVisualizationHook' or 'VisualizationHook' to the config's default_hooks"
         )
     folder = os.path.abspath(show_dir)  # relative ones would land in the run's own folder
-    kind = str(hook['type']).rpartition('.')[2]
+    kind = str(hook.get('type')).rpartition('.')[2]
     if kind == 'DetVisualizationHook':
         hook.update(draw=True, test_out_dir=folder)
     elif kind == 'SegVisualizationHook':  # draws through the visualizer, which owns the folder
         hook.update(draw=True, interval=1)  # mmsegmentation 1.2 draws every 50th picture otherwise
+        if not config.get('visualizer'):
+            raise ValueError("--show-dir needs `visualizer`: add visualizer=dict(type='SegLocalVisualizer') to it")
         config.visualizer['save_dir'] = folder
     elif kind == 'VisualizationHook':
         hook.update(enable=True, out_dir=folder)

@@ -1,9 +1,14 @@
-"""Fitting a config to the machine: launcher, and what torch lacks where there is no GPU."""
+"""Fitting a config to the machine: launcher, strategy, and what torch lacks where there is no GPU."""
 
 from __future__ import annotations
 
+import atexit
 import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -17,13 +22,18 @@ _RANKS = {  # (RANK, WORLD_SIZE, LOCAL_RANK) as each launcher names them
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
+_WHOLE_ON_CPU = dict(  # 'full' also moves tensors to the CPU: torch 2.11 crashes where they are there already
+    state_dict_type='FULL_STATE_DICT',
+    state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+    optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True),
+)
 
 
 def set_launcher(config: Config, launcher: str) -> None:
     """Write the launcher into the config, once it is seen to have started this process.
 
     Raises:
-        ValueError: the launcher is unknown, or has not set the variables it promises.
+        ValueError: the launcher is unknown, or has not set the variables it promises; or nobody says where to meet.
     """
     if launcher not in LAUNCHERS:
         raise ValueError(f'launcher={launcher!r} is unknown: choose one of {LAUNCHERS}')
@@ -33,31 +43,113 @@ def set_launcher(config: Config, launcher: str) -> None:
             f'launcher={launcher!r} needs the environment variable {missing[0]}, which it did not set: start through '
             'tools/dist_train.sh, tools/slurm_train.sh or mpirun, or leave --launcher away'
         )
+    if launcher != 'none' and 'MASTER_ADDR' not in os.environ and (launcher != 'slurm' or get_device() == 'cpu'):
+        raise ValueError(
+            f"launcher={launcher!r} needs MASTER_ADDR in the environment: the first machine's name or address"
+        )
     config.launcher = launcher
 
 
+def check_strategy(config: Config) -> None:
+    """The strategy of a FlexibleRunner can do what is asked of it.
+
+    Raises:
+        ValueError: shards are to be clipped, or to read a checkpoint, or torch has none on this machine.
+    """
+    if _strategy(config) != 'FSDPStrategy':
+        return
+    reason = ''
+    if config.get('resume') or config.get('load_from'):
+        reason = 'cannot read a checkpoint (load_from, --resume)'
+    elif _clips(config.get('optim_wrapper') or {}):
+        reason = 'would clip the gradients of each shard by itself (optim_wrapper.clip_grad)'
+    elif get_device() == 'cpu' and not hasattr(torch.cpu, 'current_device'):
+        reason = f'needs a GPU with torch {torch.__version__}'
+    if reason:
+        raise ValueError(
+            f"strategy.type='FSDPStrategy' {reason}: set strategy.type='DDPStrategy', networks of this size need no "
+            'shards'
+        )
+
+
 def fit_to_machine(config: Config) -> list[str]:
-    """Without a GPU, drop synchronised norms and join a gloo group; returns lines for the log."""
-    if get_device() != 'cpu':
-        return []
+    """Without a GPU, drop synchronised norms and join a gloo group; returns lines for the log.
+
+    A FlexibleRunner reads some keys from its strategy that a Runner reads from the top of the config: they are copied.
+    """
     notes = []
-    if replace_type(config.model, _SYNC_NORMS) or config.get('sync_bn'):
-        notes.append('No GPU here: batch norms are not synchronised over processes (torch has no SyncBN on CPU).')
-    config.sync_bn = None
-    if config.get('launcher', 'none') != 'none':
-        _start_gloo(config.launcher)
-        # mmengine passes a GPU's index, which torch refuses for a model on the CPU
-        config.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    on_cpu, distributed = get_device() == 'cpu', config.get('launcher', 'none') != 'none'
+    if on_cpu:
+        if replace_type(config.model, _SYNC_NORMS) or config.get('sync_bn'):
+            notes.append('No GPU here: batch norms are not synchronised over processes (torch has no SyncBN on CPU).')
+        config.sync_bn = None
+        if distributed:
+            _start_gloo(config)
+            # mmengine passes a GPU's index, which torch refuses for a model on the CPU
+            config.model_wrapper_cfg = {**_wrapper(config), 'device_ids': None}
+    if config.get('runner_type') == 'FlexibleRunner':
+        notes += _fit_strategy(config, distributed=distributed)
     return notes
 
 
-def _start_gloo(launcher: str) -> None:
+def _wrapper(config: Config) -> dict[str, Any]:
+    """What a Runner wraps the model into."""
+    default = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False),
+    )
+    return {**default, **(config.get('model_wrapper_cfg') or {})}
+
+
+def _strategy(config: Config) -> str:
+    if config.get('runner_type') != 'FlexibleRunner':
+        return ''
+    return str((config.get('strategy') or {}).get('type', '')).rpartition('.')[2]
+
+
+def _clips(optim_wrapper: Mapping[str, Any]) -> bool:
+    kind = str(optim_wrapper.get('type')).rpartition('.')[2]
+    return bool(optim_wrapper.get('clip_grad')) or kind.startswith('AdaptiveClip')
+
+
+def _fit_strategy(config: Config, *, distributed: bool) -> list[str]:
+    kind = _strategy(config)
+    if not distributed:
+        if kind not in ('DDPStrategy', 'FSDPStrategy'):
+            return []
+        config.strategy = None
+        return [f'One process: it trains on its own device, without {kind}.']
+    config.strategy = {'type': 'DDPStrategy', **(config.get('strategy') or {})}
+    strategy = config.strategy  # mmengine's copy of it
+    if kind in ('', 'DDPStrategy'):
+        strategy.setdefault('sync_bn', config.get('sync_bn'))
+        strategy.setdefault('model_wrapper', _wrapper(config))
+    elif kind == 'FSDPStrategy':
+        # whole checkpoints: the other kind is a folder that nothing else reads
+        strategy.setdefault('state_dict_cfg', _WHOLE_ON_CPU if get_device() == 'cpu' else 'full')
+        if get_device() == 'cpu':
+            own = strategy.get('model_wrapper') or {}
+            strategy.model_wrapper = {'type': 'MMFullyShardedDataParallel', 'device_id': 'cpu', **own}
+        elif config.get('sync_bn'):
+            return ["strategy.type='FSDPStrategy' does not synchronise batch norms: sync_bn is not used."]
+    return []
+
+
+def _start_gloo(config: Config) -> None:
     """Join the process group: mmengine calls torch.cuda.set_device first, which fails without a GPU."""
     if dist.is_initialized():
         return
-    for name, source in zip(_RANKS['pytorch'], _RANKS[launcher], strict=True):
+    for name, source in zip(_RANKS['pytorch'], _RANKS[config.launcher], strict=True):
         os.environ[name] = os.environ[source]
     os.environ.setdefault('MASTER_PORT', '29500')
-    if 'MASTER_ADDR' not in os.environ:
-        raise ValueError(f"launcher='{launcher}' on CPU needs MASTER_ADDR in the environment: the first node's name")
-    dist.init_process_group('gloo')
+    seconds = ((config.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+    # torch 2.1 takes no timeout=None
+    timeout: dict[str, Any] = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
+    dist.init_process_group('gloo', **timeout)
+    atexit.register(_leave_group)  # a thread of gloo's that outlives the interpreter aborts a process that was done
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

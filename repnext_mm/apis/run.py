@@ -6,7 +6,21 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from repnext_mm.apis.config import building
+
+
+class NotBuiltError(ValueError):
+    """A config from which no runner can be built, in one sentence."""
+
 
 def build_runner(config: Config) -> Runner:
-    """Build the Runner that the config names (``runner_type``), or the usual one."""
-    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    """Build the Runner that the config names (``runner_type``), or the usual one.
+
+    Raises:
+        NotBuiltError: a library refuses a part of the config.
+    """
+    try:
+        with building(config):
+            return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    except (OSError, TypeError, ValueError) as error:
+        raise NotBuiltError(' '.join(str(error).split())) from error

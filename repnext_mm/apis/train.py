@@ -12,8 +12,9 @@ from mmengine.runner import Runner
 
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model, check_teacher
-from repnext_mm.apis.processes import fit_to_machine, set_launcher
+from repnext_mm.apis.processes import check_strategy, fit_to_machine, set_launcher
 from repnext_mm.apis.run import build_runner
+from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
 from repnext_mm.apis.weights import load_strictly, reading_safely
 
 
@@ -44,12 +45,14 @@ def prepare_training(
     if auto_scale_lr:
         _enable_scaling(config, path)
     if resume == 'auto':
-        config.resume, config.load_from = True, None
+        if _has_begun(config):  # else the weights to start from count
+            config.resume, config.load_from = True, None
     elif resume is not None:
         config.resume, config.load_from = True, resume
+    check_strategy(config)
     check_model(config.model)
     if config.get('load_from'):
-        check_checkpoint(config.load_from, given_as='--resume' if resume else 'load_from')
+        check_checkpoint(config.load_from, given_as='--resume' if config.resume else 'load_from')
     check_initial_weights(config.model)
     check_teacher(config.model)
     check_files(config, stages=('train', 'val'))
@@ -61,8 +64,12 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
     """Train a prepared config; returns the Runner, whose model is the trained one.
 
     With ``trust_pickle``, checkpoints to start or go on from may hold any Python object, which can run any code.
+
+    Raises:
+        CheckpointNotSavedError: the disk is full, or the folder takes no file.
+        NoWholeCheckpointError: there was a checkpoint to go on from, and none is whole.
     """
-    notes = fit_to_machine(config)
+    notes = [*fit_to_machine(config), *keep_checkpoints_whole(config), *repeat_randomness(config)]
     runner = build_runner(config)
     for note in notes:
         runner.logger.info(note)
@@ -75,6 +82,13 @@ _MIXED_PRECISION = {
     'OptimWrapper': 'AmpOptimWrapper',
     'AdaptiveClipOptimWrapper': 'AdaptiveClipAmpOptimWrapper',
 }
+
+
+def _has_begun(config: Config) -> bool:
+    """Whether there may be a checkpoint to go on from, as far as the working directory tells."""
+    elsewhere = ((config.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    folder = Path(config.work_dir)
+    return elsewhere is not None or (folder / 'last_checkpoint').exists() or any(folder.glob('*.pth'))
 
 
 def _enable_amp(config: Config) -> None:

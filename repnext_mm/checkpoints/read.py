@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .safe_pickle import RefusedGlobalError, load_safely
+from .archive import read_archive, read_torchscript
+from .download import downloaded
+from .legacy import read_legacy
+from .safe_pickle import RefusedGlobalError
 
 StateDict = dict[str, Tensor]
-
-# What torch raises, according to where a damaged file breaks off.
-_DAMAGED = (
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
-    UnicodeDecodeError, AssertionError, OverflowError, MemoryError, zipfile.BadZipFile, OSError,
-)  # fmt: skip
 
 
 def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[str, Any]:
@@ -38,23 +36,41 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[
         ValueError: the file is no checkpoint, is damaged, or holds objects that could run code.
     """
     local = _local(path)
-    try:
+    with one_sentence(path):
         content = _content(local, trust_pickle=trust_pickle)
-    except RefusedGlobalError as error:
-        raise ValueError(
-            f"{path} was not read: it asks for '{error.name}', and unpickling that could run code; ask its author for "
-            'plain tensors, or, if you trust the file, convert it with tools/checkpoint.py convert --trust-pickle'
-        ) from error
-    except _DAMAGED as error:
-        reason = next(iter(str(error).strip().splitlines()), '') or type(error).__name__
-        raise ValueError(f'{path} is no weight file, or is damaged ({reason[:200]}): get it again') from error
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds a {type(content).__name__}: a weight file is a dict of tensors')
     return content
 
 
+@contextmanager
+def one_sentence(path: str | Path) -> Iterator[None]:
+    """Say in one sentence what is wrong with a file, whatever its readers raise.
+
+    Raises:
+        ValueError: the file is damaged, or holds objects that could run code.
+    """
+    try:
+        yield
+    except RefusedGlobalError as error:
+        raise ValueError(
+            f"{path} was not read: it asks for '{error.name}', and unpickling that could run code; ask its author for "
+            'plain tensors, or, if you trust the file, convert it with tools/checkpoint.py convert --trust-pickle'
+        ) from error
+    except ImportError as error:
+        raise ValueError(f'reading {path} needs a package that is not installed ({error}): install it first') from error
+    except Exception as error:  # arbitrary bytes go through zip, pickle, numpy and torch: anything may be raised there
+        reason = next(iter(str(error).strip().splitlines()), '') or type(error).__name__
+        reason = ascii(reason)[1:-1] if not reason.isprintable() else reason
+        raise ValueError(f'{path} is no weight file, or is damaged ({reason[:200]}): get it again') from error
+
+
 def is_torchscript(path: str | Path) -> bool:
-    """Whether a file is a TorchScript archive, such as the authors' ``*_fused.pt``."""
+    """Whether a file is a TorchScript archive, such as the authors' ``*_fused.pt``.
+
+    Raises:
+        zipfile.BadZipFile, ...: it is a damaged archive.
+    """
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -63,30 +79,21 @@ def is_torchscript(path: str | Path) -> bool:
 
 def _content(path: Path, *, trust_pickle: bool) -> Any:
     if path.suffix == '.safetensors':
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
-            return {'state_dict': load_file(path)}
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
+        return {'state_dict': load_file(path)}
     if is_torchscript(path):
-        return {'state_dict': dict(torch.jit.load(str(path), map_location='cpu').state_dict())}
+        return {'state_dict': read_torchscript(path)}
     if trust_pickle:
         return torch.load(path, map_location='cpu', weights_only=False)
-    return load_safely(path)
+    return read_archive(path) if zipfile.is_zipfile(path) else read_legacy(path)
 
 
 def _local(path: str | Path) -> Path:
     name = str(path)
     if name.startswith(('http://', 'https://')):
-        folder = Path(torch.hub.get_dir()) / 'checkpoints'
-        folder.mkdir(parents=True, exist_ok=True)
-        local = folder / name.rsplit('/', 1)[-1]
-        if not local.exists():
-            torch.hub.download_url_to_file(name, str(local), progress=False)
-        return local
-    local = Path(name.removeprefix('file://')).expanduser()
+        return downloaded(name)
+    local = Path(os.path.expanduser(name.removeprefix('file://')))  # leaves an unknown user's name as it is
     if not local.is_file():
         raise FileNotFoundError(f'no weight file at {name}: give the path of a file')
     return local

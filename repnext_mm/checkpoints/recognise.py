@@ -53,12 +53,10 @@ def writer_of(content: Mapping[str, Any]) -> str:
     """Which program wrote a checkpoint, by the entries beside the weights."""
     meta = content.get('meta')
     if isinstance(meta, Mapping):
-        if 'mmengine_version' in meta:
-            return f'mmengine {meta["mmengine_version"]}'
-        if 'mmdet_version' in meta:
-            return f'mmdet {meta["mmdet_version"]}'
-        if 'mmseg_version' in meta:
-            return f'mmseg {meta["mmseg_version"]}'
+        for name in ('mmengine', 'mmdet', 'mmseg'):
+            version = meta.get(f'{name}_version')
+            if isinstance(version, str) and version[:40].isprintable():
+                return f'{name} {version[:40]}'
         return 'an OpenMMLab project'
     if 'state_dict' in content and {'arch', 'epoch'} <= content.keys():
         return "timm's saver"
@@ -92,8 +90,8 @@ def _arch(backbone: Mapping[str, Tensor], architectures: Mapping[str, ArchLike])
     widths: dict[int, int] = {}
     depths: dict[int, int] = {}
     for key, value in backbone.items():
-        found = re.match(r'stages\.(\d+)\.blocks\.(\d+)\.channel_mixer\.2(?:\.conv)?\.weight$', key)
-        if found:
+        found = re.match(r'stages\.(\d{1,3})\.blocks\.(\d{1,3})\.channel_mixer\.2(?:\.conv)?\.weight$', key)
+        if found and value.dim():
             stage, block = int(found[1]), int(found[2])
             widths[stage] = value.shape[0]
             depths[stage] = max(depths.get(stage, 0), block + 1)

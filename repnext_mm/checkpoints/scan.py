@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
+from io import BytesIO
 from pathlib import Path
 
+from .archive import archived_pickle
+from .legacy import PICKLES, is_legacy
 from .safe_pickle import is_allowed
 
 
@@ -16,25 +19,23 @@ def unsafe_globals(path: str | Path) -> list[str]:
         The names, sorted; empty for files that hold no pickle.
 
     Raises:
-        ValueError: the pickle is damaged.
+        ValueError, zipfile.BadZipFile, ...: the file is damaged.
     """
-    return sorted({name for data in _pickles(Path(path)) for name in _globals(data) if not is_allowed(name)})
-
-
-def _pickles(path: Path) -> list[bytes]:
+    path = Path(path)
     if path.suffix == '.safetensors':
         return []
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return [archive.read(name) for name in archive.namelist() if name.endswith('data.pkl')]
-    return [path.read_bytes()]
+    zipped = zipfile.is_zipfile(path)
+    content = BytesIO(archived_pickle(path) if zipped else path.read_bytes())
+    rows = PICKLES if not zipped and is_legacy(path) else 1
+    found = {name for _ in range(rows) for name in _globals(content)}
+    return sorted(ascii(name)[1:-1][:200] for name in found if not is_allowed(name))
 
 
-def _globals(data: bytes) -> set[str]:
+def _globals(content: BytesIO) -> set[str]:
     found: set[str] = set()
     strings: list[str] = []  # STACK_GLOBAL takes its module and name from the stack
     memo: dict[int, str] = {}
-    for opcode, argument, _ in pickletools.genops(data):
+    for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ('GLOBAL', 'INST'):
             found.add(str(argument).replace(' ', '.'))
         elif opcode.name == 'STACK_GLOBAL' and len(strings) >= 2:

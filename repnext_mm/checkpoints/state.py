@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .read import StateDict
@@ -20,15 +21,26 @@ def state_dict_of(content: Mapping[str, Any]) -> StateDict:
     The prefix ``module.`` that data-parallel training leaves is removed.
 
     Raises:
-        ValueError: there are no tensors.
+        ValueError: there are no tensors under names, or one that holds no plain numbers.
     """
     entries = [content[name] for name in _ENTRIES if isinstance(content.get(name), Mapping)]
-    state = {key: value for key, value in (entries[0] if entries else content).items() if isinstance(value, Tensor)}
+    named = (entries[0] if entries else content).items()
+    state = {key: value for key, value in named if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f'no tensors among the entries {sorted(map(str, content))[:8]}: not a weight file')
+        raise ValueError(f'no tensors among the entries {shown_entries(content)[:8]}: not a weight file')
+    for key, value in state.items():
+        if not key.isprintable() or len(key) > 1000:
+            raise ValueError(f'{key[:100]!a} is no name of a weight: the file is damaged, get it again')
+        if value.layout is not torch.strided or value.is_meta or value.is_nested:
+            raise ValueError(f'{key} holds no plain numbers ({value.layout}, {value.device}): get the original file')
     if all(key.startswith('module.') for key in state):
         state = {key.removeprefix('module.'): value for key, value in state.items()}
     return state
+
+
+def shown_entries(content: Mapping[Any, Any]) -> list[str]:
+    """The names of a checkpoint's entries, sorted; what cannot be printed is escaped."""
+    return sorted(ascii(str(key))[1:-1][:100] if not str(key).isprintable() else str(key)[:100] for key in content)
 
 
 def model_state(content: Mapping[str, Any]) -> StateDict:

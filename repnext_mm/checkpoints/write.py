@@ -14,6 +14,7 @@ import torch
 from .read import StateDict
 
 HASH_DIGITS = 8
+_MAX_PARTS, _MAX_DEPTH = 100_000, 50  # of metadata
 
 
 def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, Any] | None = None) -> Path:
@@ -50,6 +51,33 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def plain_metadata(meta: Any) -> Any:
+    """Metadata as strings, numbers, and lists and dicts of them; other objects become the name of their type.
+
+    Raises:
+        ValueError: it has so many parts, or so deep, that they can only be a few that hold each other.
+    """
+    parts = 0
+
+    def plain(value: Any, depth: int) -> Any:
+        nonlocal parts
+        parts += 1
+        if parts > _MAX_PARTS or depth > _MAX_DEPTH:
+            raise ValueError(
+                f'metadata of more than {_MAX_PARTS} parts, or {_MAX_DEPTH} levels deep, is not written: get the '
+                'original file'
+            )
+        if isinstance(value, Mapping):
+            return {str(key): plain(part, depth + 1) for key, part in value.items() if part is not None}
+        if hasattr(value, 'tolist'):  # arrays and their numbers, tensors
+            value = value.tolist()
+        if isinstance(value, list | tuple):
+            return [plain(part, depth + 1) for part in value]
+        return value if value is None or isinstance(value, str | int | float) else type(value).__name__
+
+    return plain(meta, 0)
 
 
 def published_name(path: str | Path) -> Path:

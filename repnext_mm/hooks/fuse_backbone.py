@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, cast
@@ -42,7 +43,8 @@ class FuseBackboneHook(Hook):
         compile: compile the fused backbone with ``torch.compile`` (mmengine compiles only training). Verified before.
 
     Raises:
-        ValueError: ``form`` is unknown, ``tolerance`` is not positive, or ``auto_size`` is below 32 pixels.
+        ValueError: ``form`` is unknown, ``tolerance`` is no positive number, ``compile`` no bool, or ``auto_size``
+            no size of at least 32 pixels.
     """
 
     priority = 'LOW'  # after EMAHook (NORMAL) before the epoch
@@ -56,10 +58,12 @@ class FuseBackboneHook(Hook):
     ) -> None:
         if form != 'auto':
             check_form(form)
-        if len(auto_size) != 2 or min(auto_size) < 32:
-            raise ValueError(f'auto_size {auto_size} must be the height and width of an image, at least 32 pixels')
-        if not tolerance > 0:
-            raise ValueError(f'tolerance {tolerance} must be positive')
+        if not _is_size(auto_size):
+            raise ValueError(f'auto_size {auto_size!r} must be the height and width of an image, at least 32 pixels')
+        if not _is_number(tolerance) or not 0 < tolerance < math.inf:
+            raise ValueError(f'tolerance {tolerance!r} must be a positive number')
+        if not isinstance(compile, bool):
+            raise ValueError(f'compile {compile!r} must be True or False')
         self.form = form
         self.tolerance = tolerance
         self.compile = compile
@@ -190,6 +194,14 @@ class FuseBackboneHook(Hook):
             for module, training in flags.items():
                 module.training = training
             self._trained = None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, int) and x >= 32 for x in value)
 
 
 def _without_data_parallel(model: nn.Module) -> nn.Module:

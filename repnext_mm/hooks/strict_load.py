@@ -32,6 +32,8 @@ class StrictLoadHook(Hook):
     priority = 'VERY_LOW'  # after EMAHook has chosen between raw and averaged weights
 
     def __init__(self, reset: Sequence[str] = ()) -> None:
+        if not isinstance(reset, list | tuple) or not all(isinstance(prefix, str) for prefix in reset):
+            raise ValueError(f"reset={reset!r} must be a list of prefixes, such as ['decode_head.conv_seg']")
         self.reset = tuple(reset)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ class Arch:
     token_mixer: str = 'multi'
 
     def __post_init__(self) -> None:
+        for name, values in (('embed_dims', self.embed_dims), ('depths', self.depths)):
+            if not isinstance(values, tuple) or not all(type(value) is int for value in values):
+                raise ValueError(f'{name} {values!r} must be whole numbers, one per stage')
         if len(self.embed_dims) != 4 or len(self.depths) != 4:
             raise ValueError(f'embed_dims {self.embed_dims} and depths {self.depths} must have one entry per stage: 4')
         if any(a * 2 != b for a, b in zip(self.embed_dims, self.embed_dims[1:], strict=False)):
@@ -29,8 +33,8 @@ class Arch:
             raise ValueError(f'embed_dims {self.embed_dims} must be positive multiples of 4: four scales share them')
         if min(self.depths) < 1:
             raise ValueError(f'depths {self.depths} must be at least 1')
-        if self.mlp_ratio <= 0:
-            raise ValueError(f'mlp_ratio {self.mlp_ratio} must be positive')
+        if type(self.mlp_ratio) not in (int, float) or not 1 <= self.mlp_ratio * self.embed_dims[0] < math.inf:
+            raise ValueError(f'mlp_ratio {self.mlp_ratio!r} must be a positive number that leaves hidden channels')
         if self.token_mixer not in ('multi', 'single'):
             raise ValueError(f"token_mixer {self.token_mixer!r} must be 'multi' or 'single'")
 
@@ -71,5 +75,5 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
             'are optional, and nothing else is known'
         )
     for key in ('embed_dims', 'depths'):
-        fields[key] = tuple(fields[key])
+        fields[key] = tuple(fields[key]) if isinstance(fields[key], list | tuple) else fields[key]
     return Arch(**fields)

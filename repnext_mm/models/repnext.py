@@ -68,9 +68,12 @@ class RepNeXt(StagedBackbone):
             in_channels=in_channels, out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
             init_cfg=init_cfg, pretrained=pretrained,
         )  # fmt: skip
+        for name, value in (('with_cp', with_cp), ('deploy', deploy)):
+            if not isinstance(value, bool):
+                raise ValueError(f'{name} {value!r} must be True or False')
         self.arch = resolve_arch(arch)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate {drop_path_rate} must be in [0, 1)')
+        if type(drop_path_rate) not in (int, float) or not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate {drop_path_rate!r} must be in [0, 1)')
         self.deploy = False
         norm_cfg = {'type': 'BN'} if norm_cfg is None else norm_cfg
         act_cfg = {'type': 'GELU'} if act_cfg is None else act_cfg

@@ -50,6 +50,10 @@ class StagedBackbone(BaseModule):
                 f"{type(self).__name__} takes no pretrained={pretrained!r}: set pretrained=None in the model and "
                 "init_cfg=dict(type='Pretrained', checkpoint=...) in the backbone"
             )
+        if type(in_channels) is not int or in_channels < 1:
+            raise ValueError(f'in_channels {in_channels!r} must be the number of channels of the image, at least 1')
+        if not isinstance(norm_eval, bool):
+            raise ValueError(f'norm_eval {norm_eval!r} must be True or False')
         if frozen_stages not in range(-1, 5):
             raise ValueError(f'frozen_stages {frozen_stages} must be -1 (none), 0 (stem) or 1 to 4 (stem and stages)')
         self.in_channels = in_channels

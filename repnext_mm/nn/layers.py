@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,25 +22,35 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {'GELU': nn.GELU, 'ReLU': nn.ReLU}
 
 
 def build_norm(cfg: Config, channels: int) -> nn.Module:
-    """The norm layer that a ``norm_cfg`` names; ``requires_grad`` and the norm's own arguments are honoured."""
-    options = dict(cfg)
-    norm = NORMS.get(options.pop('type', ''))
+    """The norm layer that a ``norm_cfg`` names; ``requires_grad`` and the norm's own arguments are honoured.
+
+    Raises:
+        ValueError: it is no dict with a type, or the type is unknown.
+    """
+    options = _options(cfg, name='norm_cfg', known=NORMS)
+    norm = NORMS.get(options.pop('type'))
     if norm is None:
         from mmcv.cnn import build_norm_layer
 
-        return build_norm_layer(dict(cfg), channels)[1]
+        with _known_type(cfg, name='norm_cfg', known=NORMS):
+            return build_norm_layer(dict(cfg), channels)[1]
     requires_grad = options.pop('requires_grad', True)
     return norm(channels, **options).requires_grad_(requires_grad)
 
 
 def build_activation(cfg: Config) -> nn.Module:
-    """The activation that an ``act_cfg`` names."""
-    options = dict(cfg)
-    activation = ACTIVATIONS.get(options.pop('type', ''))
+    """The activation that an ``act_cfg`` names.
+
+    Raises:
+        ValueError: it is no dict with a type, or the type is unknown.
+    """
+    options = _options(cfg, name='act_cfg', known=ACTIVATIONS)
+    activation = ACTIVATIONS.get(options.pop('type'))
     if activation is None:
         from mmcv.cnn import build_activation_layer
 
-        return build_activation_layer(dict(cfg))
+        with _known_type(cfg, name='act_cfg', known=ACTIVATIONS):
+            return build_activation_layer(dict(cfg))
     return activation(**options)
 
 
@@ -81,3 +92,20 @@ def depthwise(
     return nn.Conv2d(
         channels, channels * expansion, kernel_size, stride, padding, dilation, groups=channels, bias=bias
     )
+
+
+def _options(cfg: Config, *, name: str, known: Mapping[str, type[nn.Module]]) -> dict[str, Any]:
+    if not isinstance(cfg, Mapping) or not isinstance(cfg.get('type'), str | type):
+        raise ValueError(f'{name}={cfg!r} must be a dict with a type, such as dict(type={next(iter(known))!r})')
+    return dict(cfg)
+
+
+@contextmanager
+def _known_type(cfg: Config, *, name: str, known: Mapping[str, type[nn.Module]]) -> Iterator[None]:
+    """Within, mmcv builds a layer of a type that is not ours."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f'{name} type {cfg["type"]!r} is unknown: take one of {", ".join(known)}, or one of mmcv'
+        ) from error

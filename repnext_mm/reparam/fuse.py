@@ -126,6 +126,10 @@ def fuse(
 
 def check_form(form: Form) -> None:
     """Raise a ``ValueError`` unless every form is known."""
+    given: object = form  # from a config it may be anything
+    if not isinstance(given, str | Mapping):
+        known = ', '.join(FORMS + FURTHER_FORMS)
+        raise ValueError(f'form {form!r} must be one of {known}, or a dict from parts to them')
     for name in (form,) if isinstance(form, str) else form.values():
         if name not in FORMS + FURTHER_FORMS:
             raise ValueError(f'unknown form {name!r}: choose one of {", ".join(FORMS + FURTHER_FORMS)}')

@@ -22,7 +22,7 @@ def relative_error(model: nn.Module, reference: nn.Module, probe: Tensor) -> tup
         probe: the input, on the device of both, usually ``(N, 3, H, W)``.
 
     Raises:
-        ValueError: the models return different numbers of levels or different shapes.
+        ValueError: the models return different numbers of levels or different shapes, or empty tensors.
     """
     with _full_precision(probe.device.type):
         outputs, references = _tensors(model(probe)), _tensors(reference(probe))
@@ -31,6 +31,8 @@ def relative_error(model: nn.Module, reference: nn.Module, probe: Tensor) -> tup
             f'outputs of shapes {[tuple(x.shape) for x in outputs]} cannot be compared with '
             f'{[tuple(x.shape) for x in references]}: the models must agree in levels and shapes'
         )
+    if any(not x.numel() for x in outputs):
+        raise ValueError(f'a probe of shape {tuple(probe.shape)} gives empty outputs: take a larger one')
     return tuple(_distance(a, b) for a, b in zip(outputs, references, strict=True))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
 
 @PARAM_SCHEDULERS.register_module()
-class TimmCosineLR:
+class TimmCosineLR(_ParamScheduler):  # else the runner takes it for no scheduler when it resumes
     """timm's ``CosineLRScheduler`` as a parameter scheduler of mmengine.
 
     Warm-up and cosine count from the first epoch both, the lowest rates are absolute, and what follows the cosine (the

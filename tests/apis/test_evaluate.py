@@ -103,8 +103,6 @@ def test_amp(monkeypatch):
 
 
 def test_resume(weights):
-    config = prepare_training(COCO, resume='auto', options={'load_from': 'other.pth', **SCRATCH})
-    assert (config.resume, config.load_from) == (True, None)
     config = prepare_training(COCO, resume=weights, options=SCRATCH)
     assert (config.resume, config.load_from) == (True, weights)
 

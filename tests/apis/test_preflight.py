@@ -90,3 +90,17 @@ def test_incomplete_config(tmp_path):
         prepare_training(path)
     with pytest.raises(ValueError, match='has no `test_dataloader`'):
         prepare_test(path, 'best.pth')
+
+
+def test_resume_before_the_first_checkpoint_keeps_the_weights_to_start_from(tmp_path):
+    from tests.layouts import write_authors_checkpoint
+
+    digits, start = CONFIGS / 'semantic_fpn_repnext_m0_digits.py', tmp_path / 'start.pth'
+    write_authors_checkpoint(start, arch='m0')
+    options = {'load_from': str(start)}
+    fresh = prepare_training(digits, work_dir=str(tmp_path / 'run'), resume='auto', options=options)
+    assert (fresh.resume, fresh.load_from) == (False, str(start))
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'iter_5.pth').touch()
+    begun = prepare_training(digits, work_dir=str(tmp_path / 'run'), resume='auto', options=options)
+    assert (begun.resume, begun.load_from) == (True, None)

@@ -8,13 +8,14 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from repnext_mm.checkpoints import read_checkpoint, safe_pickle, unsafe_globals, write_checkpoint
+from repnext_mm.checkpoints import read_checkpoint, unsafe_globals, write_checkpoint
 
 
 class Runs:
@@ -27,13 +28,11 @@ class Runs:
         return self.call
 
 
-@pytest.fixture(params=['weights_only', 'restricted'])
+@pytest.fixture(params=['zip', 'legacy'])
 def reader(request, monkeypatch):
-    """Both readers: torch's own, and the one for versions that cannot rename globals."""
-    if request.param == 'restricted':
-        monkeypatch.setattr(safe_pickle, '_accepts_renamed', lambda: False)
-    elif not safe_pickle._accepts_renamed():
-        pytest.skip('this torch has no weights_only with renamed globals')
+    """Both formats of torch.save, each with a reader of its own."""
+    if request.param == 'legacy':
+        monkeypatch.setattr(torch, 'save', partial(torch.save, _use_new_zipfile_serialization=False))
     return request.param
 
 

@@ -329,6 +329,16 @@ class TestContract:
         ({'arch': {**TINY, 'depths': (1, 0, 1, 1)}}, 'at least 1'),
         ({'arch': {**TINY, 'mlp_ratio': 0}}, 'mlp_ratio'), ({'arch': {**TINY, 'token_mixer': 'dual'}}, "'dual'"),
         ({'arch': 4}, 'name or a dict'),
+        ({'arch': {**TINY, 'embed_dims': (8.0, 16.0, 32.0, 64.0)}}, r'embed_dims .* must be whole numbers'),
+        ({'arch': {**TINY, 'depths': 'abcd'}}, "depths 'abcd' must be whole numbers"),
+        ({'arch': {**TINY, 'mlp_ratio': '2'}}, "mlp_ratio '2' must be a positive number"),
+        ({'arch': {**TINY, 'mlp_ratio': float('nan')}}, 'mlp_ratio nan must be a positive number'),
+        ({'in_channels': 0}, 'in_channels 0 must be the number of channels'),
+        ({'in_channels': '3'}, "in_channels '3' must be the number of channels"),
+        ({'norm_eval': 'yes'}, "norm_eval 'yes' must be True or False"),
+        ({'with_cp': 1}, 'with_cp 1 must be True or False'),
+        ({'deploy': None}, 'deploy None must be True or False'),
+        ({'drop_path_rate': '0.1'}, r"drop_path_rate '0.1' must be in \[0, 1\)"),
     ])  # fmt: skip
     def test_wrong_arguments(self, options, message):
         with pytest.raises(ValueError, match=message):

@@ -1,6 +1,8 @@
 """Annotated pictures through the ecosystem's inferencers, whatever the checkpoint knows of its classes."""
 
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,11 +12,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from repnext_mm.apis import annotate_image
+from repnext_mm.apis.classify import ClassScore, draw_classes, top_classes
 from repnext_mm.datasets.scene import compose_scene
 from tests.tools.running import ROOT, run_tool
 
 DETECTION = ROOT / 'configs' / 'mask_rcnn_repnext_m0_coco.py'
 SEGMENTATION = ROOT / 'configs' / 'semantic_fpn_repnext_m0_ade20k.py'
+CLASSIFICATION = ROOT / 'configs' / 'repnext_m0_imagenet.py'
 SMALL = {'test_dataloader.dataset.pipeline.1.scale': (96, 96)}
 
 
@@ -86,7 +90,8 @@ def test_the_tool_says_where_the_picture_is(image, checkpoints, tmp_path):
         (dict(score_threshold=3.0), r'score_threshold=3\.0 is not a probability'),
         (dict(device='cuda:99'), r"device 'cuda:99' cannot be used here"),
         (dict(device='gpu'), r"device 'gpu' cannot be used here"),
-        (dict(options={'default_scope': 'mmpretrain'}), r"default_scope='mmpretrain' has no annotated pictures"),
+        (dict(options={'default_scope': 'mmpose'}), r"default_scope='mmpose' has no annotated pictures"),
+        (dict(options={'test_dataloader': None}), 'has no `test_dataloader`, whose pipeline prepares the picture'),
     ],
 )
 def test_what_cannot_be_done_is_said(changed, words, image, checkpoints):
@@ -100,3 +105,115 @@ def test_a_file_that_is_no_picture(checkpoints, tmp_path):
     path.write_text('no picture')
     with pytest.raises(ValueError, match=r"image '.*text\.jpg' cannot be read"):
         annotate_image(path, DETECTION, str(checkpoints[DETECTION]))
+
+
+LOGITS = {281: 8.0, 282: 7.0, 0: 6.0, 999: 5.0, 7: 4.0, 8: 3.0}  # of the other 994 classes: 0
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    """Weights of a classifier that gives every picture the same scores, without names of classes."""
+    init_default_scope('mmpretrain')
+    state = MODELS.build(Config.fromfile(CLASSIFICATION).model).state_dict()
+    for head in ('head', 'head_dist'):
+        state[f'head.{head}.linear.weight'].zero_()
+        for label, logit in LOGITS.items():
+            state[f'head.{head}.linear.bias'][label] = logit
+    path = tmp_path_factory.mktemp('weights') / 'classifier.pth'
+    torch.save({'state_dict': state, 'meta': {}}, path)
+    return path
+
+
+def test_classes_of_a_picture(image, classifier, tmp_path):
+    lines = []
+    written = annotate_image(
+        image, CLASSIFICATION, str(classifier), out_dir=tmp_path, device='cpu', report=lines.append
+    )
+    scores = torch.zeros(1000)
+    scores[list(LOGITS)] = torch.tensor(list(LOGITS.values()))
+    scores = scores.softmax(0)
+    named = {281: 'tabby, tabby cat', 282: 'tiger cat', 0: 'tench, Tinca tinca', 999: 'toilet tissue', 7: 'cock'}
+    assert [line.split()[1] for line in lines] == ['281', '282', '0', '999', '7']
+    for line, (label, name) in zip(lines, named.items(), strict=True):
+        assert line.startswith(f'{scores[label]:.4f} {label} ({name}')
+    drawn, original = cv2.imread(str(written)), cv2.imread(str(image))
+    assert written == tmp_path / 'vis' / 'scene.jpg'
+    assert [path.name for path in (tmp_path / 'vis').iterdir()] == ['scene.jpg']
+    scale = 320 / min(original.shape[:2])
+    assert min(drawn.shape[:2]) == (320 if scale > 1 else min(original.shape[:2]))
+    plain = cv2.resize(original, drawn.shape[1::-1])
+    changed = np.abs(drawn.astype(int) - plain).max(axis=2) > 50
+    assert changed[: len(changed) // 2].sum() > 500  # the text, at the top left
+    assert changed[len(changed) // 2 :].sum() < 50
+
+
+def test_the_checkpoint_names_the_classes_first(image, classifier, tmp_path):
+    content = torch.load(classifier)
+    content['meta']['dataset_meta'] = {'classes': [f'name {label}' for label in range(1000)]}
+    torch.save(content, tmp_path / 'named.pth')
+    lines = []
+    annotate_image(image, CLASSIFICATION, str(tmp_path / 'named.pth'), out_dir=tmp_path, fuse=False, device='cpu',
+                   report=lines.append)  # fmt: skip
+    assert lines[0].endswith('281 (name 281)')
+    assert lines[4].endswith('7 (name 7)')
+
+
+def test_the_tool_prints_the_classes(image, classifier, tmp_path, monkeypatch, capsys):
+    tool = str(ROOT / 'tools/infer.py')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.argv', [tool, str(image), str(CLASSIFICATION), str(classifier), '--device', 'cpu'])
+    runpy.run_path(tool, run_name='__main__')
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.endswith(' 281 (tabby, tabby cat)')]) == 1
+    assert lines[-1] == 'wrote work_dirs/infer/vis/scene.jpg'
+
+
+class Scorer:
+    """A classifier of three classes that keeps what it is given."""
+
+    def __init__(self, *, to_rgb):
+        self.data_preprocessor = SimpleNamespace(to_rgb=to_rgb)
+
+    def test_step(self, data):
+        from mmpretrain.structures import DataSample
+
+        (self.seen,) = data['inputs']
+        return [DataSample().set_pred_score(torch.tensor([0.25, 0.7, 0.05]))]
+
+
+@pytest.mark.parametrize(
+    ('steps', 'to_rgb', 'first'),
+    [([], False, 255), ([], True, 0), (['LoadImageFromFile'], True, 0), (['LoadImageFromFile'], False, 0)],
+    ids=['memory', 'memory-to-rgb', 'file-to-rgb', 'file'],
+)
+def test_channels_are_those_of_the_data_set(steps, to_rgb, first, tmp_path):
+    """Files are loaded as BGR; what is in memory is RGB, unless the model's preprocessor swaps it to become that."""
+    red = np.zeros((40, 50, 3), np.uint8)
+    red[..., 2] = 255
+    cv2.imwrite(str(tmp_path / 'red.png'), red)
+    init_default_scope('mmpretrain')
+    model = Scorer(to_rgb=to_rgb)
+    pipeline = [dict(type=name) for name in [*steps, 'PackInputs']]
+    found = top_classes(model, tmp_path / 'red.png', pipeline=pipeline, names=['a', 'b'])
+    assert model.seen.shape == (3, 40, 50)
+    assert model.seen[:, 0, 0].tolist() == [first, 0, 255 - first]
+    assert [item.label for item in found] == [1, 0, 2]
+    assert {item.name for item in found} == {None}  # two names are not those of three classes
+    assert str(found[0]) == '0.7000 1'
+
+
+def test_a_model_without_scores(tmp_path):
+    from mmpretrain.structures import DataSample
+
+    cv2.imwrite(str(tmp_path / 'grey.png'), np.zeros((40, 50, 3), np.uint8))
+    init_default_scope('mmpretrain')
+    model = SimpleNamespace(test_step=lambda data: [DataSample()], data_preprocessor=SimpleNamespace())
+    with pytest.raises(ValueError, match='SimpleNamespace gives no score for each class'):
+        top_classes(model, tmp_path / 'grey.png', pipeline=[dict(type='PackInputs')])
+
+
+def test_a_small_picture_is_enlarged_to_be_read(tmp_path):
+    cv2.imwrite(str(tmp_path / 'small.png'), np.full((32, 48, 3), 128, np.uint8))
+    drawn = draw_classes(tmp_path / 'small.png', [ClassScore(3, None, 0.9), ClassScore(1, None, 0.05)])
+    assert drawn.shape == (320, 480, 3)
+    assert drawn.min() < 60

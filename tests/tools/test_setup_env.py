@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +176,7 @@ def pip(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]
         assert env['MMCV_WITH_OPS'] == '1'
         assert int(env['MAX_JOBS']) >= 1
         assert {'--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary'} <= set(arguments)
+        assert '--require-hashes' in arguments
         Path(arguments[arguments.index('-w') + 1], 'onedl_mmcv-2.3.6.whl').write_text('wheel')
         calls.append(arguments[-1])
 
@@ -187,7 +191,7 @@ def test_wheel_is_compiled_once_and_kept(
     first = setup_env.mmcv_wheel(venv, 'onedl')
     assert 'about 9 minutes on 2 cores' in capsys.readouterr().out
     assert setup_env.mmcv_wheel(venv, 'onedl') == first
-    assert pip == ['onedl-mmcv==2.3.6']
+    assert pip == [str(ROOT / 'requirements' / 'locked' / 'mmcv-onedl.txt')]
     assert [path.name for path in setup_env.wheels().rglob('*.whl')] == ['onedl_mmcv-2.3.6.whl']
     assert not list(setup_env.wheels().glob('building-*'))
 
@@ -255,10 +259,118 @@ def test_interrupted_creation_continues(left: str, setup_env: Any, tmp_path: Pat
     assert venv.ask('import pip; print(1)') == '1'
 
 
-@pytest.mark.parametrize('lane', ['onedl', 'openmmlab'])
+LANES = pytest.mark.parametrize('lane', ['onedl', 'openmmlab'])
+
+
+@LANES
 def test_requirements_are_exact(lane: str, setup_env: Any) -> None:
     assert lane in setup_env.LANES
-    for name in (f'torch-{lane}', 'build', f'mmcv-{lane}', lane, 'digits', 'export', 'cam', 'dev'):
+    for name in (*setup_env.pinned(lane), f'mmcv-{lane}'):
         lines = setup_env.requirements(name)
         assert lines
         assert all(line.count('==') == 1 for line in (each.split(';')[0] for each in lines))
+
+
+def locked_versions(setup_env: Any, name: str) -> dict[str, set[str]]:
+    """Versions of each package in a file of hashes; a package may have one for each range of Pythons."""
+    found: dict[str, set[str]] = {}
+    for entry in setup_env.entries(ROOT / 'requirements' / 'locked' / f'{name}.txt'):
+        package, version = re.match(r'([\w.-]+)==([^\s;]+)', entry).groups()
+        assert re.findall(r'--hash=sha256:[0-9a-f]{64}\b', entry), entry
+        assert entry.count('--hash=') == len(re.findall(r'--hash=sha256:[0-9a-f]{64}\s', entry))
+        found.setdefault(package.lower(), set()).add(version)
+    return found
+
+
+@LANES
+def test_every_requirement_is_locked_at_its_version(lane: str, setup_env: Any) -> None:
+    for names, lock in ((setup_env.pinned(lane), lane), ([f'mmcv-{lane}'], f'mmcv-{lane}')):
+        locked = locked_versions(setup_env, lock)
+        wanted: dict[str, set[str]] = {}
+        for line in (line for name in names for line in setup_env.requirements(name)):
+            package, version = line.split(';')[0].strip().split('==')
+            wanted.setdefault(package.lower(), set()).add(version)
+        assert {package: locked.get(package) for package in wanted} == wanted, 'make lock renews the hashes'
+    assert len(locked_versions(setup_env, lane)) > 100  # what they need in turn
+
+
+@LANES
+def test_locked_files_name_no_place(lane: str) -> None:
+    for name in (lane, f'mmcv-{lane}'):
+        text = (ROOT / 'requirements' / 'locked' / f'{name}.txt').read_text()
+        assert '://' not in text
+        assert not re.search(r'^\s*-', re.sub(r'^\s+--hash=.*$', '', text, flags=re.MULTILINE), flags=re.MULTILINE)
+
+
+@pytest.fixture
+def calls(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
+    """The commands that pip would get; mmcv is compiled already."""
+    found: list[tuple[str, ...]] = []
+    monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda venv, lane, hashed=True: tmp_path / f'mmcv-{hashed}.whl')
+    monkeypatch.setattr(venv, 'pip', lambda title, *words, env=None, log='': found.append(words))
+    venv.notes.mkdir()
+    return found
+
+
+@LANES
+def test_what_comes_from_an_index_is_checked_by_its_hash(
+        lane: str, setup_env: Any, venv: Any, calls: list[tuple[str, ...]], tmp_path: Path) -> None:
+    lock = ROOT / 'requirements' / 'locked' / f'{lane}.txt'
+    setup_env.install_locked(venv, lane, lock)
+    assert [word for words in calls for word in words].count(str(lock)) == 1
+    assert calls[0][-1] == str(venv.notes / 'setuptools.txt')  # what builds comes first
+    built = Path(calls[0][-1]).read_text()
+    builders = {line.split('==')[0] for line in setup_env.requirements('build')}
+    assert set(re.findall(r'^([\w-]+)==', built, re.MULTILINE)) == builders
+    for words in calls:
+        local = [word for word in words if word.endswith('.whl')] == [str(tmp_path / 'mmcv-True.whl')]
+        assert local or {'--require-hashes', '--no-deps', '--no-build-isolation'} <= set(words)
+    assert calls[-1][-1] == str(venv.notes / 'opencv-python-headless.txt')
+    last = Path(calls[-1][-1]).read_text()
+    assert last.startswith('opencv-python-headless==')
+    assert len(re.findall(r'^[\w-]+==', last, re.MULTILINE)) == 1
+
+
+def test_hashes_are_for_the_machines_they_were_tried_on(setup_env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_env.platform, 'system', lambda: 'Linux')
+    monkeypatch.setattr(setup_env.platform, 'machine', lambda: 'x86_64')
+    assert setup_env.locked('onedl').read_text()
+    monkeypatch.setattr(setup_env.platform, 'machine', lambda: 'aarch64')
+    assert setup_env.locked('onedl') is None
+
+
+@pytest.mark.parametrize('flags, hashed', [((), True), (('--unlocked',), False)])
+def test_unlocked_checks_no_hash(
+        flags: tuple[str, ...], hashed: bool, setup_env: Any, venv: Any, calls: list[tuple[str, ...]],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_env, 'Venv', lambda path: venv)
+    monkeypatch.setattr(setup_env, 'create', lambda venv, lane: None)
+    monkeypatch.setattr(setup_env, 'locked', lambda lane: ROOT / 'requirements' / 'locked' / f'{lane}.txt')
+    monkeypatch.setattr(venv, 'ask', lambda code: '1')
+    setup_env.main(['--venv', str(venv.path), *flags])
+    assert any('--require-hashes' in words for words in calls) == hashed
+    assert any(word.endswith(f'mmcv-{hashed}.whl') for words in calls for word in words)
+
+
+@pytest.mark.parametrize('right', [True, False])
+def test_a_file_with_another_hash_is_not_installed(right: bool, venv: Any, tmp_path: Path) -> None:
+    shelf, there = tmp_path / 'shelf', tmp_path / 'there'
+    shelf.mkdir()
+    wheel = shelf / 'tiny-1.0-py3-none-any.whl'
+    with zipfile.ZipFile(wheel, 'w') as archive:
+        archive.writestr('tiny.py', '')
+        archive.writestr('tiny-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n')
+        archive.writestr('tiny-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        archive.writestr('tiny-1.0.dist-info/RECORD', '')
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    lock = tmp_path / 'lock.txt'
+    lock.write_text(f'tiny==1.0 \\\n    --hash=sha256:{digest if right else digest[::-1]}\n')
+    install = ('install', '--require-hashes', '--no-deps', '--no-build-isolation', '--no-index', '--find-links',
+               str(shelf), '--target', str(there), '-r', str(lock))
+    if right:
+        venv.pip('tiny', *install)
+        assert (there / 'tiny.py').exists()
+    else:
+        with pytest.raises(SystemExit, match='HASHES'):
+            venv.pip('tiny', *install)
+        assert not there.exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
@@ -84,3 +84,13 @@ def test_refuses_what_makes_no_schedule(options):
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(ValueError, match='training of 20 epochs'):
         TimmCosineLR(OptimWrapper(optimizer), end=20, **options)
+
+
+def test_the_runner_takes_it_for_a_scheduler_when_it_resumes():
+    optimizer = OptimWrapper(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1))
+    scheduler = TimmCosineLR(optimizer, end=4, lr_min=0.01)
+    assert isinstance(scheduler, _ParamScheduler)
+    scheduler.step()
+    again = TimmCosineLR(optimizer, end=4, lr_min=0.01)
+    again.load_state_dict(scheduler.state_dict())
+    assert again.get_last_value() == scheduler.get_last_value() != [0.1]

@@ -1,0 +1,104 @@
+"""A user's picture file, made fit for the libraries that read and draw on it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mmengine.logging import print_log
+
+MAX_PIXELS = 8_000_000  # a segmentor of 150 classes holds 5 GB of scores for as many
+
+
+def existing(image: str | Path) -> Path:
+    """The path of a picture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not Path(image).is_file():
+        raise FileNotFoundError(f"image '{image}' does not exist: give the path of one picture")
+    return Path(image)
+
+
+@contextmanager
+def fit_picture(image: str | Path) -> Iterator[Path]:
+    """A whole picture that OpenCV reads and writes: the file itself, or a copy for the time of the context.
+
+    Copies are made of pictures with more than ``MAX_PIXELS``, which are scaled down, and of formats that OpenCV does
+    not know or cannot write (the first frame, with ``.png`` for a suffix).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no picture, is damaged, or unpacks to far more than its size.
+    """
+    import cv2
+
+    image = existing(image)
+    _check_whole(image)
+    try:
+        pixels: Any = cv2.imread(str(image)) if cv2.haveImageReader(str(image)) else None
+    except cv2.error:  # of a damaged header
+        pixels = None
+    writable = cv2.haveImageWriter(image.name)
+    foreign = pixels is None
+    if foreign:
+        pixels = _decoded_otherwise(image)
+    height, width = pixels.shape[:2]
+    if not foreign and writable and height * width <= MAX_PIXELS:
+        yield image
+        return
+    if height * width > MAX_PIXELS:
+        scale = (MAX_PIXELS / (height * width)) ** 0.5
+        size = max(1, int(width * scale)), max(1, int(height * scale))
+        print_log(
+            f"image '{image}' of {width}x{height} pixels is scaled down to {size[0]}x{size[1]}: results of that "
+            'size would need too much memory',
+            logger='current',
+            level=logging.WARNING,
+        )
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / (image.name if writable else f'{image.stem or image.name}.png')
+        if not cv2.imwrite(str(copy), pixels):
+            raise ValueError(f"image '{image}' cannot be written as {copy.suffix}: give a JPEG or PNG file")
+        yield copy
+
+
+def _check_whole(image: Path) -> None:
+    """Refuse what decodes in part only, which OpenCV fills with grey, and what would fill the memory."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about odd metadata, and sizes that are allowed here
+            with Image.open(image) as picture:
+                picture.draft('RGB', (32, 32))  # JPEG: reads all of the stream, skips most of the arithmetic
+                picture.load()
+    except UnidentifiedImageError:
+        pass  # OpenCV may know it
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image '{image}' has far too many pixels: scale it down") from error
+    except MemoryError as error:
+        raise ValueError(f"image '{image}' needs more memory than there is: scale it down") from error
+    except Exception as error:  # decoders raise whatever they meet in a damaged file
+        raise ValueError(f"image '{image}' cannot be read, it is damaged ({error}): get it again") from error
+
+
+def _decoded_otherwise(image: Path) -> Any:
+    """(H, W, 3) in BGR, of a format that OpenCV does not know."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(image) as picture:
+                return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))[..., ::-1])
+    except Exception as error:  # see above
+        raise ValueError(f"image '{image}' cannot be read as a picture: give a JPEG or PNG file") from error

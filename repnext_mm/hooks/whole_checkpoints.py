@@ -1,0 +1,86 @@
+"""What stands between mmengine's checkpoint hook and the disk: whole saves, late removals, clear errors."""
+
+from __future__ import annotations
+
+import os.path as osp
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import barrier, is_main_process
+from mmengine.runner import Runner
+
+from .whole_files import draft_path, drafted
+
+
+class CheckpointNotSavedError(OSError):
+    """A checkpoint could not be written; the ones before it are untouched."""
+
+
+@contextmanager
+def saying_why(place: Path, *, last: str | None) -> Iterator[None]:
+    """Turn the system's errors into a sentence with a way out.
+
+    Args:
+        place: what is written within.
+        last: the checkpoint before it.
+
+    Raises:
+        CheckpointNotSavedError: in place of any ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        try:
+            room = f'; {shutil.disk_usage(place.parent).free / 1e6:.0f} MB are free there'
+        except OSError:  # there is no such folder
+            room = ''
+        whole = f" from '{osp.basename(last)}', which is whole" if last else ''
+        raise CheckpointNotSavedError(
+            f"{place.name} was not saved to '{place.parent}' ({error.strerror or error}{room}): make room or give "
+            f'write access, then go on with --resume{whole}'
+        ) from error
+
+
+class WholeSaves:
+    """A runner whose checkpoints appear whole; all else is the runner's own.
+
+    Args:
+        runner: mmengine's ``Runner`` or ``FlexibleRunner``.
+        last: gives the checkpoint before the one that is saved, for errors.
+    """
+
+    def __init__(self, runner: Any, *, last: Callable[[], str | None]) -> None:
+        self._runner, self._last = runner, last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *arguments: Any, **options: Any) -> None:
+        """What the hook calls; the runner checks the options."""
+        place = Path(out_dir, filename)
+        drafting = drafted(place) if is_main_process() else nullcontext(draft_path(place))
+        with saying_why(place, last=self._last()), drafting as draft:
+            self._runner.save_checkpoint(out_dir, draft.name, *arguments, **options)
+            if not isinstance(self._runner, Runner):  # FlexibleRunner: every process may write a part
+                barrier()
+
+
+class LateRemoval:
+    """A file backend that remembers what it is to remove, and tells ``note`` all names so far."""
+
+    def __init__(self, backend: Any, *, note: Callable[[list[str]], None]) -> None:
+        self._backend, self._note = backend, note
+        self.names: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        """Remember; also for ``rmtree``."""
+        self.names.append(osp.basename(path))
+        self._note(list(self.names))
+
+    rmtree = remove

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Renew requirements/locked/: version and hashes of everything that tools/setup_env.py installs (needs uv: pip install uv).
+# Versions stay as they are where requirements/*.txt allow it; --upgrade takes the newest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+lock() {  # LANE, first Python 3.x that it is not for, options of uv
+    local lane=$1 end=$2
+    shift 2
+    cat >"$work/pyproject.toml" <<TOML
+[tool.uv]
+environments = ["python_version < '3.$end' and sys_platform == 'linux' and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"]
+TOML
+    local compile=(uv --project "$work" pip compile --quiet --universal --python-version 3.10 --generate-hashes
+        --no-annotate --custom-compile-command 'make lock' "$@")
+    "${compile[@]}" --output-file "locked/$lane.txt" \
+        "torch-$lane.txt" build.txt "$lane.txt" digits.txt export.txt cam.txt dev.txt
+    "${compile[@]}" --no-deps --output-file "locked/mmcv-$lane.txt" "mmcv-$lane.txt"
+}
+
+lock onedl 13 "$@"
+lock openmmlab 12 "$@"

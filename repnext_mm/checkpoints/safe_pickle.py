@@ -100,7 +100,9 @@ class Unpickler(pickle._Unpickler):
         elif isinstance(made, OrderedDict) or _holds_attributes(type(made)):
             if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
                 raise pickle.UnpicklingError(f'the state of a {type(made).__name__} is no dict of names')
-            vars(made).update(state)
+            vars(made).update({key: value for key, value in state.items() if key != 'statistics_methods'})
+            if isinstance(made, _history_buffer() or ()):
+                made._set_default_statistics()  # as its __setstate__ does: they belong to the class
         else:
             raise pickle.UnpicklingError(f'it sets the state of a {type(made).__name__}')
 

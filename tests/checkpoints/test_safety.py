@@ -101,6 +101,14 @@ def test_our_own_training_files_need_no_trust(reader, training_file):
     assert unsafe_globals(training_file) == []
 
 
+def test_a_log_history_works_in_a_process_that_has_logged_nothing(reader, tmp_path, monkeypatch):
+    torch.save({'message_hub': {'loss': HistoryBuffer([3.0, 1.0], [1, 1])}}, tmp_path / 'run.pth')
+    monkeypatch.setattr(HistoryBuffer, '_statistics_methods', {})
+    history = read_checkpoint(tmp_path / 'run.pth')['message_hub']['loss']
+    assert history.statistics('mean') == 2.0
+    assert history.statistics('min') == 1.0
+
+
 def test_every_prefix_of_a_file_is_one_sentence(reader, training_file, tmp_path):
     whole = training_file.read_bytes()
     cut = tmp_path / 'cut.pth'

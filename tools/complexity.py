@@ -11,6 +11,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from repnext_mm.apis import load_config
+from repnext_mm.apis.weights import reading_safely
 from repnext_mm.benchmark.complexity import Complexity, model_complexity, repnext_complexity
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam import FORMS
@@ -77,7 +78,8 @@ def row(cells: Iterable[str]) -> str:
 def main() -> None:
     args = parse_args()
     try:
-        shape, found = count(args)
+        with reading_safely():
+            shape, found = count(args)
         if args.json:
             counts = {
                 name: {form: {part: asdict(value) for part, value in parts.items()} for form, parts in forms.items()}

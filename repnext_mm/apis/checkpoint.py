@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from repnext_mm.apis.config import building, load_config, without_teacher
 from repnext_mm.apis.evaluate import drop_initial_weights
+from repnext_mm.apis.weights import reading_safely
 from repnext_mm.benchmark.branchwise import branch_by_branch
 from repnext_mm.checkpoints import (
     Recognised,
@@ -151,7 +152,7 @@ def load_model(config: Config, path: str | Path, *, trust_pickle: bool = False) 
     settings = without_teacher(config.model).copy()
     drop_initial_weights(settings)
     settings.pop('init_cfg', None)
-    with building(config):
+    with building(config), reading_safely(trust_pickle=trust_pickle):  # some read weights while they are built
         model: nn.Module = MODELS.build(settings)
     state = model_state(read_checkpoint(path, trust_pickle=trust_pickle))
     kept, _ = check_fits(state, model.state_dict(), name=type(model).__name__, source=str(path))

@@ -68,10 +68,10 @@ def prepare_test(
 def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
     """Test a prepared config; returns its metrics. For ``trust_pickle``, see ``run_training``."""
     notes = fit_to_machine(config)
-    runner: Runner = build_runner(config)
-    for note in notes:
-        runner.logger.info(note)
-    with reading_safely(trust_pickle=trust_pickle):
+    with reading_safely(trust_pickle=trust_pickle):  # some models read weights while they are built
+        runner: Runner = build_runner(config)
+        for note in notes:
+            runner.logger.info(note)
         return runner.test()
 
 
@@ -127,7 +127,7 @@ def _enable_drawing(config: Config, show_dir: str) -> None:
             raise ValueError("--show-dir needs `visualizer`: add visualizer=dict(type='SegLocalVisualizer') to it")
         config.visualizer['save_dir'] = folder
     elif kind == 'VisualizationHook':
-        hook.update(enable=True, out_dir=folder)
+        hook.update(enable=True, interval=1, out_dir=folder)  # it draws every 5000th picture otherwise
     else:
         raise ValueError(
             f"--show-dir does not know default_hooks.visualization.type='{kind}': set that hook's own options with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +72,8 @@ def new_config(
     _check_classes(task, classes, reduce_zero_label)
     recipe, root = RECIPES[task], Path(data).resolve()
     path = Path(f'{recipe.name}_{arch}_{root.name}.py' if out is None else out)
+    if not re.fullmatch(r'[\w.+ -]+', path.name):  # it stands in the config, which is a program
+        raise ValueError(f'the config would be called {path.name!r}: name a plain file with --out')
     if path.suffix != '.py':
         raise ValueError(f"--out '{path}' is no config file: let its name end in .py")
     if path.exists():
@@ -98,6 +101,8 @@ def new_config(
         text = _segmentation(plan, root, classes or (), findings, reduce_zero_label=reduce_zero_label)
     else:
         text = _classification(plan, root, classes, findings)
+    if '{{' in text:
+        raise ValueError("a class, a file or a folder has '{{' in its name, which configs replace: rename it")
     if findings.errors:
         return NewConfig(path=None, findings=findings)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,13 +69,21 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
         CheckpointNotSavedError: the disk is full, or the folder takes no file.
         NoWholeCheckpointError: there was a checkpoint to go on from, and none is whole.
     """
+    _give_memory_back(config)
     notes = [*fit_to_machine(config), *keep_checkpoints_whole(config), *repeat_randomness(config)]
-    runner = build_runner(config)
-    for note in notes:
-        runner.logger.info(note)
-    with reading_safely(trust_pickle=trust_pickle):
+    with reading_safely(trust_pickle=trust_pickle):  # some models read weights while they are built
+        runner = build_runner(config)
+        for note in notes:
+            runner.logger.info(note)
         runner.train()
     return runner
+
+
+def _give_memory_back(config: Config) -> None:
+    """Put ReturnMemoryHook into a config that lacks it."""
+    hooks = list(config.get('custom_hooks') or [])
+    if not any(isinstance(hook, dict) and str(hook.get('type')).endswith('ReturnMemoryHook') for hook in hooks):
+        config.custom_hooks = [*hooks, dict(type='ReturnMemoryHook')]
 
 
 _MIXED_PRECISION = {

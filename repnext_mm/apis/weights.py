@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.fileio.handlers import PickleHandler, file_handlers
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import (
     get_deprecated_model_names,
@@ -28,9 +29,10 @@ _ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
 
 @contextmanager
 def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
-    """Within, mmengine's loader reads files with ``read_checkpoint``, which executes nothing.
+    """Within, mmengine executes no file that it reads.
 
-    mmengine itself falls back to unpickling, and looks for weights only under ``state_dict``.
+    Weight files go through ``read_checkpoint``: mmengine itself falls back to unpickling, and looks for weights only
+    under ``state_dict``. Pickled annotations are refused.
     """
 
     def load_from_repnext_mm(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -38,16 +40,32 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
         if filename.startswith('mmcls://'):  # a classifier under the name of its backbone
             state = model_state(content)
             return {'state_dict': {key[9:]: value for key, value in state.items() if key[:9] == 'backbone.'}}
+        meta = content.get('meta')
+        if isinstance(meta, Mapping):  # mmengine runs `config`, an old writer's Python, when it resumes
+            content = {**content, 'meta': {key: value for key, value in meta.items() if key != 'config'}}
         if 'state_dict' in content:
             return dict(content)
         return {'state_dict': model_state(content), 'meta': content.get('meta', {})}
 
-    schemes = dict(CheckpointLoader._schemes)
+    schemes, handlers = dict(CheckpointLoader._schemes), dict(file_handlers)
     CheckpointLoader.register_scheme(list(schemes), load_from_repnext_mm, force=True)
+    if not trust_pickle:
+        file_handlers.update(pickle=_PickleWriter(), pkl=_PickleWriter())
     try:
         yield
     finally:
         CheckpointLoader._schemes = schemes
+        file_handlers.update(handlers)
+
+
+class _PickleWriter(PickleHandler):
+    """mmengine's handler of pickles, which writes predictions, but reads nothing."""
+
+    def load_from_fileobj(self, file: Any, **options: Any) -> Any:
+        raise ValueError(
+            'the config names a pickle to read (.pkl), and unpickling could run code: convert it to JSON, or, if you '
+            'trust the file, add --trust-pickle'
+        )
 
 
 def resolved(address: str) -> str:

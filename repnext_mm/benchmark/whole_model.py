@@ -146,6 +146,7 @@ def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) ->
 
     from repnext_mm.apis.checkpoint import load_model
     from repnext_mm.apis.evaluate import drop_initial_weights
+    from repnext_mm.apis.weights import reading_safely
 
     if 'backbone' not in config.model or 'data_preprocessor' not in config.model:
         raise ValueError(
@@ -161,7 +162,8 @@ def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) ->
         if 'score_thr' in part:
             part['score_thr'] = 0.0
     torch.manual_seed(0)
-    model = MODELS.build(config.model).eval()
+    with reading_safely(trust_pickle=trust_pickle):
+        model = MODELS.build(config.model).eval()
     randomise(model.backbone)
     return model
 

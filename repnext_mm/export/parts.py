@@ -15,6 +15,7 @@ from repnext_mm.apis.checkpoint import load_model
 from repnext_mm.apis.config import load_config, without_teacher
 from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.apis.preflight import check_checkpoint, check_model, unwrapped
+from repnext_mm.apis.weights import reading_safely
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import ARCHITECTURES, RepNeXt
 from repnext_mm.models.pretrained import load_pretrained
@@ -126,7 +127,8 @@ def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Mod
     init_default_scope(config.get('default_scope', 'mmengine'))
     settings = config.model.copy()
     drop_initial_weights(settings)
-    network: nn.Module = MODELS.build(settings)
+    with reading_safely(trust_pickle=trust_pickle):
+        network: nn.Module = MODELS.build(settings)
     return network.eval()
 
 

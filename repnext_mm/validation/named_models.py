@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from repnext_mm.apis.config import SCOPE_PACKAGES, load_config, without_teacher
 from repnext_mm.apis.evaluate import drop_initial_weights
+from repnext_mm.apis.weights import reading_safely
 from repnext_mm.models import ARCHITECTURES
 
 TIMM = 'timm/'
@@ -44,7 +46,7 @@ def build_named(name: str, *, options: Mapping[str, Any] | None = None) -> nn.Mo
         raise ValueError(f"model '{name}' is in several libraries: say {' or '.join(found)}")
     try:
         return _in_eval_mode(_built(found[0], options))
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         given = ' '.join(f'{key}={value}' for key, value in options.items()) or 'its defaults'
         raise ValueError(
@@ -98,7 +100,7 @@ def _built(name: str, options: dict[str, Any]) -> nn.Module:
             warnings.simplefilter('ignore')  # timm talks about overwritten and deprecated entries
             return timm.create_model(name.removeprefix(TIMM), pretrained=False, **options)
     scope, _, kind = name.rpartition('.')
-    with DefaultScope.overwrite_default_scope(scope or None):
+    with reading_safely(), DefaultScope.overwrite_default_scope(scope or None):
         return MODELS.build({'type': name if scope else kind, **options})
 
 
@@ -108,7 +110,7 @@ def _from_config(path: str, options: dict[str, Any]) -> nn.Module:
         raise ValueError(f"config '{path}' has no `model`: give a config of a model, or name a model")
     settings = without_teacher(config.model)
     drop_initial_weights(settings)
-    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
+    with reading_safely(), DefaultScope.overwrite_default_scope(config.get('default_scope')):
         model = MODELS.build(settings)
     classifier = hasattr(getattr(model, 'head', None), 'pre_logits')
     return model if classifier else getattr(model, 'backbone', model)

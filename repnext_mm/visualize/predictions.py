@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from repnext_mm.apis import prepare_test
 from repnext_mm.apis.checkpoint import load_model
 from repnext_mm.apis.config import innermost_datasets
+from repnext_mm.apis.weights import reading_safely
 from repnext_mm.demo.digit_sheet import ClassifiedDigit, predicted_digits
 from repnext_mm.demo.panels import Panel, predicted_pairs
 from repnext_mm.demo.sheet import draw_sheet
@@ -57,7 +58,8 @@ def draw_predictions(
         )
     if fuse:
         model, _ = FuseBackboneHook().fuse_backbone(model)
-    dataset = DATASETS.build(config.test_dataloader.dataset)
+    with reading_safely(trust_pickle=trust_pickle):
+        dataset = DATASETS.build(config.test_dataloader.dataset)
     total, classes = len(dataset), dataset.metainfo['classes']
     dataset = dataset.get_subset(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
     title = f'{Path(config_path).stem}, {"fused" if fuse else "train form"}: {len(dataset)} of {total} test pictures'

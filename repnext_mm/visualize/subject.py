@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from repnext_mm.apis.checkpoint import load_model
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
+from repnext_mm.apis.weights import reading_safely
 from repnext_mm.models import RepNeXt
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, RGB
@@ -83,7 +84,8 @@ def untrained(subject: Subject) -> nn.Module:
     settings = {key: value for key, value in model.get('backbone', model).items() if key != 'init_cfg'}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone: nn.Module = MODELS.build(settings)
+        with reading_safely():
+            backbone: nn.Module = MODELS.build(settings)
     return backbone.eval()
 
 

@@ -26,6 +26,19 @@ EXTREMES = {  # of a channel's norm: variance (eps is 1e-5), mean, gamma, beta
 }  # fmt: skip
 
 
+def computes_float16():
+    """Whether this torch convolves float16 on a CPU."""
+    try:
+        torch.nn.Conv2d(1, 1, 1).half()(torch.ones(1, 1, 2, 2).half())
+    except RuntimeError:
+        return False
+    return True
+
+
+FLOAT16 = pytest.mark.skipif(not computes_float16(), reason='this torch has no float16 convolutions on a CPU')
+HALVES = pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=FLOAT16)], ids=str)
+
+
 def checked(examples, **strategies):
     """Run a check on so many examples, the same at every run."""
     phases = (Phase.generate,)  # to shrink a failing network takes hours, and says little
@@ -176,7 +189,7 @@ def test_extreme_statistics(examples):
                     assert (error <= 100 * eps * bound).all(), (form, dtype, (error / bound).max() / eps)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@HALVES
 @pytest.mark.parametrize('examples', FEW_AND_MANY)
 def test_half_precision_under_autocast(examples, dtype):
     """Against float32, fused and merged networks are no worse than the branches apart are under autocast."""
@@ -200,7 +213,7 @@ def test_half_precision_under_autocast(examples, dtype):
         assert max(errors.values()) < 40 * eps, errors
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@HALVES
 def test_half_precision_gradients(dtype):
     torch.manual_seed(0)
     model = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}, norm_eval=True)).train()
@@ -250,6 +263,7 @@ def test_no_input_that_is_no_number_passes(value):
         relative_error(fuse(model)[0], model, probe[:0])
 
 
+@FLOAT16
 def test_half_precision_that_overflows_when_fused_is_refused():
     """A variance near 0 and a large mean: the branches run, the fused bias does not fit."""
     model = torch.nn.Module()

@@ -41,8 +41,13 @@ def test_detection(counts):
 
 @pytest.mark.parametrize('ignored', [(True, True), (True, False)], ids=str)
 def test_segmentation(ignored):
+    import mmseg
     from mmengine.structures import PixelData
+    from mmengine.utils import digit_version
     from mmseg.structures import SegDataSample
+
+    if digit_version(mmseg.__version__) < digit_version('1.3'):
+        pytest.skip('mmseg 1.2 looks up a class weight for the label of ignored pixels')
 
     model, samples = _built('semantic_fpn_repnext_m0_digits.py'), []
     for every in ignored:

@@ -53,6 +53,9 @@ def test_shards_train_the_same_weights(tmp_path):
 
 def test_shards_refuse_to_resume_in_one_sentence(tmp_path):
     sharded = write_config(tmp_path, 'classification', name='sharded', more=SHARDED)
+    begun = tmp_path / 'work_dirs' / 'sharded' / 'epoch_1.pth'
+    begun.parent.mkdir(parents=True)
+    begun.touch()
     output = run_job(ROOT / 'tools/train.py', sharded, '--resume', cwd=tmp_path, expect=1)
     assert "error: strategy.type='FSDPStrategy' cannot read a checkpoint" in output
     assert 'Traceback' not in output

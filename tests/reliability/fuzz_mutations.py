@@ -197,7 +197,7 @@ def _pickle(data, rng, seeds):
         start = stream.tell()
         list(pickletools.genops(stream))
         end = stream.tell()
-    except Exception:
+    except Exception:  # an earlier round broke it
         return data
     return data[:start] + _edited_pickle(data[start:end], rng) + data[end:]
 
@@ -205,7 +205,7 @@ def _pickle(data, rng, seeds):
 def _edited_pickle(data, rng):
     try:
         operations = [(position, opcode, argument) for opcode, argument, position in pickletools.genops(data)]
-    except Exception:
+    except Exception:  # an earlier round broke it
         return data
     starts = [position for position, *_ in operations] + [len(data)]
     for _ in range(rng.choice((1, 1, 2, 5))):

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Renew requirements/locked/: version and hashes of everything that tools/setup_env.py installs (needs uv: pip install uv).
+# Renew requirements/locked/: version and hashes of what tools/setup_env.py installs, and of the page in the
+# browser in that environment (needs uv: pip install uv).
 # Versions stay as they are where requirements/*.txt allow it; --upgrade takes the newest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -18,6 +19,7 @@ TOML
     "${compile[@]}" --output-file "locked/$lane.txt" \
         "torch-$lane.txt" build.txt "$lane.txt" digits.txt export.txt cam.txt dev.txt
     "${compile[@]}" --no-deps --output-file "locked/mmcv-$lane.txt" "mmcv-$lane.txt"
+    "${compile[@]}" --constraints "locked/$lane.txt" --output-file "locked/demo-$lane.txt" demo.txt
 }
 
 lock onedl 13 "$@"

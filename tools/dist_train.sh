@@ -13,9 +13,15 @@ shift 2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
 
-if [ "${NNODES:-1}" != 1 ] && [ "${RESTARTS:-0}" != 0 ]; then
+if [ "${RESTARTS:-0}" != 0 ]; then
     # machines must agree on when to start anew: fixed ranks cannot
     meeting=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="${JOB_ID:-repnext_mm}")
+    if [ "${NNODES:-1}" = 1 ]; then
+        meeting+=(--local_addr="$address")
+    fi
+    # the launcher's own store survives a restart (PyTorch 2.11), and with it the addresses of dead
+    # processes, which the new ones call: let the first process open a new one each time
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 else
     meeting=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
 fi

@@ -66,7 +66,9 @@ def fault(folder: Path, how: str, iteration: int) -> tuple[str, Path]:
     """Lines for a config whose second process fails, and the marker that this leaves."""
     marker = folder / 'failed'
     lines = f"""
-custom_imports = dict(imports=['repnext_mm', 'tests.reliability.faults'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['repnext_mm', 'tests.reliability.faults', 'tests.reliability.late_start'], allow_failed_imports=False
+)
 custom_hooks = [
     dict(type='FuseBackboneHook'),
     dict(type='FaultHook', how='{how}', iteration={iteration}, marker='{marker}'),

@@ -284,7 +284,8 @@ def locked_versions(setup_env: Any, name: str) -> dict[str, set[str]]:
 
 @LANES
 def test_every_requirement_is_locked_at_its_version(lane: str, setup_env: Any) -> None:
-    for names, lock in ((setup_env.pinned(lane), lane), ([f'mmcv-{lane}'], f'mmcv-{lane}')):
+    locks = {lane: setup_env.pinned(lane), f'mmcv-{lane}': [f'mmcv-{lane}'], f'demo-{lane}': ['demo']}
+    for lock, names in locks.items():
         locked = locked_versions(setup_env, lock)
         wanted: dict[str, set[str]] = {}
         for line in (line for name in names for line in setup_env.requirements(name)):
@@ -295,8 +296,16 @@ def test_every_requirement_is_locked_at_its_version(lane: str, setup_env: Any) -
 
 
 @LANES
+def test_the_page_in_the_browser_changes_no_version(lane: str, setup_env: Any) -> None:
+    there, page = locked_versions(setup_env, lane), locked_versions(setup_env, f'demo-{lane}')
+    shared = there.keys() & page.keys()
+    assert {'numpy', 'pillow'} <= shared
+    assert {package: page[package] for package in shared} == {package: there[package] for package in shared}
+
+
+@LANES
 def test_locked_files_name_no_place(lane: str) -> None:
-    for name in (lane, f'mmcv-{lane}'):
+    for name in (lane, f'mmcv-{lane}', f'demo-{lane}'):
         text = (ROOT / 'requirements' / 'locked' / f'{name}.txt').read_text()
         assert '://' not in text
         assert not re.search(r'^\s*-', re.sub(r'^\s+--hash=.*$', '', text, flags=re.MULTILINE), flags=re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -147,9 +148,14 @@ def _start_gloo(config: Config) -> None:
     # torch 2.1 takes no timeout=None
     timeout: dict[str, Any] = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
     dist.init_process_group('gloo', **timeout)
-    atexit.register(_leave_group)  # a thread of gloo's that outlives the interpreter aborts a process that was done
+    atexit.register(_leave_group)
 
 
 def _leave_group() -> None:
+    """End gloo's threads while Python lives: one that drops its last tensor later aborts a process that was done.
+
+    They end with the last reference to the group, which a wrapped model holds, and a runner's cycles hold that.
+    """
+    gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()

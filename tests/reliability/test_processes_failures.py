@@ -1,5 +1,6 @@
 """A process that dies, raises or hangs ends its job: with a message, in bounded time, leaving nothing running."""
 
+import json
 import time
 
 import pytest
@@ -86,6 +87,21 @@ def test_a_killed_process_is_replaced_and_the_job_ends_as_if_nothing_had_happene
     run_job(ROOT / 'tools/dist_train.sh', calm, 2, cwd=tmp_path)
     one, other = (weights(tmp_path / 'work_dirs' / name / 'epoch_3.pth') for name in ('classification', 'calm'))
     assert all(torch.equal(one[key], value) for key, value in other.items())
+
+
+@pytest.mark.parametrize('tool', ['dist_train.sh', 'dist_test.sh'])
+def test_no_thread_of_gloo_outlives_python(tool, tmp_path):
+    """One that drops a tensor while Python ends aborts the process, now and then, and so fails a job that was done."""
+    more = "custom_imports = dict(imports=['repnext_mm', 'tests.reliability.last_words'], allow_failed_imports=False)\n"
+    config = write_config(tmp_path, 'classification', more=more)
+    checkpoint = []
+    if tool == 'dist_test.sh':
+        run_job(ROOT / 'tools/train.py', config, '--cfg-options', 'train_cfg.max_epochs=1', cwd=tmp_path, RANK='0')
+        checkpoint = [tmp_path / 'work_dirs/classification/epoch_1.pth']
+    run_job(ROOT / 'tools' / tool, config, *checkpoint, 2, cwd=tmp_path)
+    for rank in (0, 1):
+        held = json.loads((tmp_path / f'last_words_{rank}.json').read_text())
+        assert held == {'gloo': [], 'models': []}
 
 
 def test_two_processes_resume_where_they_stopped(tmp_path):

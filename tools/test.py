@@ -7,7 +7,7 @@ import os
 
 from mmengine.config import DictAction
 
-from repnext_mm.apis import NotBuiltError, prepare_test, run_test
+from repnext_mm.apis import NotBuiltError, WeightsError, prepare_test, run_test
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,7 +53,7 @@ def main() -> None:
         raise SystemExit(f'error: {error}') from error
     try:
         run_test(config, trust_pickle=args.trust_pickle)
-    except NotBuiltError as error:
+    except (NotBuiltError, WeightsError) as error:
         raise SystemExit(f'error: {error}') from error
 
 

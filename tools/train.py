@@ -7,7 +7,7 @@ import os
 
 from mmengine.config import DictAction
 
-from repnext_mm.apis import NotBuiltError, prepare_training, run_training
+from repnext_mm.apis import NotBuiltError, WeightsError, prepare_training, run_training
 from repnext_mm.hooks import CheckpointNotSavedError, NoWholeCheckpointError
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         raise SystemExit(f'error: {error}') from error
     try:
         run_training(config, trust_pickle=args.trust_pickle)
-    except (NotBuiltError, CheckpointNotSavedError, NoWholeCheckpointError) as error:
+    except (NotBuiltError, WeightsError, CheckpointNotSavedError, NoWholeCheckpointError) as error:
         raise SystemExit(f'error: {error}') from error
 
 

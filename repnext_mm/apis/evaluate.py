@@ -66,7 +66,11 @@ def prepare_test(
 
 
 def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
-    """Test a prepared config; returns its metrics. For ``trust_pickle``, see ``run_training``."""
+    """Test a prepared config; returns its metrics. For ``trust_pickle``, see ``run_training``.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read, or does not fit.
+    """
     notes = fit_to_machine(config)
     with reading_safely(trust_pickle=trust_pickle):  # some models read weights while they are built
         runner: Runner = build_runner(config)

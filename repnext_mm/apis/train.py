@@ -67,6 +67,7 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
 
     Raises:
         CheckpointNotSavedError: the disk is full, or the folder takes no file.
+        WeightsError: a weight file cannot be read, does not fit, or holds no training to go on from.
         NoWholeCheckpointError: there was a checkpoint to go on from, and none is whole.
     """
     _give_memory_back(config)

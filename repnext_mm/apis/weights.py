@@ -16,7 +16,8 @@ from mmengine.runner.checkpoint import (
     get_torchvision_models,
 )
 
-from repnext_mm.checkpoints import model_state, read_checkpoint
+from repnext_mm.apis.run import NotBuiltError
+from repnext_mm.checkpoints import WeightsError, model_state, read_checkpoint
 
 _ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
     'torchvision': get_torchvision_models,
@@ -62,7 +63,7 @@ class _PickleWriter(PickleHandler):
     """mmengine's handler of pickles, which writes predictions, but reads nothing."""
 
     def load_from_fileobj(self, file: Any, **options: Any) -> Any:
-        raise ValueError(
+        raise NotBuiltError(
             'the config names a pickle to read (.pkl), and unpickling could run code: convert it to JSON, or, if you '
             'trust the file, add --trust-pickle'
         )
@@ -72,18 +73,18 @@ def resolved(address: str) -> str:
     """The file or ``http(s)://`` address that one of mmengine's names stands for (``torchvision://resnet50``).
 
     Raises:
-        ValueError: the name is not in mmengine's list, or is in a store that only pickle-reading clients open.
+        WeightsError: the name is not in mmengine's list, or is in a store that only pickle-reading clients open.
     """
     scheme, separator, name = address.partition('://')
     if not separator or scheme in ('http', 'https', 'file'):
         return address
     if scheme not in _ADDRESS_BOOKS:
-        raise ValueError(f"'{address}' is not read: download it and give the file's path, or an http(s) address")
+        raise WeightsError(f"'{address}' is not read: download it and give the file's path, or an http(s) address")
     book = _ADDRESS_BOOKS[scheme]()
     if 'mmlab' in scheme:
         name = get_deprecated_model_names().get(name, name)
     if name not in book:
-        raise ValueError(f"'{address}' is in no list of this mmengine: give the file's path, or its http(s) address")
+        raise WeightsError(f"'{address}' is in no list of this mmengine: give the file's path, or its http(s) address")
     return book[name]
 
 

@@ -12,6 +12,8 @@ from uuid import uuid4
 
 import torch
 
+from .errors import WeightsError
+
 TIMEOUT_S = 60  # without a byte
 
 
@@ -19,7 +21,7 @@ def downloaded(address: str) -> Path:
     """The local copy of the file at an ``http(s)://`` address; fetched once.
 
     Raises:
-        ValueError: the address names no file, or it did not come as a whole.
+        WeightsError: the address names no file, or it did not come as a whole.
     """
     local = Path(torch.hub.get_dir()) / 'checkpoints' / cached_name(address)
     if not local.is_file():
@@ -27,7 +29,7 @@ def downloaded(address: str) -> Path:
         try:
             _download(address, local)
         except (OSError, HTTPException, ValueError) as error:
-            raise ValueError(
+            raise WeightsError(
                 f'{address} was not downloaded ({error}): check the address, or fetch the file and give its path'
             ) from error
     return local
@@ -39,12 +41,12 @@ def cached_name(address: str) -> str:
     Whatever the address holds, the name is one plain name: never a way out of the folder.
 
     Raises:
-        ValueError: the address names no file.
+        WeightsError: the address names no file.
     """
     last = unquote(urlsplit(address).path).replace('\\', '/').rpartition('/')[2]
     name = re.sub(r'[^\w.+=@-]', '_', last)[-128:].lstrip('.')
     if not name:
-        raise ValueError(f'{address} names no file: give the whole address of a weight file')
+        raise WeightsError(f'{address} names no file: give the whole address of a weight file')
     return name
 
 

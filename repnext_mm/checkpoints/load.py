@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .errors import WeightsError
 from .read import StateDict
 from .recognise import recognise
 from .rename import classifier_names
@@ -33,7 +34,7 @@ def backbone_state(state: StateDict, *, prefix: str | None = None) -> tuple[Stat
     everything but a classifier's head (``head.*``, ``head_dist.*``).
 
     Raises:
-        ValueError: nothing stands below ``prefix``.
+        WeightsError: nothing stands below ``prefix``.
     """
     if prefix is None and any(key.startswith('backbone.') for key in state):
         prefix = 'backbone.'
@@ -42,7 +43,7 @@ def backbone_state(state: StateDict, *, prefix: str | None = None) -> tuple[Stat
         below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if not below:
             tops = sorted({key.split('.')[0] for key in state})
-            raise ValueError(f'no key below prefix {prefix!r}: the file has {", ".join(tops)}')
+            raise WeightsError(f'no key below prefix {prefix!r}: the file has {", ".join(tops)}')
         return below, tuple(key for key in state if not key.startswith(prefix))
     heads = tuple(key for key in state if key.split('.')[0] in ('head', 'head_dist'))
     return {key: value for key, value in state.items() if key not in heads}, heads
@@ -68,7 +69,7 @@ def check_fits(
         dropped: keys of the file that are left out on purpose, for the report.
 
     Raises:
-        ValueError: a key is missing or unexpected, or a shape differs.
+        WeightsError: a key is missing or unexpected, or a shape differs.
     """
     state = classifier_names(state, target)
     prefixes = tuple(reset)
@@ -80,18 +81,18 @@ def check_fits(
     missing = {key for key in target.keys() - kept.keys() if not (prefixes and key.startswith(prefixes))}
     unexpected = kept.keys() - target.keys()
     if missing or unexpected:
-        raise ValueError(
+        raise WeightsError(
             f'{source} does not fit this {name}: {_listed("missing", missing)}, {_listed("unexpected", unexpected)}; '
             f'{_way_out(state, target)}'
         )
     for key, value in kept.items():
         if value.shape != target[key].shape:
-            raise ValueError(
+            raise WeightsError(
                 f'{source} does not fit this {name}: {key} has shape {tuple(value.shape)}, the model '
                 f'{tuple(target[key].shape)}; {_way_out(state, target)}'
             )
         if value.is_floating_point() != target[key].is_floating_point():
-            raise ValueError(
+            raise WeightsError(
                 f'{source} does not fit this {name}: {key} is {value.dtype}, the model {target[key].dtype}; '
                 'quantised or converted weights cannot be loaded, get the original file'
             )
@@ -103,7 +104,7 @@ def load_strictly(model: nn.Module, state: StateDict, *, dropped: tuple[str, ...
     """Copy a state dict into a model whose keys and shapes it matches exactly; see ``check_fits``.
 
     Raises:
-        ValueError: the two do not agree; the model is then unchanged.
+        WeightsError: the two do not agree; the model is then unchanged.
     """
     kept, report = check_fits(state, model.state_dict(), name=type(model).__name__, source=source, dropped=dropped)
     model.load_state_dict(kept, strict=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .archive import read_archive, read_torchscript
 from .download import downloaded
+from .errors import WeightsError
 from .legacy import read_legacy
 from .safe_pickle import RefusedGlobalError
 
@@ -33,13 +34,13 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, is damaged, or holds objects that could run code.
+        WeightsError: the file is no checkpoint, is damaged, or holds objects that could run code.
     """
     local = _local(path)
     with one_sentence(path):
         content = _content(local, trust_pickle=trust_pickle)
     if not isinstance(content, Mapping):
-        raise ValueError(f'{path} holds a {type(content).__name__}: a weight file is a dict of tensors')
+        raise WeightsError(f'{path} holds a {type(content).__name__}: a weight file is a dict of tensors')
     return content
 
 
@@ -48,21 +49,21 @@ def one_sentence(path: str | Path) -> Iterator[None]:
     """Say in one sentence what is wrong with a file, whatever its readers raise.
 
     Raises:
-        ValueError: the file is damaged, or holds objects that could run code.
+        WeightsError: the file is damaged, or holds objects that could run code.
     """
     try:
         yield
     except RefusedGlobalError as error:
-        raise ValueError(
+        raise WeightsError(
             f"{path} was not read: it asks for '{error.name}', and unpickling that could run code; ask its author for "
             'plain tensors, or, if you trust the file, convert it with tools/checkpoint.py convert --trust-pickle'
         ) from error
     except ImportError as error:
-        raise ValueError(f'reading {path} needs a package that is not installed ({error}): install it first') from error
+        raise WeightsError(f'reading {path} needs a package that is absent ({error}): install it first') from error
     except Exception as error:  # arbitrary bytes go through zip, pickle, numpy and torch: anything may be raised there
         reason = next(iter(str(error).strip().splitlines()), '') or type(error).__name__
         reason = ascii(reason)[1:-1] if not reason.isprintable() else reason
-        raise ValueError(f'{path} is no weight file, or is damaged ({reason[:200]}): get it again') from error
+        raise WeightsError(f'{path} is no weight file, or is damaged ({reason[:200]}): get it again') from error
 
 
 def is_torchscript(path: str | Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import WeightsError
 from .read import StateDict
 from .rename import current_names
 
@@ -21,18 +22,18 @@ def state_dict_of(content: Mapping[str, Any]) -> StateDict:
     The prefix ``module.`` that data-parallel training leaves is removed.
 
     Raises:
-        ValueError: there are no tensors under names, or one that holds no plain numbers.
+        WeightsError: there are no tensors under names, or one that holds no plain numbers.
     """
     entries = [content[name] for name in _ENTRIES if isinstance(content.get(name), Mapping)]
     named = (entries[0] if entries else content).items()
     state = {key: value for key, value in named if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f'no tensors among the entries {shown_entries(content)[:8]}: not a weight file')
+        raise WeightsError(f'no tensors among the entries {shown_entries(content)[:8]}: not a weight file')
     for key, value in state.items():
         if not key.isprintable() or len(key) > 1000:
-            raise ValueError(f'{key[:100]!a} is no name of a weight: the file is damaged, get it again')
+            raise WeightsError(f'{key[:100]!a} is no name of a weight: the file is damaged, get it again')
         if value.layout is not torch.strided or value.is_meta or value.is_nested:
-            raise ValueError(f'{key} holds no plain numbers ({value.layout}, {value.device}): get the original file')
+            raise WeightsError(f'{key} holds no plain numbers ({value.layout}, {value.device}): get the original file')
     if all(key.startswith('module.') for key in state):
         state = {key.removeprefix('module.'): value for key, value in state.items()}
     return state
@@ -47,6 +48,6 @@ def model_state(content: Mapping[str, Any]) -> StateDict:
     """The weights of a whole model, under the names of the package versions in use.
 
     Raises:
-        ValueError: there are no tensors.
+        WeightsError: there are no tensors.
     """
     return current_names(state_dict_of(content))

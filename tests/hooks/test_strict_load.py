@@ -14,6 +14,7 @@ from torch import nn
 from repnext_mm import RepNeXt
 from repnext_mm.apis import weights
 from repnext_mm.apis.weights import load_strictly, reading_safely, resolved
+from repnext_mm.checkpoints import WeightsError
 from repnext_mm.hooks import StrictLoadHook
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
@@ -33,9 +34,9 @@ class Model(BaseModel):
 def load(tmp_path, request):
     names = (f'{request.node.name}-{index}' for index in itertools.count())
 
-    def run(path, model: nn.Module, *, hook: StrictLoadHook | None = None, **options) -> None:
+    def run(path, model: nn.Module, *, hook: StrictLoadHook | None = None, resume: bool = False, **options) -> None:
         runner = Runner(
-            model, work_dir=str(tmp_path / 'run'), load_from=str(path),
+            model, work_dir=str(tmp_path / 'run'), load_from=str(path), resume=resume,
             custom_hooks=[hook or StrictLoadHook()], experiment_name=next(names),
             optim_wrapper=None, default_hooks={'checkpoint': None},
         )  # fmt: skip
@@ -72,6 +73,18 @@ def test_what_does_not_fit_changes_nothing(change, message, load, tmp_path):
     with pytest.raises(ValueError, match=message):
         load(tmp_path / 'w.pth', model)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(('rest', 'lacking'), [
+    ({}, 'meta.epoch and meta.iter and message_hub'),
+    ({'meta': {'epoch': 12, 'iter': 9, 'mmdet_version': '2.28.2'}, 'optimizer': {}}, 'message_hub'),
+], ids=['weights alone', 'mmdet 2'])  # fmt: skip
+def test_only_a_training_of_mmengine_is_gone_on_with(rest, lacking, load, tmp_path):
+    torch.save({'state_dict': Model().state_dict(), **rest}, tmp_path / 'w.pth')
+    load(tmp_path / 'w.pth', Model())
+    sentence = f'no training of mmengine to go on from .--resume., {lacking} are not there'
+    with pytest.raises(WeightsError, match=sentence):
+        load(tmp_path / 'w.pth', Model(), resume=True)
 
 
 def test_reset_starts_a_head_anew(load, tmp_path):

@@ -1,7 +1,10 @@
 """The tools end at once, with one sentence and a non-zero exit code."""
 
 import pytest
+import torch
 
+from repnext_mm import RepNeXt
+from tests.reliability.jobs import write_config
 from tests.tools.running import ROOT, run_tool
 
 COCO = ROOT / 'configs' / 'mask_rcnn_repnext_m4_coco.py'
@@ -20,6 +23,21 @@ def test_one_sentence_and_no_traceback(command, sentence, tmp_path):
     assert sentence in output
     assert 'Traceback' not in output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('tool', 'before', 'sentence'),
+    [
+        ('train.py', ['--resume'], 'holds no training of mmengine to go on from (--resume), meta.epoch'),
+        ('test.py', [], 'does not fit this model: '),
+    ],
+)
+def test_weights_that_cannot_be_used_are_one_sentence_too(tool, before, sentence, tmp_path):
+    config, weights = write_config(tmp_path, 'classification'), tmp_path / 'w.pth'
+    torch.save({'state_dict': RepNeXt('m0').state_dict()}, weights)
+    output = run_tool(ROOT / 'tools' / tool, config, *before, weights, cwd=tmp_path, expect=1)
+    assert output.splitlines()[-1].startswith(f'error: {weights} {sentence}')
+    assert 'Traceback' not in output
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])

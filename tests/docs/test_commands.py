@@ -138,11 +138,13 @@ def test_links_lead_somewhere(document: Path):
 
 
 @pytest.mark.parametrize('document', DOCUMENTS, ids=name)
-def test_python_blocks_compile(document: Path):
-    """`...` after keywords stands for what a reader fills in."""
+def test_python_blocks_run_from_top_to_bottom(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Config fragments too; `...` after keywords stands for what a reader fills in."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
     for language, text in blocks(document):
         if language == 'python':
-            compile(text.replace(', ...)', ')'), name(document), 'exec')
+            exec(compile(text.replace(', ...)', ')'), name(document), 'exec'), names)
 
 
 def test_every_page_is_linked():

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from repnext_mm.apis.classes import classes_in_checkpoint
 from repnext_mm.apis.config import building, load_config, without_teacher
 from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.apis.weights import reading_safely
@@ -92,10 +93,7 @@ def convert_file(path: str | Path, out: str | Path, *, trust_pickle: bool = Fals
         FileNotFoundError, ValueError: see ``read_checkpoint``.
     """
     content = read_checkpoint(path, trust_pickle=trust_pickle)
-    meta = content.get('meta')
-    classes = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    kept = {'dataset_meta': classes} if isinstance(classes, Mapping) else {}
-    return write_checkpoint(out, state_dict_of(content), meta=plain_metadata(kept))
+    return write_checkpoint(out, state_dict_of(content), meta=_kept_metadata(content))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +133,7 @@ def fuse_file(path: str | Path, config_path: str | Path, out: str | Path, *, tru
             f'{path} was not fused: outputs would differ by {listed} (relative, per level), more than '
             f'{_TOLERANCE:.0e}; look for NaN, infinite values or extreme norm statistics in the weights'
         )
-    meta = plain_metadata({'dataset_meta': _dataset_meta(path, trust_pickle)})
+    meta = _kept_metadata(read_checkpoint(path, trust_pickle=trust_pickle))
     written = write_checkpoint(out, fused.state_dict(), meta=meta)
     deploy = Path(out).with_suffix('.py')
     _deploy_config(config).dump(str(deploy))
@@ -219,9 +217,10 @@ def _deploy_config(config: Config) -> Config:
     return deploy
 
 
-def _dataset_meta(path: str | Path, trust_pickle: bool) -> Any:
-    meta = read_checkpoint(path, trust_pickle=trust_pickle).get('meta')
-    return meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+def _kept_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Classes and their colours, all that is kept of what a checkpoint holds beside its weights."""
+    classes = classes_in_checkpoint(content)
+    return plain_metadata({'dataset_meta': classes} if classes else {})
 
 
 def _compared(model: nn.Module) -> nn.Module:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 
 from repnext_mm.apis.checkpoint import load_model
+from repnext_mm.apis.classes import classes_in_checkpoint, classes_of_config
 from repnext_mm.apis.classify import ClassScore, draw_classes, top_classes
 from repnext_mm.apis.config import building, innermost_datasets, load_config
 from repnext_mm.apis.evaluate import drop_initial_weights
@@ -145,19 +146,9 @@ def _classified(
     model: Any = load_model(config, file, trust_pickle=trust_pickle).to(device).eval()
     if fuse:
         model = _fused(model)
-    names = _names_in(read_checkpoint(file, trust_pickle=trust_pickle)) or _class_names(config).get('classes')
+    known = classes_in_checkpoint(read_checkpoint(file, trust_pickle=trust_pickle)) or classes_of_config(config)
     pipeline = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
-    return top_classes(model, image, pipeline=pipeline, names=names)
-
-
-def _names_in(checkpoint: Mapping[str, Any]) -> Any:
-    """The classes that mmengine, or MMClassification before it, wrote into a checkpoint; None if it holds none."""
-    meta = checkpoint.get('meta')
-    if not isinstance(meta, Mapping):
-        return None
-    known = meta.get('dataset_meta')
-    names = known.get('classes') if isinstance(known, Mapping) else meta.get('CLASSES')
-    return names if isinstance(names, list | tuple) else None
+    return top_classes(model, image, pipeline=pipeline, names=known.get('classes'))
 
 
 def _inferencer(config: Config, checkpoint: str, *, device: str) -> Any:
@@ -166,7 +157,7 @@ def _inferencer(config: Config, checkpoint: str, *, device: str) -> Any:
     init_default_scope(scope)
     base: Any = import_module(f'{scope}.apis')
     base = base.DetInferencer if scope == 'mmdet' else base.MMSegInferencer
-    names, source = _class_names(config), checkpoint
+    names, source = classes_of_config(config), checkpoint
 
     class Inferencer(base):  # its own fallbacks are COCO and Cityscapes, whatever the model was trained on
         def _load_weights_to_model(self, model: Any, checkpoint: Any, cfg: Any) -> None:
@@ -180,12 +171,6 @@ def _inferencer(config: Config, checkpoint: str, *, device: str) -> Any:
     inferencer = Inferencer(model=config, weights=checkpoint, device=device, scope=scope)
     inferencer.show_progress = False  # mmsegmentation 1.2 has no argument for it
     return inferencer
-
-
-def _class_names(config: Config) -> dict[str, Any]:
-    """Classes and palette of the config's test data set, which is not read."""
-    dataset = next(innermost_datasets(config.test_dataloader['dataset']))
-    return dict(DATASETS.build({**dataset, 'lazy_init': True}).metainfo)
 
 
 def _usable(device: str | None) -> str:

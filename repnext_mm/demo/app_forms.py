@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from numpy.typing import NDArray
 from torch import nn
 
-from repnext_mm.apis.config import innermost_datasets
+from repnext_mm.apis.classes import classes_in_checkpoint, classes_of_config
 from repnext_mm.benchmark import Latency, measure_latency
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.demo.app_choices import Pair
@@ -141,16 +141,11 @@ def _latency(models: Mapping[str, Any], seen: Seen, *, rounds: int, device: str)
 
 
 def _dataset_meta(pair: Pair, subject: Subject) -> Mapping[str, Any]:
-    """Classes and palette of the checkpoint, else those of the config's test data, which is not read."""
-    meta = read_checkpoint(pair.checkpoint).get('meta')
-    found = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    if isinstance(found, Mapping) and found.get('classes'):
-        return found
+    """Classes and palette of the checkpoint, else those of the config's test data."""
     assert subject.config is not None
-    init_default_scope(subject.config.default_scope)
-    dataset = next(innermost_datasets(subject.config.test_dataloader['dataset']))
+    known = classes_in_checkpoint(read_checkpoint(pair.checkpoint))
     try:
-        return dict(DATASETS.build({**dataset, 'lazy_init': True}).metainfo)
+        return known or classes_of_config(subject.config)
     except Exception:  # without its data, a data set may raise anything; numbers will do for names
         return {}
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import DATASETS, init_default_scope
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repnext_mm.apis.config import innermost_datasets
+from repnext_mm.apis.classes import classes_of_config
 from repnext_mm.visualize.canvas import new_figure, save_png
 from repnext_mm.visualize.subject import Seen, Subject
 
@@ -160,9 +159,7 @@ _TARGETS = {'mmpretrain': _of_scores, 'mmseg': _of_pixels, 'mmdet': _of_boxes}
 
 def _class_names(subject: Subject) -> list[str]:
     assert subject.config is not None
-    init_default_scope(subject.config.default_scope)
-    dataset = next(innermost_datasets(subject.config.test_dataloader['dataset']))
-    return list(DATASETS.build({**dataset, 'lazy_init': True}).metainfo['classes'])
+    return list(classes_of_config(subject.config)['classes'])
 
 
 def _grad_cam() -> Any:

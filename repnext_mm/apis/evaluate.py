@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.hooks import LoggerHook
 from mmengine.runner import Runner
 
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
@@ -76,7 +78,14 @@ def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
         runner: Runner = build_runner(config)
         for note in notes:
             runner.logger.info(note)
+        log_once(runner)
         return runner.test()
+
+
+def log_once(runner: Runner) -> None:
+    """Leave mmengine's LoggerHook to the first process: after a test, all would write one file of metrics at once."""
+    if not is_main_process():
+        runner.hooks[:] = [hook for hook in runner.hooks if not isinstance(hook, LoggerHook)]
 
 
 def drop_initial_weights(model: Any) -> None:

@@ -1,9 +1,11 @@
 """What the options of train and test do to a config."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import IterTimerHook, LoggerHook
 
 from repnext_mm.apis import evaluate, prepare_test, prepare_training, train
 
@@ -111,3 +113,11 @@ def test_drop_initial_weights_looks_into_wrappers():
     config = Config(dict(model=dict(module=dict(pretrained='x', backbone=dict(type='A', init_cfg=dict(type='B'))))))
     evaluate.drop_initial_weights(config.model)
     assert config.model.module == dict(backbone=dict(type='A'))
+
+
+@pytest.mark.parametrize(('first', 'left'), [(True, ['LoggerHook', 'IterTimerHook']), (False, ['IterTimerHook'])])
+def test_metrics_are_written_by_the_first_process(first, left, monkeypatch):
+    runner = SimpleNamespace(hooks=[LoggerHook(), IterTimerHook()])
+    monkeypatch.setattr(evaluate, 'is_main_process', lambda: first)
+    evaluate.log_once(runner)
+    assert [type(hook).__name__ for hook in runner.hooks] == left

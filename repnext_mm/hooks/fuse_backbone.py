@@ -169,7 +169,8 @@ class FuseBackboneHook(Hook):
             listed = ', '.join(f'{error:.1e}' for error in errors)
             raise RuntimeError(
                 f'fused backbone differs from the trained one by {listed} (relative, per level), more than '
-                f'{tolerance:.1e}: look for NaN or extreme norm statistics in the weights, or remove FuseBackboneHook'
+                f'{tolerance:.1e}: look for NaN or extreme norm statistics in the weights (a few steps of training '
+                'leave such), or remove FuseBackboneHook'
             )
         return errors
 

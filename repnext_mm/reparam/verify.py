@@ -14,7 +14,8 @@ from torch import Tensor, nn
 def relative_error(model: nn.Module, reference: nn.Module, probe: Tensor) -> tuple[float, ...]:
     """Largest difference over largest reference value, for each output level; NaN where either has one.
 
-    Both models run as they are (mode, dtype, device), without autocast and without TF32.
+    A parameter that is no number makes all levels NaN: a probe that is small for a kernel does not reach its rim. Both
+    models run as they are (mode, dtype, device), without autocast and without TF32.
 
     Args:
         model: the model to judge.
@@ -33,7 +34,13 @@ def relative_error(model: nn.Module, reference: nn.Module, probe: Tensor) -> tup
         )
     if any(not x.numel() for x in outputs):
         raise ValueError(f'a probe of shape {tuple(probe.shape)} gives empty outputs: take a larger one')
+    if not (_numbers(model) and _numbers(reference)):
+        return (math.nan,) * len(outputs)
     return tuple(_distance(a, b) for a, b in zip(outputs, references, strict=True))
+
+
+def _numbers(model: nn.Module) -> bool:
+    return all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def within(errors: Sequence[float], tolerance: float) -> bool:

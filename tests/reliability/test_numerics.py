@@ -254,6 +254,17 @@ def test_no_weight_that_is_no_number_passes(examples, value):
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf], ids=str)
+def test_no_rim_of_a_kernel_that_is_no_number_passes(value):
+    """The last level is smaller than its kernels: their rims meet padding only, and the outputs are numbers."""
+    model = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
+    probe = torch.randn(1, 3, 33, 33)
+    kernel = model.stages[3].blocks[0].token_mixer.conv_l[1].weight
+    kernel.data[0, 0, 0] = value
+    assert all(level.isfinite().all() for level in model(probe))
+    assert not within(relative_error(fuse(model)[0], model, probe), math.inf)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf], ids=str)
 def test_no_input_that_is_no_number_passes(value):
     model = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
     probe = torch.randn(1, 3, 64, 64)

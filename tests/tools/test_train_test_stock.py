@@ -14,12 +14,12 @@ custom_imports = dict(imports=['repnext_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='FuseBackboneHook')]
 model = dict(
     type='ImageClassifier',
-    data_preprocessor=dict(num_classes=2),
+    data_preprocessor=dict(num_classes=2, mean=[124, 116, 104], std=[58, 57, 57]),
     backbone=dict(type='RepNeXt', arch='m0'),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=2, in_channels=320, loss=dict(type='CrossEntropyLoss')),
 )
-pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=32), dict(type='PackInputs')]
+pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]
 data_root = 'pictures'
 train_dataloader = dict(
     batch_size=2,

@@ -51,7 +51,8 @@ class StrictLoadHook(Hook):
 
 
 def _check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
-    meta = checkpoint.get('meta') or {}
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
     lacking = [name for name, there in (('meta.epoch', meta), ('meta.iter', meta), ('message_hub', checkpoint))
                if name.rpartition('.')[2] not in there]  # fmt: skip
     if lacking:

@@ -78,7 +78,8 @@ def test_what_does_not_fit_changes_nothing(change, message, load, tmp_path):
 @pytest.mark.parametrize(('rest', 'lacking'), [
     ({}, 'meta.epoch and meta.iter and message_hub'),
     ({'meta': {'epoch': 12, 'iter': 9, 'mmdet_version': '2.28.2'}, 'optimizer': {}}, 'message_hub'),
-], ids=['weights alone', 'mmdet 2'])  # fmt: skip
+    ({'meta': 1, 'message_hub': {}}, 'meta.epoch and meta.iter'),
+], ids=['weights alone', 'mmdet 2', 'no dict'])  # fmt: skip
 def test_only_a_training_of_mmengine_is_gone_on_with(rest, lacking, load, tmp_path):
     torch.save({'state_dict': Model().state_dict(), **rest}, tmp_path / 'w.pth')
     load(tmp_path / 'w.pth', Model())

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .conv_norm_pairs import fold_pairs
 from .foreign import convert
 from .kernel import folds, refuse_training_norms
+from .plain_layers import why_called
 from .surgery import replaced
 
 FORMS = ('default', 'keep_norms', 'half', 'three_quarters', 'dense')
@@ -35,6 +36,25 @@ class Fusible(nn.Module, ABC):
     @abstractmethod
     def fused(self, form: str) -> nn.Module:
         """The deploy form as a new module, or ``self`` when nothing can be fused. Never changes ``self``."""
+
+    def reads(self) -> tuple[nn.Module, ...]:
+        """What in here is not called but read, wherever that gives the same; children that fuse by themselves apart."""
+        return ()
+
+    def not_plain(self) -> tuple[str, ...]:
+        """What ``fused`` leaves as it is in here, and why: ``'NAME: REASON'`` each, or ``REASON`` for this module.
+
+        Where a layer does more than its weights say (see ``plain_layers``), the module that reads it calls it instead,
+        and is or keeps itself unfused.
+        """
+        names = {module: name for name, module in self.named_modules()}
+        reasons: dict[nn.Module, str] = {}
+        for fusible in (module for module in names if isinstance(module, Fusible)):
+            for module in (fusible, *fusible.reads()):
+                reasons.setdefault(module, why_called(module))
+        return tuple(
+            ': '.join(filter(None, (names[module], reason))) for module, reason in reasons.items() if reason
+        )
 
     def fuse(self) -> nn.Module:
         """The default deploy form, under the name that timm's ``reparameterize_model`` calls on every child.

@@ -15,6 +15,10 @@ ConvT = TypeVar('ConvT', nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ModuleT = TypeVar('ModuleT', bound=nn.Module)
 
 
+FROZEN_NORMS = frozenset({('torchvision', 'FrozenBatchNorm2d'), ('detectron2', 'FrozenBatchNorm2d')})
+"""Batch norms of other libraries, by package and class, that are affine maps of ``weight`` and ``bias`` in any mode."""
+
+
 class Kernel(NamedTuple):
     """A convolution (or linear layer) without its geometry."""
 
@@ -35,16 +39,26 @@ def read(layer: _ConvNd | nn.Linear) -> Kernel:
 
 
 def folds(norm: nn.Module) -> bool:
-    """Whether a norm is an affine map right now: batch norm (or SyncBN) in eval mode with running statistics."""
-    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
+    """Whether a norm is an affine map right now: a frozen batch norm, or one in eval mode with running statistics."""
+    if isinstance(norm, _BatchNorm):
+        return not norm.training and norm.running_mean is not None
+    return is_frozen_norm(norm)
+
+
+def is_frozen_norm(norm: nn.Module) -> bool:
+    """Whether a layer is a batch norm whose statistics and weights are buffers, in training mode too."""
+    return (type(norm).__module__.partition('.')[0], type(norm).__name__) in FROZEN_NORMS
 
 
 def read_norm(norm: nn.Module) -> Affine:
     """The affine map of a batch norm in eval mode; gradients flow to its weight and bias.
 
     Raises:
-        ValueError: the norm would use batch statistics, or is no batch norm.
+        ValueError: the norm would use batch statistics, or is not a batch norm.
     """
+    if is_frozen_norm(norm):
+        scale = cast(Tensor, norm.weight) * (cast(Tensor, norm.running_var) + cast(float, norm.eps)).rsqrt()
+        return Affine(scale, cast(Tensor, norm.bias) - cast(Tensor, norm.running_mean) * scale)
     if not isinstance(norm, _BatchNorm):
         raise ValueError(f'{type(norm).__name__} is no affine map: only batch norms fold, keep this norm as it is')
     if norm.training or norm.running_mean is None or norm.running_var is None:

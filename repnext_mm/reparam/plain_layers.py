@@ -5,19 +5,71 @@ from __future__ import annotations
 from typing import cast
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .kernel import Kernel, folds, placed, to_conv
+from .kernel import Kernel, folds, is_frozen_norm, placed, to_conv
 from .surgery import skeleton
 
 _CONV_FORWARDS = tuple((kind.forward, kind._conv_forward) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 _NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+_PLAIN_FORWARDS = frozenset((*_CONV_FORWARDS, *((forward, None) for forward in (*_NORM_FORWARDS, nn.Linear.forward))))
 
 _PADDING_CONVS = (('mmcv', 'Conv2dAdaptivePadding'), ('timm', 'Conv2dSame'))
 """Convolutions with a ``forward`` that pads as TensorFlow does, and then convolves."""
 
 _ACTIVATING_NORMS = (('timm', 'BatchNormAct2d'),)
 """Batch norms with a ``forward`` that goes on with ``drop`` and ``act``."""
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether calling a convolution, linear layer or batch norm is what its class makes of its weight and bias.
+
+    Only then may the weights be read instead. It is not so where other code takes part: in a class that does more
+    (adapters, fake quantization, wrappers that answer for what they hold), or on the instance (see ``is_intercepted``:
+    pruning and the older ``weight_norm`` and ``spectral_norm`` work by hooks). Parametrized layers are plain: reading
+    their weight evaluates it.
+    """
+    kind = type(layer)
+    forwards = (kind.forward, getattr(kind, '_conv_forward', None))
+    return (forwards in _PLAIN_FORWARDS or is_frozen_norm(layer)) and not is_intercepted(layer)
+
+
+def is_intercepted(module: nn.Module) -> bool:
+    """Whether calling a module runs more or other code than the ``forward`` of its class: to be called, not read.
+
+    That are hooks of any kind (of all modules too), an attribute in the place of a method, and ``compile()`` in place.
+    """
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or getattr(module, '_compiled_call_impl', None) is not None
+        or type(module).__call__ is not nn.Module.__call__
+        or 'forward' in module.__dict__
+        or '_conv_forward' in module.__dict__
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def why_called(module: nn.Module) -> str:
+    """Why a module has to be called instead of read, for people; empty where it may be read.
+
+    Of containers and modules with a deploy form of their own, only what happens on the instance counts.
+    """
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return 'it has hooks, which would not run'
+    if getattr(module, '_compiled_call_impl', None) is not None:
+        return 'it was compiled in place'
+    if is_intercepted(module):
+        own = [name for name in ('forward', '_conv_forward') if name in vars(module)]
+        return f'its {own[0]} was replaced' if own else 'hooks of all modules would not run for it'
+    layer = isinstance(module, nn.Sequential) or callable(getattr(type(module), 'fused', None)) or is_plain(module)
+    return '' if layer else f'its class {type(module).__name__} may do more than its weight and bias say'
 
 
 def is_convolution(module: nn.Module) -> bool:

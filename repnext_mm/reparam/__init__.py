@@ -5,7 +5,7 @@ from .fuse import FORMS, FURTHER_FORMS, Form, Fusible, FusionReport, check_form,
 from .grouped import concat_grouped, ungroup
 from .kernel import Affine, Kernel, convolve, exact, folds, read, read_norm, to_conv, to_linear
 from .laws import add, average, chain, chain_biased, concat, dilate, embed, identity, norm_after, norm_before, split
-from .plain_layers import is_intercepted, is_plain, why_called
+from .plain_layers import hooks_of_all_modules, is_intercepted, is_plain, why_called, why_intercepted
 from .pointwise import pointwise_after, pointwise_before
 from .shortcut import eliminate_shortcut
 from .surgery import replaced
@@ -15,7 +15,7 @@ __all__ = [
     'FORMS', 'FURTHER_FORMS', 'Affine', 'Form', 'Fusible', 'FusionReport', 'Kernel', 'add', 'as_linear',
     'as_pointwise', 'average', 'average_pool', 'chain', 'chain_biased', 'check_form', 'concat', 'concat_grouped',
     'convolve', 'count_norms', 'count_parameters', 'dilate', 'eliminate_shortcut', 'embed', 'exact', 'folds', 'fuse',
-    'identity', 'is_intercepted', 'is_plain', 'norm_after', 'norm_alone', 'norm_before', 'pointwise_after',
-    'pointwise_before', 'read', 'read_norm', 'relative_error', 'replaced', 'split', 'to_conv', 'to_linear', 'ungroup',
-    'why_called', 'within',
+    'hooks_of_all_modules', 'identity', 'is_intercepted', 'is_plain', 'norm_after', 'norm_alone', 'norm_before',
+    'pointwise_after', 'pointwise_before', 'read', 'read_norm', 'relative_error', 'replaced', 'split', 'to_conv',
+    'to_linear', 'ungroup', 'why_called', 'why_intercepted', 'within',
 ]  # fmt: skip

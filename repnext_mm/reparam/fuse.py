@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .conv_norm_pairs import fold_pairs
 from .foreign import convert
 from .kernel import folds, refuse_training_norms
-from .plain_layers import why_called
+from .plain_layers import why_intercepted
 from .surgery import replaced
 
 FORMS = ('default', 'keep_norms', 'half', 'three_quarters', 'dense')
@@ -37,21 +37,21 @@ class Fusible(nn.Module, ABC):
     def fused(self, form: str) -> nn.Module:
         """The deploy form as a new module, or ``self`` when nothing can be fused. Never changes ``self``."""
 
-    def reads(self) -> tuple[nn.Module, ...]:
-        """What in here is not called but read, wherever that gives the same; children that fuse by themselves apart."""
-        return ()
+    def obstacles(self) -> Iterator[tuple[nn.Module, str]]:
+        """What in here has to be called and therefore stays, and why; children that fuse by themselves apart."""
+        return iter(())
 
     def not_plain(self) -> tuple[str, ...]:
         """What ``fused`` leaves as it is in here, and why: ``'NAME: REASON'`` each, or ``REASON`` for this module.
 
-        Where a layer does more than its weights say (see ``plain_layers``), the module that reads it calls it instead,
-        and is or keeps itself unfused.
+        Where a layer does more than its weights say (see ``plain_layers``), the module that would read it calls it,
+        before and after fusing.
         """
         names = {module: name for name, module in self.named_modules()}
         reasons: dict[nn.Module, str] = {}
         for fusible in (module for module in names if isinstance(module, Fusible)):
-            for module in (fusible, *fusible.reads()):
-                reasons.setdefault(module, why_called(module))
+            for module, reason in ((fusible, why_intercepted(fusible)), *fusible.obstacles()):
+                reasons[module] = reasons.get(module) or reason
         return tuple(
             ': '.join(filter(None, (names[module], reason))) for module, reason in reasons.items() if reason
         )

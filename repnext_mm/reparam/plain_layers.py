@@ -38,7 +38,7 @@ def is_plain(layer: nn.Module) -> bool:
 def is_intercepted(module: nn.Module) -> bool:
     """Whether calling a module runs more or other code than the ``forward`` of its class: to be called, not read.
 
-    That are hooks of any kind (of all modules too), an attribute in the place of a method, and ``compile()`` in place.
+    That are hooks of any kind, an attribute in the place of a method, and ``compile()`` in place.
     """
     return bool(
         module._forward_hooks
@@ -49,27 +49,36 @@ def is_intercepted(module: nn.Module) -> bool:
         or type(module).__call__ is not nn.Module.__call__
         or 'forward' in module.__dict__
         or '_conv_forward' in module.__dict__
-        or torch_module._global_forward_hooks
+    )
+
+
+def hooks_of_all_modules() -> bool:
+    """Whether hooks are registered for every module there is; a fused network has them too: no bar to fusing."""
+    return bool(
+        torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
     )
 
 
-def why_called(module: nn.Module) -> str:
-    """Why a module has to be called instead of read, for people; empty where it may be read.
-
-    Of containers and modules with a deploy form of their own, only what happens on the instance counts.
-    """
+def why_intercepted(module: nn.Module) -> str:
+    """What ``is_intercepted`` found, for people; empty where it found nothing."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return 'it has hooks, which would not run'
     if getattr(module, '_compiled_call_impl', None) is not None:
         return 'it was compiled in place'
-    if is_intercepted(module):
-        own = [name for name in ('forward', '_conv_forward') if name in vars(module)]
-        return f'its {own[0]} was replaced' if own else 'hooks of all modules would not run for it'
-    layer = isinstance(module, nn.Sequential) or callable(getattr(type(module), 'fused', None)) or is_plain(module)
-    return '' if layer else f'its class {type(module).__name__} may do more than its weight and bias say'
+    for name in ('forward', '_conv_forward'):
+        if name in vars(module):
+            return f'its {name} was replaced'
+    return '' if type(module).__call__ is nn.Module.__call__ else f'its class {type(module).__name__} has a __call__'
+
+
+def why_called(layer: nn.Module) -> str:
+    """Why a layer is not plain, for people; empty where it is."""
+    if is_plain(layer):
+        return ''
+    return why_intercepted(layer) or f'its class {type(layer).__name__} may do more than its weight and bias say'
 
 
 def is_convolution(module: nn.Module) -> bool:

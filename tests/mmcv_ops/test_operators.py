@@ -1,0 +1,43 @@
+"""Our operators against mmcv's compiled ones: by a file in every run, and live on new inputs where those are."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from repnext_mm.mmcv_ops import operators, status
+from .cases import CASES, Case, difference, tolerance_of
+from .write_reference import FILE, SEED
+
+
+@functools.cache
+def reference() -> dict[str, torch.Tensor]:
+    with np.load(FILE) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+def check(case: Case, results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert results.keys() == expected.keys()
+    for key, value in expected.items():
+        error = difference(results[key], value)
+        assert error <= tolerance_of(case, key, value), f'{key} differs by {error:.3g}'
+
+
+@pytest.mark.parametrize('case', [case for case in CASES if case.stored], ids=lambda case: case.name)
+def test_as_compiled_by_the_reference_file(case):
+    expected = {name.split('/')[1]: value for name, value in reference().items() if name.split('/')[0] == case.name}
+    assert expected, 'run python -m tests.mmcv_ops.write_reference'
+    check(case, case.run(operators, SEED), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(status().kind != 'compiled', reason='mmcv has no compiled operators here')
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
+def test_as_compiled_on_new_inputs(case):
+    import mmcv._ext as compiled
+
+    for seed in range(1, 6):
+        check(case, case.run(operators, seed), case.run(compiled, seed))

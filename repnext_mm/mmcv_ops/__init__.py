@@ -4,6 +4,6 @@
 environment's mmcv. docs/operators.md lists what is served. Needs torch and torchvision, neither mmengine nor mmcv.
 """
 
-from .install import Operators, install, remove, status
+from .installation import Operators, install, remove, status
 
 __all__ = ['Operators', 'install', 'remove', 'status']

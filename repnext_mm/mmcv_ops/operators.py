@@ -21,7 +21,7 @@ from . import (
     suppression,
     sync_bn,
 )
-from .install import compile_command
+from .installation import compile_command
 
 
 def get_compiler_version() -> str:

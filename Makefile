@@ -1,7 +1,11 @@
 # Every target that runs something makes its environment first; a second time that takes no time.
 PYTHON ?= python3
 LANE ?= onedl
-VENV ?= .venv
+# Operators of mmcv: portable (on torchvision, no compiler) or compiled.
+OPS ?= portable
+# Another PyTorch than the tested one: cpu (the build without CUDA) or a version.
+TORCH ?=
+VENV ?= .venv$(addprefix -torch-,$(TORCH))
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
@@ -11,7 +15,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 env:  ## make .venv: PyTorch, the mm packages of the OneDL lane, repnext_mm itself
-	@$(PYTHON) tools/setup_env.py --lane $(LANE) --venv $(VENV)
+	@$(PYTHON) tools/setup_env.py --lane $(LANE) --venv $(VENV) --ops $(OPS) $(addprefix --torch ,$(TORCH))
 
 demo: env  ## train Mask R-CNN with RepNeXt-M0 on digit scenes, test it in train form and fused
 	$(RUN) tools/demo.py detection

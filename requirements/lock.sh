@@ -15,12 +15,11 @@ lock() {  # LANE, first Python 3.x that it is not for, options of uv
 environments = ["python_version < '3.$end' and sys_platform == 'linux' and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"]
 TOML
     local compile=(uv --project "$work" pip compile --quiet --universal --python-version 3.10 --generate-hashes
-        --no-annotate --custom-compile-command 'make lock' "$@")
+        --no-annotate --custom-compile-command 'make lock' --build-constraints build.txt "$@")
     "${compile[@]}" --output-file "locked/$lane.txt" \
         "torch-$lane.txt" build.txt "$lane.txt" digits.txt export.txt cam.txt dev.txt
-    "${compile[@]}" --no-deps --output-file "locked/mmcv-$lane.txt" "mmcv-$lane.txt"
     "${compile[@]}" --constraints "locked/$lane.txt" --output-file "locked/demo-$lane.txt" demo.txt
 }
 
-lock onedl 13 "$@"
+lock onedl 15 "$@"
 lock openmmlab 12 "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import hashlib
 import json
 import os
@@ -22,16 +23,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Lane(NamedTuple):
-    """Pins are in requirements/{torch,mmcv}-<lane>.txt and requirements/<lane>.txt, with hashes in its locked/."""
+    """Pins are in requirements/torch-<lane>.txt and requirements/<lane>.txt, with hashes in its locked/."""
 
     minors: tuple[int, ...]  # Python 3.x versions that all the pins have wheels for
     marker: str  # a distribution that only this lane installs
+    mmcv: str  # its distribution of mmcv
+    wheels: str  # where the lane publishes mmcv with compiled operators, for some pairs of torch and Python
 
 
 LANES = {
-    'onedl': Lane(minors=(10, 11, 12), marker='onedl_mmengine'),
-    'openmmlab': Lane(minors=(10, 11), marker='mmengine'),
+    'onedl': Lane(
+        minors=(10, 11, 12, 13, 14), marker='onedl_mmengine', mmcv='onedl-mmcv',
+        wheels='https://mmwheels.onedl.ai/{device}-torch{digits}/simple/onedl-mmcv/index.html'),
+    'openmmlab': Lane(
+        minors=(10, 11), marker='mmengine', mmcv='mmcv',
+        wheels='https://download.openmmlab.com/mmcv/dist/{device}/torch{torch}/index.html'),
 }
+CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 # What the venv's Python knows of its torch; FORCE_CUDA is mmcv's own switch.
 ASK_TORCH = """
 import json, os, sys, sysconfig, torch
@@ -82,19 +90,27 @@ class Venv:
     def __init__(self, path: Path) -> None:
         self.path, self.python, self.notes = path, path / 'bin' / 'python', path / 'setup_env'
 
-    def fingerprint(self, lane: str) -> str:
-        """What the environment depends on; its own Python counts, not the one that runs this script."""
-        names = [*pinned(lane), f'mmcv-{lane}', f'locked/{lane}', f'locked/mmcv-{lane}']
+    def fingerprint(self, choice: str) -> str:
+        """What the environment depends on, its lane first; its own Python counts, not the one that runs this script."""
+        lane = choice.split()[0]
+        names = [*pinned(lane), f'locked/{lane}']
         files = [path for name in names if (path := ROOT / 'requirements' / f'{name}.txt').exists()]
         files += [ROOT / 'setup.py', Path(__file__)]
-        digest = hashlib.sha256(f'{lane} {ROOT} {self.path}'.encode())
+        digest = hashlib.sha256(f'{choice} {ROOT} {self.path}'.encode())
         for content in [self.path / 'pyvenv.cfg', *files]:
             digest.update(content.read_bytes())
         return digest.hexdigest()
 
-    def ready(self, lane: str) -> bool:
+    def ready(self, choice: str) -> bool:
         stamp = self.notes / 'stamp'
-        return stamp.exists() and self.python.exists() and stamp.read_text() == self.fingerprint(lane)
+        return stamp.exists() and self.python.exists() and stamp.read_text() == self.fingerprint(choice)
+
+    def file(self, title: str, lines: list[str]) -> str:
+        """The path of a requirements file with these lines, or entries of a lock file."""
+        self.notes.mkdir(parents=True, exist_ok=True)
+        path = self.notes / f'{title}.txt'
+        path.write_text(''.join(f'{line.rstrip()}\n' for line in lines))
+        return str(path)
 
     def step(self, title: str, command: list[str], *, env: dict[str, str] | None = None, log: str = '') -> None:
         """Run a command with its output in a log file and a line that moves; end with the log's tail if it fails."""
@@ -144,57 +160,84 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--lane', choices=LANES, default='onedl', help='which set of mm packages (default: onedl)')
     parser.add_argument('--venv', type=Path, default=ROOT / '.venv', help='where to make it (default: .venv)')
+    parser.add_argument('--ops', choices=('portable', 'compiled'), default='portable',
+                        help="mmcv's operators: on torchvision, without a compiler (default), or compiled")
+    parser.add_argument('--torch', default='', metavar='cpu|VERSION', help='another PyTorch than the tested one: a '
+                        "version, or cpu for the build without CUDA from PyTorch's own index")
     parser.add_argument('--force', action='store_true', help='go through all steps again')
     parser.add_argument('--unlocked', action='store_true', help='check versions, not hashes: for a package index whose '
                         'files are its own, such as one of other builds of PyTorch')
     options = parser.parse_args(arguments)
     venv, lane, start = Venv(options.venv.absolute()), options.lane, time.monotonic()
-    if venv.ready(lane) and not options.force:
+    choice = f'{lane} {options.ops} {options.torch}'
+    if venv.ready(choice) and not options.force:
         print(f'{options.venv}: ready (lane {lane})')
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a step's `finally` runs
     create(venv, lane)
-    lock = None if options.unlocked else locked(lane)
-    wheel = install_locked(venv, lane, lock) if lock else install(venv, lane, hashed=not options.unlocked)
-    venv.pip('[5/5] repnext_mm, editable', 'install', '--no-deps', '--no-build-isolation', '-e', str(ROOT))
+    install(venv, lane, compiled=options.ops == 'compiled', torch=options.torch, hashed=not options.unlocked)
+    venv.pip('[4/5] repnext_mm, editable', 'install', '--no-deps', '--no-build-isolation', '-e', str(ROOT))
+    operators(venv, lane, compiled=options.ops == 'compiled', hashed=not options.unlocked)
     if not venv.ask('import mmcv.ops, repnext_mm; print(1)'):
         stop('Everything is installed, but mmcv.ops or repnext_mm does not import. To see which: '
-             f'{venv.python} {ROOT / "tools" / "check_env.py"}. If it is mmcv.ops, the kept wheel does not fit this '
-             f'machine: rm -r {shlex.quote(str(wheel.parent))} and run this again.')
-    (venv.notes / 'stamp').write_text(venv.fingerprint(lane))
+             f'{venv.python} {ROOT / "tools" / "check_env.py"}')
+    (venv.notes / 'stamp').write_text(venv.fingerprint(choice))
     print(f'{options.venv}: ready (lane {lane}) after {time.monotonic() - start:.0f} s')
 
 
-def install_locked(venv: Venv, lane: str, lock: Path) -> Path:
-    """Packages whose files have the hashes that are written down, and mmcv; returns mmcv's wheel."""
-    hashed = ('install', '--require-hashes', '--no-deps', '--no-build-isolation')  # what builds is hashed as well
-    tools = [line.split('==')[0] for line in requirements('build')]
-    venv.pip('[2/5] build tools', *hashed, '-r', str(part(venv, lock, tools)))
-    venv.pip(f'[2/5] PyTorch, mm packages of lane {lane}, development tools, by their hashes (up to 3 GB to download)',
-             *hashed, '-r', str(lock), log='packages')
-    wheel = mmcv_wheel(venv, lane)
-    venv.pip('[4/5] mmcv with operators', 'install', '--no-deps', '--force-reinstall', str(wheel))
+def install(venv: Venv, lane: str, *, compiled: bool, torch: str, hashed: bool) -> None:
+    """Every package of a lane by the hashes of its lock file, or by version where no hashes are known or wanted."""
+    without = {LANES[lane].mmcv} if compiled else set()
+    if torch:
+        without |= install_torch(venv, lane, torch)
+    lock = locked(lane) if hashed else None
+    if lock:
+        wanted = [entry for entry in entries(lock) if not unwanted(name(entry), without)]
+        rules = ('--require-hashes', '--no-deps')
+    else:
+        wanted = [line for file in pinned(lane) if file != 'cam' for line in requirements(file)
+                  if not unwanted(name(line), without)]
+        rules = ()
+    tools = {name(line) for line in requirements('build')}
+    # Without build isolation, so that what builds has a hash as well.
+    venv.pip('[2/5] build tools', 'install', *rules,
+             '-r', venv.file('build-tools', [entry for entry in wanted if name(entry) in tools]))
+    size = '' if torch else ' (up to 3 GB to download)'
+    with tempfile.TemporaryDirectory() as folder:
+        # mmcv's setup.py compiles wherever it can import torch: while packages are built, it cannot.
+        Path(folder, 'torch.py').write_text('raise ModuleNotFoundError("hidden while packages are built")\n')
+        venv.pip(f'[3/5] {"" if torch else "PyTorch, "}mm packages of lane {lane}, development tools{size}',
+                 'install', *rules, '--no-build-isolation', '-r', venv.file('packages', wanted),
+                 env=dict(PYTHONPATH=folder), log='packages')
     # A bare machine has no libGL: of the two builds of OpenCV in one folder the headless one must be the last.
-    venv.pip('[4/5] headless OpenCV', *hashed, '--force-reinstall', '-r',
-             str(part(venv, lock, ['opencv-python-headless'])))
-    return wheel
-
-
-def install(venv: Venv, lane: str, *, hashed: bool = True) -> Path:
-    """Packages by their versions, where no hashes are known or wanted, and mmcv; returns mmcv's wheel."""
-    pins = ROOT / 'requirements'
-    venv.pip(f'[2/5] {" ".join(requirements(f"torch-{lane}"))} (large: up to 3 GB to download)', 'install', '-r',
-             str(pins / f'torch-{lane}.txt'), log='torch')
-    venv.pip('[2/5] build tools', 'install', '-r', str(pins / 'build.txt'))
-    wheel = mmcv_wheel(venv, lane, hashed=hashed)
-    venv.pip(f'[4/5] mm packages of lane {lane}, development tools', 'install', '--no-build-isolation',
-             *(part for name in pinned(lane) if name != 'cam' for part in ('-r', str(pins / f'{name}.txt'))),
-             str(wheel))
-    headless = [line for line in requirements(lane) if line.startswith('opencv-python-headless')]  # last, as above
+    headless = [entry for entry in wanted if name(entry) == 'opencv-python-headless']
     # grad-cam asks for any headless OpenCV: without its dependencies, all of which are there.
-    venv.pip('[4/5] mmcv with operators, headless OpenCV', 'install', '--no-deps', '--force-reinstall', str(wheel),
-             *headless, '-r', str(pins / 'cam.txt'))
-    return wheel
+    more = [] if lock else requirements('cam')
+    venv.pip('[3/5] headless OpenCV', 'install', *rules, '--no-deps', '--force-reinstall',
+             '-r', venv.file('headless-opencv', [*headless, *more]))
+
+
+def install_torch(venv: Venv, lane: str, torch: str) -> set[str]:
+    """Another PyTorch than the pinned one, with its torchvision; returns what the lock is not to bring then."""
+    version = torch
+    if torch == 'cpu':
+        (version,) = (line.split('==')[1] for line in requirements(f'torch-{lane}') if name(line) == 'torch')
+    index: list[str] = []
+    if torch == 'cpu' and platform.system() == 'Linux':  # elsewhere the package index has builds without CUDA
+        version, index = f'{version}+cpu', ['--extra-index-url', CPU_INDEX]
+    numpy = [line for line in requirements(lane) if name(line) == 'numpy']  # else torchvision takes the newest
+    venv.pip(f'[2/5] torch {version} and its torchvision', 'install', f'torch=={version}', 'torchvision', *index,
+             '-r', venv.file('numpy', numpy), log='torch')
+    return {'torch', 'torchvision', 'triton', 'nvidia-*', 'cuda-*'}
+
+
+def operators(venv: Venv, lane: str, *, compiled: bool, hashed: bool) -> None:
+    """Give mmcv its operators: compiled for the torch that is there, or those of repnext_mm.mmcv_ops."""
+    if compiled:
+        wheel = mmcv_wheel(venv, lane, hashed=hashed)
+        venv.pip("[5/5] mmcv's compiled operators", 'install', '--no-deps', '--force-reinstall', str(wheel))
+    else:
+        venv.step("[5/5] mmcv's operators on torchvision", [str(venv.python), '-m', 'repnext_mm.mmcv_ops', 'install'])
 
 
 def create(venv: Venv, lane: str) -> None:
@@ -203,13 +246,12 @@ def create(venv: Venv, lane: str) -> None:
     known = f'3.{minors[0]} to 3.{minors[-1]}'
     ours = venv.path / 'pyvenv.cfg'
     if venv.path.exists() and not ours.exists() and {p.name for p in venv.path.iterdir()} - {'setup_env'}:
-        stop(f'{venv.path} exists and is no virtual environment: move it away, or name another folder with --venv.')
+        stop(f'{venv.path} exists and is not a virtual environment: move it away, or name another folder with --venv.')
     minor = venv.ask('import sys; print(sys.version_info.minor)')
     if not minor:
         if sys.version_info[0] != 3 or sys.version_info.minor not in minors:
-            other = next((name for minor in reversed(minors) if shutil.which(name := f'python3.{minor}')), None)
-            way = f'make env PYTHON={other}' if other else f'install Python {known}, then make env PYTHON=python3.x'
-            stop(f'Python {platform.python_version()} runs this, lane {lane} needs {known}: {way}')
+            stop(f'Python {platform.python_version()} runs this, lane {lane} needs {known}: '
+                 f'{another_python(venv, minors)}')
         try:
             import ensurepip  # noqa: F401  # Debian and Ubuntu package it apart
             import venv as _  # noqa: F401
@@ -231,11 +273,23 @@ def create(venv: Venv, lane: str) -> None:
         venv.step('[1/5] pip', [str(venv.python), '-m', 'ensurepip', '--upgrade', '--default-pip'])
 
 
+def another_python(venv: Venv, minors: tuple[int, ...]) -> str:
+    """The command that brings a fitting Python: one that is on PATH, or that uv brings."""
+    found = next((program for minor in reversed(minors) if shutil.which(program := f'python3.{minor}')), None)
+    if found:
+        return f'make env PYTHON={found}'
+    newest = f'3.{max(minor for minor in minors if minor <= 13)}'
+    fetch = f'uv venv --python {newest} --seed {shlex.quote(str(venv.path))} && make env'
+    return fetch if shutil.which('uv') else f'install one and name it (make env PYTHON=python{newest}), or with uv ' \
+        f'(pip install uv): {fetch}'
+
+
 def mmcv_wheel(venv: Venv, lane: str, *, hashed: bool = True) -> Path:
-    """The wheel with operators for this torch and Python: the kept one, or compiled now and kept."""
-    (requirement,) = requirements(f'mmcv-{lane}')
-    lock = locked(f'mmcv-{lane}') if hashed else None
-    source = ['--require-hashes', '-r', str(lock)] if lock else [requirement]
+    """The wheel with compiled operators for this torch and Python: kept, published by the lane, or compiled now."""
+    (requirement,) = (line for line in requirements(lane) if name(line) == LANES[lane].mmcv)
+    lock = locked(lane) if hashed else None
+    sources = venv.file('mmcv', [entry for entry in entries(lock) if name(entry) == name(requirement)]
+                        if lock else [requirement])
     answer = venv.ask(ASK_TORCH)
     if not answer:
         stop(f'torch is installed but does not import: {venv.python} {ROOT / "tools" / "check_env.py"} says why.')
@@ -243,22 +297,35 @@ def mmcv_wheel(venv: Venv, lane: str, *, hashed: bool = True) -> Path:
     shelf = wheels() / key(requirement, facts)
     kept = sorted(shelf.glob('*.whl'))
     if kept:
-        print(f'[3/5] {requirement}: taken from {shelf}')
+        print(f'[5/5] {requirement}: taken from {shelf}')
         return kept[0]
-    can_compile(facts)
-    jobs = os.environ.get('MAX_JOBS') or str(cores())
-    operators = f'CUDA {facts["toolkit"]}' if facts['cuda'] else 'CPU'
-    print(f'[3/5] {requirement} has no ready wheel: compiling its {operators} operators with {jobs} jobs, once for '
-          'this torch and Python (about 9 minutes on 2 cores; with CUDA several times that)')
     shelf.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='building-', dir=shelf.parent) as folder:
-        venv.pip('    compiling', 'wheel', '-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary',
-                 requirement.split('==')[0], '-w', folder, *source, log='mmcv',
-                 env=dict(MMCV_WITH_OPS='1', MAX_JOBS=jobs))
+        if not published_wheel(venv, lane, requirement, facts, folder):
+            can_compile(facts)
+            jobs = os.environ.get('MAX_JOBS') or str(cores())
+            kind = f'CUDA {facts["toolkit"]}' if facts['cuda'] else 'CPU'
+            print(f'[5/5] {requirement} has no ready wheel: compiling its {kind} operators with {jobs} jobs, once for '
+                  'this torch and Python (about 9 minutes on 2 cores; with CUDA several times that)')
+            venv.pip('    compiling', 'wheel', '-v', '--no-build-isolation', '--no-deps', '--no-cache-dir',
+                     '--no-binary', name(requirement), '-w', folder, *(['--require-hashes'] if lock else []),
+                     '-r', sources, log='mmcv', env=dict(MMCV_WITH_OPS='1', MAX_JOBS=jobs))
         (built,) = Path(folder).glob('*.whl')
         shelf.mkdir(exist_ok=True)
         os.replace(built, shelf / built.name)  # the same disk: there whole, or not at all
     return shelf / built.name
+
+
+def published_wheel(venv: Venv, lane: str, requirement: str, facts: dict[str, str], folder: str) -> bool:
+    """Try the lane's own list of wheels, which has some pairs of torch and Python; whether one was downloaded."""
+    device = f'cu{facts["toolkit"].replace(".", "")}' if facts['cuda'] else 'cpu'
+    major, minor = facts['torch'].split('.')[:2]
+    page = LANES[lane].wheels.format(device=device, torch=f'{major}.{minor}.0', digits=f'{major}{minor}0')
+    command = [str(venv.python), '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary', ':all:',
+               '--no-index', '--timeout', '10', '--retries', '0', '--find-links', page, '-d', folder, requirement]
+    print(f'[5/5] {requirement}: looking for a wheel for torch {major}.{minor} and {device}', flush=True)
+    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=venv.environment())
+    return not run.returncode and any(Path(folder).glob('*.whl'))
 
 
 def key(requirement: str, facts: dict[str, str]) -> str:
@@ -290,13 +357,13 @@ def can_compile(facts: dict[str, str]) -> None:
 
 
 def pinned(lane: str) -> list[str]:
-    """The files of requirements/ that say what belongs into the environment; mmcv has a file of its own."""
+    """The files of requirements/ that say what belongs into the environment."""
     return [f'torch-{lane}', 'build', lane, 'digits', 'export', 'cam', 'dev']
 
 
-def locked(name: str) -> Path | None:
-    """The file with the hashes of a lane, or of its mmcv, where they were tried: on Linux on x86-64."""
-    path = ROOT / 'requirements' / 'locked' / f'{name}.txt'
+def locked(lane: str) -> Path | None:
+    """The file with the hashes of a lane, where they were tried: on Linux on x86-64."""
+    path = ROOT / 'requirements' / 'locked' / f'{lane}.txt'
     tried = (platform.system(), platform.machine()) == ('Linux', 'x86_64')
     return path if tried and path.exists() else None
 
@@ -306,17 +373,17 @@ def entries(lock: Path) -> list[str]:
     return [part for part in re.split(r'(?m)^(?=[A-Za-z0-9])', lock.read_text()) if '==' in part]
 
 
-def part(venv: Venv, lock: Path, names: list[str]) -> Path:
-    """A file with some of the packages of a file of hashes."""
-    venv.notes.mkdir(parents=True, exist_ok=True)
-    path = venv.notes / f'{names[0]}.txt'
-    path.write_text(''.join(entry for entry in entries(lock) if entry.split('==')[0] in names))
-    return path
-
-
-def requirements(name: str) -> list[str]:
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+def requirements(file: str) -> list[str]:
+    lines = (ROOT / 'requirements' / f'{file}.txt').read_text().splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+
+
+def name(requirement: str) -> str:
+    return re.split(r'[=<>!~;\[ ]', requirement, maxsplit=1)[0]
+
+
+def unwanted(distribution: str, patterns: set[str]) -> bool:
+    return any(fnmatch.fnmatch(distribution, pattern) for pattern in patterns)
 
 
 def cores() -> int:

@@ -16,6 +16,7 @@ environments = ["python_version < '3.$end' and sys_platform == 'linux' and platf
 TOML
     local compile=(uv --project "$work" pip compile --quiet --universal --python-version 3.10 --generate-hashes
         --no-annotate --custom-compile-command 'make lock' --build-constraints build.txt "$@")
+    [[ $lane != onedl ]] || compile+=(--overrides overrides.txt)
     "${compile[@]}" --output-file "locked/$lane.txt" \
         "torch-$lane.txt" build.txt "$lane.txt" digits.txt export.txt cam.txt dev.txt
     "${compile[@]}" --constraints "locked/$lane.txt" --output-file "locked/demo-$lane.txt" demo.txt

@@ -191,6 +191,8 @@ def install(venv: Venv, lane: str, *, compiled: bool, torch: str, hashed: bool) 
     if torch:
         without |= install_torch(venv, lane, torch)
     lock = locked(lane) if hashed else None
+    if not lock and venv.ask('import sys; print(sys.version_info >= (3, 14))') == 'True':
+        stop('Python 3.14 works with the locked versions only, which are for Linux on x86-64: take 3.13 or older.')
     if lock:
         wanted = [entry for entry in entries(lock) if not unwanted(name(entry), without)]
         rules = ('--require-hashes', '--no-deps')

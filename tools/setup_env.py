@@ -280,7 +280,7 @@ def another_python(venv: Venv, minors: tuple[int, ...]) -> str:
     found = next((program for minor in reversed(minors) if shutil.which(program := f'python3.{minor}')), None)
     if found:
         return f'make env PYTHON={found}'
-    newest = f'3.{max(minor for minor in minors if minor <= 13)}'
+    newest = f'3.{min(minors[-1], 13)}'  # 3.14 works on one platform only
     fetch = f'uv venv --python {newest} --seed {shlex.quote(str(venv.path))} && make env'
     return fetch if shutil.which('uv') else f'install one and name it (make env PYTHON=python{newest}), or with uv ' \
         f'(pip install uv): {fetch}'

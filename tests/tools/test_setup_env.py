@@ -12,7 +12,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -100,7 +100,7 @@ def test_wheels_lie_outside_the_clone(setup_env: Any, monkeypatch: pytest.Monkey
 def test_second_call_starts_nothing(
         setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     venv.notes.mkdir()
-    (venv.notes / 'stamp').write_text(venv.fingerprint('onedl'))
+    (venv.notes / 'stamp').write_text(venv.fingerprint('onedl portable '))
     monkeypatch.setattr(subprocess, 'Popen', None)
     setup_env.main(['--venv', str(venv.path)])
     assert capsys.readouterr().out == f'{venv.path}: ready (lane onedl)\n'
@@ -182,6 +182,7 @@ def pip(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]
 
     monkeypatch.setattr(venv, 'pip', wheel)
     monkeypatch.setattr(setup_env, 'can_compile', lambda facts: None)
+    monkeypatch.setattr(setup_env, 'published_wheel', lambda *_: False)
     monkeypatch.setattr(venv, 'ask', lambda code: setup_env.json.dumps(FACTS))
     return calls
 
@@ -191,7 +192,8 @@ def test_wheel_is_compiled_once_and_kept(
     first = setup_env.mmcv_wheel(venv, 'onedl')
     assert 'about 9 minutes on 2 cores' in capsys.readouterr().out
     assert setup_env.mmcv_wheel(venv, 'onedl') == first
-    assert pip == [str(ROOT / 'requirements' / 'locked' / 'mmcv-onedl.txt')]
+    assert [Path(path).read_text().split('==')[0] for path in pip] == ['onedl-mmcv']
+    assert '--hash=sha256:' in Path(pip[0]).read_text()
     assert [path.name for path in setup_env.wheels().rglob('*.whl')] == ['onedl_mmcv-2.3.6.whl']
     assert not list(setup_env.wheels().glob('building-*'))
 
@@ -218,10 +220,10 @@ def test_what_a_compilation_lacks(
         setup_env.can_compile({**FACTS, **changes, 'headers': headers})
 
 
-def test_refuses_a_folder_that_is_no_venv(setup_env: Any, tmp_path: Path) -> None:
+def test_refuses_a_folder_that_is_not_a_venv(setup_env: Any, tmp_path: Path) -> None:
     (tmp_path / 'work').mkdir()
     (tmp_path / 'work' / 'thesis.tex').touch()
-    with pytest.raises(SystemExit, match='is no virtual environment'):
+    with pytest.raises(SystemExit, match='is not a virtual environment'):
         setup_env.create(setup_env.Venv(tmp_path / 'work'), 'onedl')
     assert (tmp_path / 'work' / 'thesis.tex').exists()
 
@@ -234,10 +236,23 @@ def test_refuses_the_other_lane(setup_env: Any, venv: Any) -> None:
 
 def test_refuses_other_pythons(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(setup_env.LANES, 'onedl', setup_env.LANES['onedl']._replace(minors=(97, 98)))
-    with pytest.raises(SystemExit, match=r'runs this, lane onedl needs 3\.97 to 3\.98: install Python'):
+    monkeypatch.setattr(setup_env.shutil, 'which', lambda name: None)
+    with pytest.raises(SystemExit, match=r'runs this, lane onedl needs 3\.97 to 3\.98: install one .* uv venv'):
         setup_env.create(setup_env.Venv(tmp_path / 'new'), 'onedl')
     with pytest.raises(SystemExit, match=r'holds Python 3\.\d+, lane onedl needs 3\.97 to 3\.98'):
         setup_env.create(venv, 'onedl')
+
+
+@pytest.mark.parametrize('there, way', [
+    ({'python3.12', 'uv'}, 'make env PYTHON=python3.12'), ({'uv'}, 'uv venv --python 3.13 --seed {venv} && make env'),
+    (set(), 'install one and name it (make env PYTHON=python3.13), or with uv (pip install uv): '
+            'uv venv --python 3.13 --seed {venv} && make env'),
+])  # fmt: skip
+def test_names_a_python_that_is_there(
+        there: set[str], way: str, setup_env: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup_env.shutil, 'which', lambda name: name if name in there else None)
+    venv = setup_env.Venv(tmp_path / 'venv')
+    assert setup_env.another_python(venv, setup_env.LANES['onedl'].minors) == way.format(venv=venv.path)
 
 
 def test_python_without_venv(setup_env: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,7 +280,7 @@ LANES = pytest.mark.parametrize('lane', ['onedl', 'openmmlab'])
 @LANES
 def test_requirements_are_exact(lane: str, setup_env: Any) -> None:
     assert lane in setup_env.LANES
-    for name in (*setup_env.pinned(lane), f'mmcv-{lane}'):
+    for name in setup_env.pinned(lane):
         lines = setup_env.requirements(name)
         assert lines
         assert all(line.count('==') == 1 for line in (each.split(';')[0] for each in lines))
@@ -284,7 +299,7 @@ def locked_versions(setup_env: Any, name: str) -> dict[str, set[str]]:
 
 @LANES
 def test_every_requirement_is_locked_at_its_version(lane: str, setup_env: Any) -> None:
-    locks = {lane: setup_env.pinned(lane), f'mmcv-{lane}': [f'mmcv-{lane}'], f'demo-{lane}': ['demo']}
+    locks = {lane: setup_env.pinned(lane), f'demo-{lane}': ['demo']}
     for lock, names in locks.items():
         locked = locked_versions(setup_env, lock)
         wanted: dict[str, set[str]] = {}
@@ -305,39 +320,84 @@ def test_the_page_in_the_browser_changes_no_version(lane: str, setup_env: Any) -
 
 @LANES
 def test_locked_files_name_no_place(lane: str) -> None:
-    for name in (lane, f'mmcv-{lane}', f'demo-{lane}'):
+    for name in (lane, f'demo-{lane}'):
         text = (ROOT / 'requirements' / 'locked' / f'{name}.txt').read_text()
         assert '://' not in text
         assert not re.search(r'^\s*-', re.sub(r'^\s+--hash=.*$', '', text, flags=re.MULTILINE), flags=re.MULTILINE)
 
 
+class Call(NamedTuple):
+    """One command of pip."""
+
+    words: tuple[str, ...]
+    packages: list[str]  # of its requirements file
+    env: dict[str, str]
+
+
 @pytest.fixture
-def calls(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
-    """The commands that pip would get; mmcv is compiled already."""
-    found: list[tuple[str, ...]] = []
-    monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda venv, lane, hashed=True: tmp_path / f'mmcv-{hashed}.whl')
-    monkeypatch.setattr(venv, 'pip', lambda title, *words, env=None, log='': found.append(words))
-    venv.notes.mkdir()
+def calls(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """The commands that pip would get, on a machine that has hashes."""
+    found: list[Call] = []
+
+    def pip(title: str, *words: str, env: dict[str, str] | None = None, log: str = '') -> None:
+        lines = Path(words[-1]).read_text() if words[-1].endswith('.txt') else ''
+        found.append(Call(words, re.findall(r'^([\w-]+)==', lines, re.MULTILINE), env or {}))
+
+    monkeypatch.setattr(setup_env, 'locked', lambda lane: ROOT / 'requirements' / 'locked' / f'{lane}.txt')
+    monkeypatch.setattr(venv, 'pip', pip)
     return found
 
 
 @LANES
 def test_what_comes_from_an_index_is_checked_by_its_hash(
-        lane: str, setup_env: Any, venv: Any, calls: list[tuple[str, ...]], tmp_path: Path) -> None:
-    lock = ROOT / 'requirements' / 'locked' / f'{lane}.txt'
-    setup_env.install_locked(venv, lane, lock)
-    assert [word for words in calls for word in words].count(str(lock)) == 1
-    assert calls[0][-1] == str(venv.notes / 'setuptools.txt')  # what builds comes first
-    built = Path(calls[0][-1]).read_text()
-    builders = {line.split('==')[0] for line in setup_env.requirements('build')}
-    assert set(re.findall(r'^([\w-]+)==', built, re.MULTILINE)) == builders
-    for words in calls:
-        local = [word for word in words if word.endswith('.whl')] == [str(tmp_path / 'mmcv-True.whl')]
-        assert local or {'--require-hashes', '--no-deps', '--no-build-isolation'} <= set(words)
-    assert calls[-1][-1] == str(venv.notes / 'opencv-python-headless.txt')
-    last = Path(calls[-1][-1]).read_text()
-    assert last.startswith('opencv-python-headless==')
-    assert len(re.findall(r'^[\w-]+==', last, re.MULTILINE)) == 1
+        lane: str, setup_env: Any, venv: Any, calls: list[Call]) -> None:
+    setup_env.install(venv, lane, compiled=False, torch='', hashed=True)
+    assert all({'--require-hashes', '--no-deps'} <= set(call.words) for call in calls)
+    tools, packages, opencv = calls
+    assert set(tools.packages) == {line.split('==')[0] for line in setup_env.requirements('build')}
+    assert {'torch', setup_env.LANES[lane].mmcv, 'timm'} <= set(packages.packages)
+    assert '--no-build-isolation' in packages.words
+    assert set(opencv.packages) == {'opencv-python-headless'}
+
+
+def test_packages_are_built_where_torch_cannot_be_imported(
+        setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    imports = 'try:\n    import torch\nexcept ModuleNotFoundError:\n    print("hidden")'
+
+    def pip(title: str, *words: str, env: dict[str, str] | None = None, log: str = '') -> None:
+        venv.step(title, [sys.executable, '-c', imports], env=env, log=re.sub(r'\W+', '-', title))
+
+    monkeypatch.setattr(venv, 'pip', pip)
+    setup_env.install(venv, 'onedl', compiled=False, torch='', hashed=True)
+    assert [log.name for log in venv.notes.glob('*.log') if log.read_text() == 'hidden\n'] == [
+        '-3-5-PyTorch-mm-packages-of-lane-onedl-development-tools-up-to-3-GB-to-download-.log']
+
+
+def test_compiled_operators_come_last_and_mmcv_with_them(
+        setup_env: Any, venv: Any, calls: list[Call], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda venv, lane, hashed: tmp_path / f'mmcv-{hashed}.whl')
+    setup_env.install(venv, 'onedl', compiled=True, torch='', hashed=True)
+    assert not any('onedl-mmcv' in call.packages for call in calls)
+    setup_env.operators(venv, 'onedl', compiled=True, hashed=True)
+    assert calls[-1].words[-1] == str(tmp_path / 'mmcv-True.whl')
+
+
+@pytest.mark.parametrize('system, torch, wanted, index', [
+    ('Linux', 'cpu', 'torch==2.11.0+cpu', True), ('Darwin', 'cpu', 'torch==2.11.0', False),
+    ('Linux', '2.14.1', 'torch==2.14.1', False),
+])  # fmt: skip
+def test_another_torch_brings_its_torchvision(
+        system: str, torch: str, wanted: str, index: bool, setup_env: Any, venv: Any, calls: list[Call],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_env.platform, 'system', lambda: system)
+    setup_env.install(venv, 'onedl', compiled=False, torch=torch, hashed=True)
+    assert calls[0].words[:3] == ('install', wanted, 'torchvision')
+    assert (setup_env.CPU_INDEX in calls[0].words) == index
+    assert set(calls[0].packages) == {'numpy'}
+    assert '--require-hashes' in calls[2].words
+    others = {package for call in calls[1:] for package in call.packages}
+    assert 'onedl-mmcv' in others
+    assert not [package for package in others if package.startswith(('torch', 'nvidia', 'cuda', 'triton'))]
 
 
 def test_hashes_are_for_the_machines_they_were_tried_on(setup_env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,15 +410,24 @@ def test_hashes_are_for_the_machines_they_were_tried_on(setup_env: Any, monkeypa
 
 @pytest.mark.parametrize('flags, hashed', [((), True), (('--unlocked',), False)])
 def test_unlocked_checks_no_hash(
-        flags: tuple[str, ...], hashed: bool, setup_env: Any, venv: Any, calls: list[tuple[str, ...]],
+        flags: tuple[str, ...], hashed: bool, setup_env: Any, venv: Any, calls: list[Call],
         monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[list[str]] = []
     monkeypatch.setattr(setup_env, 'Venv', lambda path: venv)
     monkeypatch.setattr(setup_env, 'create', lambda venv, lane: None)
-    monkeypatch.setattr(setup_env, 'locked', lambda lane: ROOT / 'requirements' / 'locked' / f'{lane}.txt')
     monkeypatch.setattr(venv, 'ask', lambda code: '1')
+    monkeypatch.setattr(venv, 'step', lambda title, command, **_: steps.append(command))
     setup_env.main(['--venv', str(venv.path), *flags])
-    assert any('--require-hashes' in words for words in calls) == hashed
-    assert any(word.endswith(f'mmcv-{hashed}.whl') for words in calls for word in words)
+    assert any('--require-hashes' in call.words for call in calls) == hashed
+    assert steps == [[str(venv.python), '-m', 'repnext_mm.mmcv_ops', 'install']]
+    assert venv.ready('onedl portable ')
+
+
+def test_python_3_14_needs_the_lock(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_env, 'locked', lambda lane: None)
+    monkeypatch.setattr(venv, 'ask', lambda code: 'True')
+    with pytest.raises(SystemExit, match=r'Python 3\.14 works with the locked versions only.*take 3\.13 or older'):
+        setup_env.install(venv, 'onedl', compiled=False, torch='', hashed=True)
 
 
 @pytest.mark.parametrize('right', [True, False])

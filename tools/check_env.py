@@ -31,6 +31,9 @@ PINS = {
         'mmseg': 'mmsegmentation==1.2.2', 'mmpretrain': 'mmpretrain==1.2.0',
         'cv2': 'opencv-python-headless==4.11.0.86'},
 }
+# What Python 3.14 needs instead.
+PINS_314 = {'numpy': 'numpy==2.4.6', 'cv2': 'opencv-python-headless==4.13.0.92'}
+PYTHONS = (10, 14)  # 3.x, oldest and newest of any lane
 MM = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 MODULES = ('torch', 'torchvision', 'numpy', 'timm', 'cv2', *MM, 'mmcv.ops', 'repnext_mm')
 MARK = '<check_env>'
@@ -124,9 +127,10 @@ def installed_lane() -> str:
 def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
     """Each with one command that mends it, most fundamental first."""
     pip = f'{shlex.quote(sys.executable)} -m pip'
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        make = 'make env PYTHON=python3.12' if CLONE else 'python3.12 -m venv .venv'
-        return [Problem(f'Python {platform.python_version()}: the mm packages need 3.10 to 3.12.', make)]
+    oldest, newest = PYTHONS
+    if not (3, oldest) <= sys.version_info[:2] <= (3, newest):
+        return [Problem(f'Python {platform.python_version()}: the mm packages need 3.{oldest} to 3.{newest}.',
+                        another_python(oldest, newest))]
     if installed('mmcv-full'):
         return [Problem('mmcv-full is mmcv 1.x: it hides mmcv 2.x, which repnext_mm needs.',
                         f'{pip} uninstall -y mmcv-full mmcv')]
@@ -137,7 +141,7 @@ def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
     if CLONE and lane == 'none' and all(facts[module].get('missing') for module in ('torch', *MM)):
         return [Problem(f'Nothing is installed for {sys.executable}: make the environment, then ask its own Python.',
                         f'make -C {shlex.quote(str(ROOT))} env && {ROOT / ".venv" / "bin" / "python"} {__file__}')]
-    pins, problems = PINS.get(lane, PINS['OneDL']), []
+    pins, problems = pins_of(lane), []
     if not installed('pip'):
         problems.append(Problem('pip is missing, which the commands below use.',
                                 f'{shlex.quote(sys.executable)} -m ensurepip --upgrade --default-pip'))
@@ -156,9 +160,9 @@ def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
         problems.append(Problem(f'torch {torch} is too old: repnext_mm needs 2.1 or newer.', both_torch))
     wanted = torch_of_torchvision()
     if torch and torchvision and wanted and wanted != torch:
-        fitting = f'torchvision==0.{numbers(torch)[1] + 15}.{numbers(torch)[2]}' if len(numbers(torch)) == 3 else ''
+        # pip knows which torchvision belongs to a torch; the numbers do not tell
         problems.append(Problem(f'torchvision {torchvision} was built for torch {wanted}, but torch {torch} is there.',
-                                f'{pip} install --no-deps {fitting}' if fitting else both_torch))
+                                f'{pip} install --upgrade torch=={installed("torch")} torchvision'))
     elif 'error' in facts['torchvision'] and 'error' not in facts['torch']:
         problems.append(Problem(f'torchvision does not import: {facts["torchvision"]["error"]}', both_torch))
 
@@ -183,8 +187,23 @@ def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
     return problems + mm_problems(facts, lane, pip) + own_problems(facts, pip)
 
 
-def mm_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> list[Problem]:
+def pins_of(lane: str) -> dict[str, str]:
+    """The tested versions for a lane and this Python."""
     pins = PINS.get(lane, PINS['OneDL'])
+    return {**pins, **PINS_314} if sys.version_info >= (3, 14) else pins
+
+
+def another_python(oldest: int, newest: int) -> str:
+    """The command for a fitting Python: one that is on PATH, or that uv brings."""
+    minors = range(newest, oldest - 1, -1)
+    found = next((program for minor in minors if shutil.which(program := f'python3.{minor}')), None)
+    if found:
+        return f'make env PYTHON={found}' if CLONE else f'{found} -m venv .venv'
+    return f'pip install uv && uv venv --python 3.{min(newest, 13)} --seed .venv' + (' && make env' if CLONE else '')
+
+
+def mm_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> list[Problem]:
+    pins = pins_of(lane)
     if lane == 'none' and all(facts[module].get('missing') for module in MM):
         packages = ' '.join(pins[module] for module in MM if module != 'mmcv')
         return [Problem('No mm packages are installed.', 'make env' if CLONE else f'{pip} install {packages}')]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -153,7 +154,7 @@ def test_operators_for_cpu_on_a_gpu_machine(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize('name, version, said, command', [
-    ('torchvision', '0.25.0', 'built for torch 2.10.0', '--no-deps torchvision==0.26.0'),
+    ('torchvision', '0.25.0', 'built for torch 2.10.0', '--upgrade torch==2.11.0+cpu torchvision'),
     ('torch', '2.0.1', 'too old', 'torch==2.11.0'),
     ('numpy', '1.26.4', 'too old', 'numpy==2.2.6'),
     ('setuptools', '65.5.0', 'need 77 to 80', '"setuptools>=77,<81"'),
@@ -192,12 +193,23 @@ def test_broken_records(content: bytes, fake: Fake) -> None:
 
 
 def test_pins_are_those_of_the_requirement_files() -> None:
-    text = SCRIPT.read_text()
-    (pins,) = (ast.literal_eval(node.value) for node in ast.parse(text).body
-               if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'PINS')
-    for lane, table in pins.items():
-        files = [ROOT / 'requirements' / f'{name}{lane.lower()}.txt' for name in ('torch-', 'mmcv-', '')]
-        assert set(table.values()) <= {line for file in files for line in file.read_text().splitlines()}
+    pins, newer = (_constant(name) for name in ('PINS', 'PINS_314'))
+    for lane, table in {**pins, 'onedl': newer}.items():
+        files = [ROOT / 'requirements' / f'{name}{lane.lower()}.txt' for name in ('torch-', '')]
+        lines = {line.split(';')[0] for file in files for line in file.read_text().splitlines()}
+        assert set(table.values()) <= lines
+
+
+def test_pythons_are_those_of_the_environment() -> None:
+    text = (SCRIPT.parent / 'setup_env.py').read_text()
+    made = [tuple(map(int, minors.split(', '))) for minors in re.findall(r'minors=\(([\d, ]+)\)', text)]
+    assert (min(map(min, made)), max(map(max, made))) == _constant('PYTHONS')
+
+
+def _constant(name: str) -> Any:
+    (value,) = (ast.literal_eval(node.value) for node in ast.parse(SCRIPT.read_text()).body
+                if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == name)
+    return value
 
 
 @pytest.mark.parametrize('script', ['check_env.py', 'setup_env.py'])
@@ -213,3 +225,20 @@ def test_standard_library_only(script: str) -> None:
 def test_this_environment() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize('there, way', [
+    ({'python3.11', 'python3.12'}, r'make env PYTHON=python3\.12$'),
+    (set(), r'^pip install uv && uv venv --python 3\.13 --seed \.venv && make env$'),
+], ids=['on PATH', 'none'])  # fmt: skip
+def test_names_a_python_that_is_there(there: set[str], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location('check_env', SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    check_env = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check_env)
+    monkeypatch.setattr(check_env.shutil, 'which', lambda name: name if name in there else None)
+    monkeypatch.setattr(check_env.sys, 'version_info', (3, 15, 0))
+    (problem,) = check_env.find_problems({}, 'none')
+    assert 'need 3.10 to 3.14' in problem.what
+    assert re.search(way, problem.command)

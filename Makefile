@@ -1,20 +1,23 @@
 # Every target that runs something makes its environment first; a second time that takes no time.
 PYTHON ?= python3
 LANE ?= onedl
-# Operators of mmcv: portable (on torchvision, no compiler) or compiled.
+# The operators of mmcv: portable (on torchvision, no compiler needed) or compiled.
 OPS ?= portable
-# Another PyTorch than the tested one: cpu (the build without CUDA) or a version.
+# Another PyTorch than the tested one: cpu (the build without CUDA), or a version such as 2.14.1.
 TORCH ?=
 VENV ?= .venv$(addprefix -torch-,$(TORCH))
 RUN = $(VENV)/bin/python
+# Tests run in two processes with a thread each: faster than one with two, and free of each other.
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+CORE = tests/reparam tests/nn tests/models tests/mmcv_ops tests/checkpoints tests/hooks tests/test_plug_in.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-seg demo-cls demo-reparam test test-openmmlab test-all lint lock clean
+.PHONY: help env demo demo-seg demo-cls demo-reparam test test-core test-openmmlab test-all lint lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
-env:  ## make .venv: PyTorch, the mm packages of the OneDL lane, repnext_mm itself
+env:  ## make .venv: PyTorch, the mm packages, repnext_mm (OPS=compiled TORCH=cpu|VERSION LANE=openmmlab PYTHON=...)
 	@$(PYTHON) tools/setup_env.py --lane $(LANE) --venv $(VENV) --ops $(OPS) $(addprefix --torch ,$(TORCH))
 
 demo: env  ## train Mask R-CNN with RepNeXt-M0 on digit scenes, test it in train form and fused
@@ -30,11 +33,14 @@ demo-reparam: env  ## train a small RepVGG and RepNeXt-M0 on digits, fold both, 
 	$(RUN) tools/demo_reparam.py
 
 test: lint  ## ruff, mypy, and the tests that are not marked slow
-	$(RUN) -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
+
+test-core: env  ## the tests of the algebra, the backbone, the hook, weights and operators: make test-core TORCH=2.14.1
+	$(PYTEST) -m 'not slow' $(CORE)
 
 test-openmmlab:  ## the tests on the packages that most existing pipelines run, in an environment of their own
 	$(MAKE) env LANE=openmmlab VENV=.venv-openmmlab
-	.venv-openmmlab/bin/python -m pytest -m 'not slow'
+	$(MAKE) -o env -o lint test VENV=.venv-openmmlab
 
 test-all: lint  ## the slow tests too
 	$(RUN) -m pytest

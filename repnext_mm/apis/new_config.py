@@ -13,7 +13,7 @@ import repnext_mm
 from repnext_mm.apis.new_config_plan import RECIPES, Plan, Task
 from repnext_mm.apis.new_config_text import classification_text, detection_text, segmentation_text
 from repnext_mm.checkpoints import read_checkpoint, recognise, state_dict_of
-from repnext_mm.datasets.check import (
+from repnext_mm.data.own import (
     Findings,
     check_class_folders,
     check_coco,
@@ -22,6 +22,7 @@ from repnext_mm.datasets.check import (
     find_coco,
     find_label_maps,
 )
+from repnext_mm.data.own.findings import shortened
 from repnext_mm.models import ARCHITECTURES
 
 
@@ -46,21 +47,25 @@ def new_config(
     size: int | None = None,
     epochs: int | None = None,
     reduce_zero_label: bool = False,
+    map_suffix: str | None = None,
+    boxes_only: bool = False,
 ) -> NewConfig:
     """Check the data below a folder, and write a config that trains on them.
 
     Args:
-        task: 'det' (COCO-style JSON), 'seg' (pictures and PNG maps) or 'cls' (one folder per class).
+        task: 'det' (COCO-style JSON), 'seg' (images and label maps) or 'cls' (one folder per class).
         data: the folder with everything below it, training and validation data told apart by names.
-        classes: their names; may be left out for 'det' and 'cls', whose data name them.
+        classes: their names; may be omitted for 'det' and 'cls', whose data name them.
         arch: a published architecture.
         out: the file; by default in the current folder, named after task, arch and data.
-        batch: pictures on one GPU.
+        batch: images on one GPU.
         gpus: how many; the learning rate is linear in ``batch * gpus``.
         checkpoint: weights that the backbone starts from, a file or an http(s) address; None trains from scratch.
-        size: pixels of the pictures' shorter side (det), of the crop (seg, cls).
+        size: pixels of the images' shorter side (det), of the crop (seg, cls).
         epochs: times through the training data; for 'seg' turned into iterations.
         reduce_zero_label: in label maps 0 is ignored and 1 is the first class.
+        map_suffix: what names of label maps end in, where several would fit.
+        boxes_only: masks in COCO-style JSON are not looked at.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: one sentence with the value, the rule and the way out.
@@ -69,13 +74,18 @@ def new_config(
         raise ValueError(f"task '{task}' is unknown: choose one of {', '.join(get_args(Task))}")
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown arch '{arch}': choose one of {', '.join(ARCHITECTURES)}")
-    _check_classes(task, classes, reduce_zero_label)
+    _check_classes(task, classes)
+    if task != 'seg' and (reduce_zero_label or map_suffix is not None):
+        option = '--reduce-zero-label' if reduce_zero_label else '--map-suffix'
+        raise ValueError(f'{option} is about label maps: omit it for {task}')
+    if task != 'det' and boxes_only:
+        raise ValueError(f'--boxes-only is about COCO-style JSON: omit it for {task}')
     recipe, root = RECIPES[task], Path(data).resolve()
     path = Path(f'{recipe.name}_{arch}_{root.name}.py' if out is None else out)
     if not re.fullmatch(r'[\w.+ -]+', path.name):  # it stands in the config, which is a program
         raise ValueError(f'the config would be called {path.name!r}: name a plain file with --out')
     if path.suffix != '.py':
-        raise ValueError(f"--out '{path}' is no config file: let its name end in .py")
+        raise ValueError(f"--out '{path}' is not a config file: let its name end in .py")
     if path.exists():
         raise FileExistsError(f"'{path}' is there already: remove it, or name another file with --out")
     plan = Plan(
@@ -86,7 +96,7 @@ def new_config(
         classes=(),
         arch=arch,
         checkpoint=_usable_checkpoint(checkpoint, arch),
-        pictures=0,
+        images=0,
         batch=_at_least(2 if task == 'cls' else 1, batch=recipe.batch if batch is None else batch),
         gpus=_at_least(1, gpus=gpus),
         size=_at_least(32, size=recipe.size if size is None else size),
@@ -96,9 +106,11 @@ def new_config(
     if checkpoint is None:
         findings.warn('without --checkpoint the backbone starts from random weights', f'arch {arch}')
     if task == 'det':
-        text = _detection(plan, root, classes, findings)
+        text = _detection(plan, root, classes, findings, boxes_only=boxes_only)
     elif task == 'seg':
-        text = _segmentation(plan, root, classes or (), findings, reduce_zero_label=reduce_zero_label)
+        text = _segmentation(
+            plan, root, classes or (), findings, reduce_zero_label=reduce_zero_label, map_suffix=map_suffix
+        )
     else:
         text = _classification(plan, root, classes, findings)
     if '{{' in text:
@@ -123,27 +135,28 @@ def configs_folder() -> Path:
     raise FileNotFoundError(f"no configs beside or in '{package}': install repnext_mm again, or run in its clone")
 
 
-def _detection(plan: Plan, root: Path, classes: Sequence[str] | None, findings: Findings) -> str:
+def _detection(plan: Plan, root: Path, classes: Sequence[str] | None, findings: Findings, *, boxes_only: bool) -> str:
     splits = find_coco(root)
-    facts = check_coco(splits, classes, findings)
+    facts = check_coco(splits, classes, findings, boxes_only=boxes_only)
     return detection_text(
-        replace(plan, classes=facts.classes, pictures=facts.pictures),
+        replace(plan, classes=facts.classes, images=facts.images),
         masks=facts.masks,
         annotations=_below(root, {split: part.annotations for split, part in splits.items()}),
-        pictures=_below(root, {split: part.pictures for split, part in splits.items()}),
+        images=_below(root, {split: part.images for split, part in splits.items()}),
     )
 
 
 def _segmentation(
-    plan: Plan, root: Path, classes: Sequence[str], findings: Findings, *, reduce_zero_label: bool
-) -> str:
+    plan: Plan, root: Path, classes: Sequence[str], findings: Findings, *, reduce_zero_label: bool,
+    map_suffix: str | None,
+) -> str:  # fmt: skip
     splits = find_label_maps(root)
-    facts = check_label_maps(splits, classes, findings, reduce_zero_label=reduce_zero_label)
+    facts = check_label_maps(splits, classes, findings, reduce_zero_label=reduce_zero_label, map_suffix=map_suffix)
     return segmentation_text(
-        replace(plan, classes=classes, pictures=facts.pictures),
+        replace(plan, classes=classes, images=facts.images),
         maps=_below(root, {split: part.maps for split, part in splits.items()}),
-        pictures=_below(root, {split: part.pictures for split, part in splits.items()}),
-        suffixes={str(split): suffix for split, suffix in facts.picture_suffixes.items()},
+        images=_below(root, {split: part.images for split, part in splits.items()}),
+        suffixes={str(split): suffixes for split, suffixes in facts.suffixes.items()},
         reduce_zero_label=reduce_zero_label,
     )
 
@@ -151,13 +164,13 @@ def _segmentation(
 def _classification(plan: Plan, root: Path, classes: Sequence[str] | None, findings: Findings) -> str:
     splits = find_class_folders(root)
     facts = check_class_folders(splits, classes, findings)
-    if facts.pictures < plan.batch * plan.gpus:
+    if facts.images < plan.batch * plan.gpus:
         findings.error(
-            'one batch over all GPUs must not exceed the training pictures: lower --batch',
-            f'{plan.batch} x {plan.gpus} for {facts.pictures}',
+            'one batch over all GPUs must not exceed the training images: lower --batch',
+            f'{plan.batch} x {plan.gpus} for {facts.images}',
         )
     return classification_text(
-        replace(plan, classes=facts.classes, pictures=facts.pictures), folders=_below(root, splits)
+        replace(plan, classes=facts.classes, images=facts.images), folders=_below(root, splits), suffixes=facts.suffixes
     )
 
 
@@ -174,15 +187,13 @@ def _bases(out: Path, names: Sequence[str]) -> list[str]:
     return [(Path(base) / '_base_' / f'{name}.py').as_posix() for name in names]
 
 
-def _check_classes(task: Task, classes: Sequence[str] | None, reduce_zero_label: bool) -> None:
+def _check_classes(task: Task, classes: Sequence[str] | None) -> None:
     if task == 'seg' and classes is None:
         raise ValueError('--classes is needed for seg: maps hold numbers only, name them in order, from value 0 on')
-    if reduce_zero_label and task != 'seg':
-        raise ValueError(f'--reduce-zero-label is about label maps: leave it away for {task}')
     if classes is None:
         return
     if not classes or any(not name.strip() for name in classes) or len(set(classes)) < len(classes):
-        raise ValueError(f'--classes {",".join(classes)!r} must be different names, separated by commas')
+        raise ValueError(f'--classes {shortened(repr(",".join(classes)))} must be different names, separated by commas')
     if task == 'seg' and len(classes) < 2:
         raise ValueError(f"--classes '{classes[0]}' is one class: segmentation needs the background too, name it first")
 

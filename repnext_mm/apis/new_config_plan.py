@@ -20,7 +20,7 @@ class Recipe:
     name: str
     bases: tuple[str, ...]  # below configs/_base_
     rate: float
-    rate_batch: int  # pictures in a step, over all GPUs
+    rate_batch: int  # images in a step, over all GPUs
     batch: int  # of one GPU, if the user does not say
     size: int  # pixels, if the user does not say
     epochs: int
@@ -35,7 +35,7 @@ RECIPES: dict[Task, Recipe] = {
     'seg': Recipe(
         'semantic_fpn_repnext',
         ('models/semantic_fpn_repnext', 'datasets/ade20k', 'schedules/ade20k_80k', 'default_runtime_seg'),
-        1e-4, 16, 4, 512, 64,  # 80,000 iterations on ADE20K's 20,210 pictures
+        1e-4, 16, 4, 512, 64,  # 80,000 iterations on ADE20K's 20,210 images
     ),
     'cls': Recipe(
         'repnext',
@@ -56,7 +56,7 @@ class Plan:
     classes: Sequence[str]
     arch: str
     checkpoint: str | None
-    pictures: int  # to train on
+    images: int  # to train on
     batch: int
     gpus: int
     size: int
@@ -64,13 +64,13 @@ class Plan:
 
     @property
     def factor(self) -> float:
-        """Of the published learning rate: linear in the pictures of a step."""
+        """Of the published learning rate: linear in the images of a step."""
         return self.batch * self.gpus / RECIPES[self.task].rate_batch
 
     @property
     def steps(self) -> int:
         """Iterations of one epoch."""
-        return -(-self.pictures // (self.batch * self.gpus))
+        return -(-self.images // (self.batch * self.gpus))
 
 
 def head_text(plan: Plan) -> str:
@@ -83,7 +83,7 @@ def head_text(plan: Plan) -> str:
         f'"""{recipe.name}, arch {plan.arch}, {len(plan.classes)} classes: written by tools/new_config.py.\n\n'
         f'Train: python tools/train.py {plan.out.name}\n'
         f'Test: python tools/test.py {plan.out.name} work_dirs/{plan.out.stem}/{last}.pth\n'
-        f'Learning rate: {recipe.rate:g} for {recipe.rate_batch} pictures a step as published, scaled to '
+        f'Learning rate: {recipe.rate:g} for {recipe.rate_batch} images a step as published, scaled to '
         f'{plan.batch} on {plan.gpus} GPU{"s" * (plan.gpus > 1)}.\n"""\n\n'
         f'_base_ = [\n{bases}]\n\n'
         f'data_root = {plan.data_root!r}\n'

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from repnext_mm.apis.new_config_plan import Plan, backbone_text, head_text, rate_text
+from repnext_mm.data.own.suffixes import Suffixes
 from repnext_mm.models import ARCHITECTURES
 
 
-def detection_text(plan: Plan, *, masks: bool, annotations: Mapping[str, str], pictures: Mapping[str, str]) -> str:
-    """Mask R-CNN, or Faster R-CNN where there are only boxes; paths are relative to the data's root."""
+def detection_text(plan: Plan, *, masks: bool, annotations: Mapping[str, str], images: Mapping[str, str]) -> str:
+    """Mask R-CNN, or Faster R-CNN for boxes only; paths are relative to the data's root."""
     count, epochs = len(plan.classes), plan.epochs
     scale = (plan.size * 1333 // 800, plan.size)
     warm_up = max(2, min(500, plan.steps * epochs // 10))
     steps = sorted({max(1, epochs * 2 // 3), max(1, epochs * 11 // 12)})
     mask_heads = f'mask_head=dict(num_classes={count})' if masks else 'mask_roi_extractor=None,\n        mask_head=None'
     metric = ['bbox', 'segm'] if masks else ['bbox']
-    kind = '' if masks else "    type='FasterRCNN',  # the data have boxes only\n"
+    kind = '' if masks else "    type='FasterRCNN',  # boxes only\n"
     return f"""{head_text(plan)}
 model = dict(
 {kind}{backbone_text(plan)}
@@ -45,7 +46,7 @@ train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
         ann_file={annotations['train']!r},
-        data_prefix=dict(img={pictures['train']!r}),
+        data_prefix=dict(img={images['train']!r}),
         metainfo=metainfo,
         pipeline=train_pipeline,
     ),
@@ -54,7 +55,7 @@ val_dataloader = dict(
     dataset=dict(
         data_root=data_root,
         ann_file={annotations['val']!r},
-        data_prefix=dict(img={pictures['val']!r}),
+        data_prefix=dict(img={images['val']!r}),
         metainfo=metainfo,
         pipeline=test_pipeline,
     ),
@@ -73,7 +74,8 @@ param_scheduler = [
 
 
 def segmentation_text(
-    plan: Plan, *, maps: Mapping[str, str], pictures: Mapping[str, str], suffixes: Mapping[str, str],
+    plan: Plan, *, maps: Mapping[str, str], images: Mapping[str, str],
+    suffixes: Mapping[str, Suffixes],
     reduce_zero_label: bool,
 ) -> str:  # fmt: skip
     """Semantic FPN; paths are relative to the data's root."""
@@ -84,9 +86,9 @@ def segmentation_text(
         return f"""dict(
         type='BaseSegDataset',
         data_root=data_root,
-        data_prefix=dict(img_path={pictures[split]!r}, seg_map_path={maps[split]!r}),
-        img_suffix={suffixes[split]!r},
-        seg_map_suffix='.png',
+        data_prefix=dict(img_path={images[split]!r}, seg_map_path={maps[split]!r}),
+        img_suffix={suffixes[split].image!r},
+        seg_map_suffix={suffixes[split].map!r},
         reduce_zero_label={reduce_zero_label},
         metainfo=metainfo,
         pipeline={pipeline},
@@ -126,7 +128,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-iterations = {iterations}  # {plan.epochs} x {plan.pictures} pictures / {plan.batch * plan.gpus} in a step
+iterations = {iterations}  # {plan.epochs} x {plan.images} images / {plan.batch * plan.gpus} in a step
 train_cfg = dict(max_iters=iterations, val_interval={interval})
 default_hooks = dict(checkpoint=dict(interval={interval}))
 {rate_text(plan)}
@@ -136,10 +138,13 @@ param_scheduler = [
 """
 
 
-def classification_text(plan: Plan, *, folders: Mapping[str, str]) -> str:
+def classification_text(
+    plan: Plan, *, folders: Mapping[str, str], suffixes: Sequence[str] | None = None
+) -> str:  # fmt: skip
     """RepNeXt's two-headed classifier with the augmentation of the RepViT recipe."""
     count = len(plan.classes)
     topk = (1, 5) if count > 5 else (1,)
+    extensions = '' if suffixes is None else f'        extensions={tuple(suffixes)!r},\n'
     return f"""{head_text(plan)}
 model = dict(
     data_preprocessor=dict(num_classes={count}),
@@ -152,7 +157,7 @@ bgr_std = [57.375, 57.12, 58.395]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale={plan.size}, backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),  # leave it away where left and right differ
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),  # omit it where left and right differ
     dict(
         type='RandAugment',
         policies='timm_increasing',
@@ -189,7 +194,7 @@ train_dataloader = dict(
         type='CustomDataset',
         data_root=data_root,
         data_prefix={folders['train']!r},
-        metainfo=metainfo,
+{extensions}        metainfo=metainfo,
         pipeline=train_pipeline,
     ),
 )
@@ -202,7 +207,7 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root=data_root,
         data_prefix={folders['val']!r},
-        metainfo=metainfo,
+{extensions}        metainfo=metainfo,
         pipeline=test_pipeline,
     ),
 )

@@ -1,0 +1,1 @@
+"""Data: what reads, checks and makes it."""

@@ -191,11 +191,10 @@ class _Boxes:
         self.chosen += 1
         self.in_image[box['image_id']] += 1
         fits = self._fits(box, image, place)
-        if box.get('iscrowd'):
-            self.crowds += 1
-        elif box.get('ignore'):
-            self.ignored += 1
-        elif fits:
+        self.crowds += bool(box.get('iscrowd'))
+        self.ignored += bool(box.get('ignore'))
+        left_out = box.get('iscrowd') or (self.split == 'train' and box.get('ignore'))
+        if fits and not left_out:
             self.usable[name] += 1
         if self.masks:
             check_mask(box.get('segmentation'), image, place, self.findings, scored=self.split == 'val')
@@ -220,10 +219,10 @@ class _Boxes:
         split, findings = self.split, self.findings
         if not self.chosen:
             findings.error('no box of any class', split)
-        elif not self.usable.total() + (self.ignored if split == 'val' else 0) and self.crowds + self.ignored:
+        elif not self.usable.total() and self.crowds + self.ignored:
             findings.error(
-                'no box is left to learn or to score: training leaves out what is marked iscrowd or ignore (where each '
-                'marks one object, as in CVAT\'s export of masks, write "iscrowd": 0)',
+                'no box is left to learn or to score: training leaves out what is marked iscrowd or ignore; where a box is '
+                'one object (as in CVAT\'s export of masks) write "iscrowd": 0 and no "ignore"',
                 f'{self.crowds} crowds and {self.ignored} ignored of {self.chosen} boxes of {split}',
             )
         else:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from repnext_mm.data.own.findings import Findings, listed, shortened, value_text
+from repnext_mm.data.own.findings import Findings, listed, quoted, shortened, value_text
 from repnext_mm.datasets.sources import Split
 
 Record = dict[str, Any]
@@ -145,7 +145,7 @@ def read_coco(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"'{path}' is not COCO-style: its lists are nested too deeply") from error
     if repeated:
-        keys = listed([f"'{key}' ({count} times)" for key, count in repeated.most_common()])
+        keys = quoted(key for key, _ in repeated.most_common())
         raise ValueError(f"'{path}' has the same key twice in one object, and only the last counts: {keys}")
     if problem := _unlike_coco(content):
         raise ValueError(

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from repnext_mm.data.own.findings import Findings
 
 SUFFIXES = (
@@ -21,11 +23,11 @@ GIANT = 'image of more than 178,956,970 pixels (the limit of Pillow): cut it int
 _UNREAD = 'training cannot decode the image (by OpenCV): save it as PNG or JPEG, of 8 bits'
 _CUT = 'image file is cut short: copy it again'
 _LFS = 'file is a Git LFS pointer, not the image: run `git lfs pull`'
-_DARK = 'training keeps 8 bits of each value, and sees nearly black: scale the image to 0 to 255'
+_FLAT = 'training keeps 8 bits of each value, and sees nearly black or white alone: save the image as 8 bits, 0 to 255'
 _DEEP = 'training keeps 8 bits of each value'
 _ORIENTATION = 0x0112  # the EXIF tag
 _EIGHT_BITS = ('1', 'L', 'P', 'RGB', 'RGBA', 'LA', 'PA', 'CMYK', 'YCbCr')
-_DARKEST = 16  # of 255
+_FLATTEST = 16  # of 255
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -105,8 +107,8 @@ def see(path: Path) -> Seen:
         values = mmcv.imfrombytes(content, flag='unchanged')
         if values is not None and values.dtype != 'uint8':
             detail = f'{values.dtype} up to {values.max():g} become 8 bits up to {image.max()}'
-            dark = image.max() < _DARKEST
-            return Seen(size, turned, error=_DARK if dark else None, warning=None if dark else _DEEP, detail=detail)
+            flat = image.max() < _FLATTEST or np.percentile(image, 5) > 255 - _FLATTEST
+            return Seen(size, turned, error=_FLAT if flat else None, warning=None if flat else _DEEP, detail=detail)
     return Seen(size, turned)
 
 

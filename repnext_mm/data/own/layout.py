@@ -123,7 +123,7 @@ def _one_folder(
     """The least deep folder of a split; ``prefer``: words that decide among several; ``readable``: it holds images."""
     named = _named(folders, split, root)
     if not named:
-        below = [path for path in folders if path.parent == root]
+        below = [Path(entry.path) for entry in _scan(root) if entry.is_dir()]
         held = f'it holds {_quoted(below, root)}' if below else f'it holds {suffix_counts(_files_in(root))}'
         raise ValueError(
             f"'{root}' has no {what} named as the split '{split}' ({held}{_broken(root)}): {_RULE}"

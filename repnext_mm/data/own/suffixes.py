@@ -21,12 +21,15 @@ class Suffixes(NamedTuple):
     map: str
 
 
-def find_suffixes(images: Sequence[str], maps: Sequence[str], *, beside: bool = False) -> Suffixes:
+def find_suffixes(
+    images: Sequence[str], maps: Sequence[str], *, beside: bool = False, map_suffix: str | None = None
+) -> Suffixes:
     """The endings by which most images find their map; the shortest of equal ones.
 
     Args:
         images: paths below the folder of images.
         maps: paths below the folder of maps.
+        map_suffix: what the user says that maps end in.
         beside: both lie in one folder, so that mmseg must not list a map as an image.
 
     Raises:
@@ -37,7 +40,7 @@ def find_suffixes(images: Sequence[str], maps: Sequence[str], *, beside: bool = 
     for ending in _endings(images, beside):
         stems = [name.removesuffix(ending) for name in images if name.endswith(ending)]
         rests = Counter(rest for stem in stems for rest in _rests(stem, maps) if not (beside and rest == ending))
-        found |= {Suffixes(ending, rest): count for rest, count in rests.items()}
+        found |= {Suffixes(ending, rest): count for rest, count in rests.items() if map_suffix in (None, rest)}
     if beside and found:
         found = {pair: count for pair, count in found.items() if _is_map_ending(pair.map, pair.image)}
         if not found:

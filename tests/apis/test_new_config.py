@@ -32,8 +32,8 @@ def made(tmp_path_factory):
         for number, name in enumerate(('cat', 'dog')):
             (folder / 'pets' / split / name).mkdir(parents=True)
             for index in range(2):
-                picture = np.full((40, 48, 3), 50 * number + index, np.uint8)
-                cv2.imwrite(str(folder / 'pets' / split / name / f'{index}.jpg'), picture)
+                image = np.full((40, 48, 3), 50 * number + index, np.uint8)
+                cv2.imwrite(str(folder / 'pets' / split / name / f'{index}.jpg'), image)
     return folder
 
 
@@ -138,8 +138,10 @@ BAD = {
     '--epochs 0 is too small': dict(epochs=0),
     '--size 16 is too small': dict(size=16),
     "--checkpoint 'gone.pth' does not exist": dict(checkpoint='gone.pth'),
-    "must hold one folder of class folders of the split 'train', found none": dict(data='empty'),
-    "must hold one COCO annotation file (.json) of the split 'train'": dict(task='det'),
+    "has no folder of class folders named as the split 'train' (it holds no file)": dict(data='empty'),
+    'has no .json file up to 3 folders below it, but 8 .jpg': dict(task='det'),
+    '--boxes-only is about COCO-style JSON: omit it for cls': dict(boxes_only=True),
+    '--map-suffix is about label maps': dict(map_suffix='.png'),
     'is there already': dict(out='there.py'),
 }
 

@@ -32,9 +32,7 @@ def check_class_folders(splits: Mapping[Split, Path], classes: Sequence[str] | N
     folders = {split: _class_names(folder, findings) for split, folder in splits.items()}
     names = sorted(folders['train'] if classes is None else classes)
     if classes is not None and list(classes) != names:
-        findings.warn(
-            'MMPretrain numbers classes in the order of sorted folders, and so does the config', quoted(names)
-        )
+        findings.warn('MMPretrain numbers classes by their sorted folders, and so does the config', quoted(names))
     if len(names) == 1:
         findings.warn('one class only: are the class folders one level deeper', f"'{splits['train'] / names[0]}'")
     counts: dict[Split, int] = {}
@@ -56,9 +54,7 @@ def check_class_folders(splits: Mapping[Split, Path], classes: Sequence[str] | N
             if not of_class:
                 findings.warn('class folder without images', f"'{folder / name}' ({suffix_counts(files)})")
             for hidden in listing.hidden:
-                findings.error(
-                    'hidden folder, whose images training reads too: remove it', f"'{folder / name / hidden}'"
-                )
+                findings.error('hidden folder, which training reads too: remove it', f"'{folder / name / hidden}'")
             for link in listing.broken:
                 findings.error('link that leads nowhere: remove it', f"'{folder / name / link}'")
         if others:

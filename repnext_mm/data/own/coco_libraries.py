@@ -18,11 +18,11 @@ _PAIRS = 400_000  # images x classes that are scored at most: half a minute
 
 def used_boxes(annotations: Path, classes: Sequence[str]) -> int | None:
     """How many boxes training learns from, by mmdet's own reading and filtering; None where mmdet is not installed."""
-    try:
-        from mmdet.datasets import CocoDataset
-    except ImportError:
-        return None
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' progress
+    with contextlib.redirect_stdout(io.StringIO()):  # remarks at imports, pycocotools' progress
+        try:
+            from mmdet.datasets import CocoDataset
+        except ImportError:
+            return None
         data = CocoDataset(
             ann_file=str(annotations),
             data_prefix=dict(img=''),

@@ -101,7 +101,7 @@ FIELDS: dict[Section, tuple[Field, ...]] = {
     ),
 }
 _SCORED = {  # what pycocotools alone asks for
-    'iscrowd': Field('iscrowd', '0 (one object) or 1 (a crowd); scoring needs it', _is_flag),
+    'iscrowd': Field('iscrowd', '0 (one object) or 1 (a crowd)', _is_flag),
     'id': Field('id', 'a number', is_number),
 }
 _KINDS = {  # what other formats write at the top

@@ -88,9 +88,7 @@ def _list_split(
     if map_suffix is not None and not of_maps:
         held = suffix_counts(in_maps.files)
         raise ValueError(f"no file in '{part.maps}' ends in --map-suffix '{map_suffix}': it holds {held}")
-    suffixes = find_suffixes(
-        in_images.files, of_maps, beside=part.images == part.maps, map_suffix=map_suffix
-    )
+    suffixes = find_suffixes(in_images.files, of_maps, beside=part.images == part.maps, map_suffix=map_suffix)
     images = [name for name in in_images.files if name.endswith(suffixes.image)]
     maps = [name for name in of_maps if name.endswith(suffixes.map)]
     mapped = {name.removesuffix(suffixes.map) for name in maps}

@@ -22,15 +22,17 @@ def coco_content(count=2, *, masks=False):
         content['images'].append({'id': index + 1, 'file_name': f'{index}.png', 'width': 64, 'height': 64})
         for k in range(2):
             x, y, w, h = 5 + 25 * k, 10, 18, 20
-            content['annotations'].append({
-                'id': len(content['annotations']) + 1,
-                'image_id': index + 1,
-                'category_id': k + 1,
-                'bbox': [x, y, w, h],
-                'area': w * h,
-                'iscrowd': 0,
-                'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]] if masks else [],
-            })
+            content['annotations'].append(
+                {
+                    'id': len(content['annotations']) + 1,
+                    'image_id': index + 1,
+                    'category_id': k + 1,
+                    'bbox': [x, y, w, h],
+                    'area': w * h,
+                    'iscrowd': 0,
+                    'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]] if masks else [],
+                }
+            )
     return content
 
 

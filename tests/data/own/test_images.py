@@ -1,4 +1,4 @@
-"""Images as training sees them: whatever the check accepts is decoded by `LoadImageFromFile`, at the size that it says."""
+"""Images as training sees them: what the check accepts, `LoadImageFromFile` decodes, at the size that it says."""
 
 from __future__ import annotations
 

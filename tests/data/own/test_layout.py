@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from repnext_mm.data.own import find_class_folders, find_coco, find_label_maps
+from repnext_mm.data.own import Findings, check_label_maps, find_class_folders, find_coco, find_label_maps
 from tests.data.own.small_sets import SPLITS, coco_content, noise, write_coco, write_folders, write_maps
 
 MAP_LAYOUTS = {
@@ -33,8 +33,6 @@ MAP_LAYOUTS = {
 @pytest.mark.parametrize('name', MAP_LAYOUTS)
 def test_label_maps_are_found_as_mmseg_reads_them(tmp_path, name):
     mmseg = pytest.importorskip('mmseg.datasets')
-    from repnext_mm.data.own import Findings, check_label_maps
-
     if name == 'another kind of image':
         (tmp_path / 'train/depth').mkdir(parents=True)
         noise().save(tmp_path / 'train/depth/0.webp')  # `images` decides between the two
@@ -52,41 +50,70 @@ def test_label_maps_are_found_as_mmseg_reads_them(tmp_path, name):
         assert all(os.path.isfile(data.get_data_info(place)['seg_map_path']) for place in range(2))
 
 
+def rename_all(folder, name):
+    for path in list(folder.rglob('*.*')):
+        path.rename(path.with_name(name(path)))
+
+
+def link_to_nothing(root):
+    shutil.rmtree(root / 'images')
+    (root / 'images').symlink_to(root / 'gone')
+
+
 SENTENCES = {
-    'nothing so named': (lambda r: shutil.move(r / 'images/val', r / 'images/other'), "no folder of images named as the split 'val' (it holds 'images', 'masks')"),
-    'nothing readable': (lambda r: [path.rename(path.with_suffix('.heic')) for path in (r / 'images/val').iterdir()], 'nothing in it can be read (2 .heic)'),
-    'several': (lambda r: shutil.copytree(r / 'images', r / 'more_images'), "2 folders of images of the split 'train' ('images/train', 'more_images/train')"),
-    'no maps': (lambda r: shutil.rmtree(r / 'masks'), "no label map ('0.jpg', '1.jpg') fits an image"),
-    'several maps': (lambda r: [shutil.copy(r / f'masks/train/{k}.png', r / f'masks/train/{k}_color.png') for k in range(2)], ''),
-    'other names': (lambda r: [path.rename(path.with_name(f'mask_{path.name}')) for path in (r / 'masks').rglob('*.png')], "('mask_0.png', 'mask_1.png') fits an image ('0.jpg', '1.jpg')"),
-    'a link to nothing': (lambda r: (shutil.rmtree(r / 'images'), os.symlink(r / 'gone', r / 'images')), "links that lead nowhere: 'images'"),
-}  # fmt: skip
+    'nothing so named': (
+        lambda root: shutil.move(root / 'images/val', root / 'images/other'),
+        "no folder of images named as the split 'val' (it holds 'images', 'masks')",
+    ),
+    'nothing readable': (
+        lambda root: rename_all(root / 'images/val', lambda path: f'{path.stem}.heic'),
+        'nothing in it can be read (2 .heic)',
+    ),
+    'several': (
+        lambda root: shutil.copytree(root / 'images', root / 'more_images'),
+        "2 folders of images of the split 'train' ('images/train', 'more_images/train')",
+    ),
+    'no maps': (lambda root: shutil.rmtree(root / 'masks'), "no label map ('0.jpg', '1.jpg') fits an image"),
+    'other names': (
+        lambda root: rename_all(root / 'masks', lambda path: f'mask_{path.name}'),
+        "('mask_0.png', 'mask_1.png') fits an image ('0.jpg', '1.jpg')",
+    ),
+    'a link to nothing': (link_to_nothing, "links that lead nowhere: 'images'"),
+}
+
+
+def check_maps(root, **options):
+    findings = Findings()
+    check_label_maps(find_label_maps(root), ('ground', 'thing'), findings, **options)
+    return findings
 
 
 @pytest.mark.parametrize('name', SENTENCES)
 def test_what_is_said_where_maps_are_not_found(tmp_path, name):
-    from repnext_mm.data.own import Findings, check_label_maps
-
     spoil, sentence = SENTENCES[name]
     write_maps(tmp_path)
     spoil(tmp_path)
-    if name == 'several maps':  # either ending fits all images: `.png` and `_color.png`
-        with pytest.raises(ValueError, match=r"end in '.png', '_color.png': say which with --map-suffix"):
-            check_label_maps(find_label_maps(tmp_path), ('ground', 'thing'), Findings())
-        check_label_maps(find_label_maps(tmp_path), ('ground', 'thing'), findings := Findings(), map_suffix='.png')
-        return
     with pytest.raises(ValueError) as caught:
-        check_label_maps(find_label_maps(tmp_path), ('ground', 'thing'), Findings())
+        check_maps(tmp_path)
     assert sentence in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
-def test_maps_beside_images_that_mmseg_cannot_tell_apart(tmp_path):
-    from repnext_mm.data.own import Findings, check_label_maps
+def test_several_maps_for_each_image(tmp_path):
+    write_maps(tmp_path)
+    for path in list((tmp_path / 'masks').rglob('*.png')):
+        shutil.copy(path, path.with_name(f'{path.stem}_color.png'))
+    with pytest.raises(ValueError, match=r"end in '.png', '_color.png': say which with --map-suffix"):
+        check_maps(tmp_path)
+    assert not check_maps(tmp_path, map_suffix='.png').errors
+    with pytest.raises(ValueError, match=r"ends in --map-suffix '_other.png': it holds 4 .png"):
+        check_maps(tmp_path, map_suffix='_other.png')
 
+
+def test_maps_beside_images_that_mmseg_cannot_tell_apart(tmp_path):
     write_maps(tmp_path, layout='{split}', image='.png', label='_mask.png')
     with pytest.raises(ValueError, match="move the maps to a folder 'masks'"):
-        check_label_maps(find_label_maps(tmp_path), ('ground', 'thing'), Findings())
+        check_maps(tmp_path)
 
 
 def test_coco_files_among_others(tmp_path):

@@ -95,7 +95,7 @@ def _class_names(
         findings.error(
             'both splits must list the same categories in the same order, or labels mean different classes',
             f'from category {first + 1} on train has {quoted(names[first:]) or "none"}; '
-            f'val has {quoted(other[first:]) or "none"}',
+            f'val has {quoted(other[first:] or listed["val"]) or "none"}',
         )
     return names
 
@@ -221,8 +221,8 @@ class _Boxes:
             findings.error('no box of any class', split)
         elif not self.usable.total() and self.crowds + self.ignored:
             findings.error(
-                'no box is left to learn or to score: training leaves out what is marked iscrowd or ignore; where a box is '
-                'one object (as in CVAT\'s export of masks) write "iscrowd": 0 and no "ignore"',
+                'no box is left to learn or to score: training leaves out what is marked iscrowd or ignore; where a box '
+                'is one object (as in CVAT\'s export of masks) write "iscrowd": 0, no "ignore"',
                 f'{self.crowds} crowds and {self.ignored} ignored of {self.chosen} boxes of {split}',
             )
         else:
@@ -266,5 +266,5 @@ def _ask_the_libraries(
 
 
 def _check_overlap(files: Mapping[Split, set[str]], findings: Findings) -> None:
-    for path in sorted(files['train'] & files['val']):
+    for path in sorted(filter(os.path.isfile, files['train'] & files['val'])):
         findings.warn('image is in both splits: what is trained on must not be scored', f"'{path}'")

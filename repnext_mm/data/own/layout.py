@@ -76,7 +76,7 @@ def find_coco(root: Path) -> dict[Split, CocoSplit]:
 def find_label_maps(root: Path) -> dict[Split, MapSplit]:
     """Folders of images and of label maps of both splits, as ``images/train`` and ``annotations/train``.
 
-    Where there is no folder of maps for a split, they are looked for beside its images.
+    Where no folder of a split is called so, maps are looked for beside their images.
 
     Raises:
         FileNotFoundError: ``root`` is not there.
@@ -90,11 +90,12 @@ def find_label_maps(root: Path) -> dict[Split, MapSplit]:
         for folder in folders
         if folder not in of_maps and (folder not in holding or any(map(is_image_name, _files_in(folder))))
     ]
+    beside = not any(_named(of_maps, split, root) for split in ('train', 'val'))
     found: dict[Split, MapSplit] = {}
     split: Split
     for split in get_args(Split):
         images = _one_folder(of_images, split, root, 'folder of images', prefer=_IMAGE_NAMES)
-        maps = _one_folder(of_maps, split, root, 'folder of label maps') if _named(of_maps, split, root) else images
+        maps = images if beside else _one_folder(of_maps, split, root, 'folder of label maps')
         found[split] = MapSplit(images, maps)
     return found
 

@@ -48,6 +48,11 @@ def find_suffixes(
                 f'maps lie beside their images ({quoted(images)}), and mmseg cannot tell the two by the ends of their '
                 "names: move the maps to a folder 'masks'"
             )
+    if not found and beside:
+        raise ValueError(
+            f'no label map lies beside an image ({quoted(images)}), and no folder of maps is called annotations, '
+            'masks or labels: rename it'
+        )
     if not found:
         raise ValueError(
             f'no label map ({quoted(maps) or "none there"}) fits an image ({quoted(images)}) by its name: the two must '
@@ -55,8 +60,8 @@ def find_suffixes(
         )
     most = max(found.values())
     best = [pair for pair, count in found.items() if count == most]
-    shortest = min(len(pair.image) for pair in best)
-    best = [pair for pair in best if len(pair.image) == shortest]
+    ending = min((pair.image for pair in best), key=len)
+    best = [pair for pair in best if pair.image == ending]
     if len(best) > 1:
         raise ValueError(
             f'each image has several maps, whose names end in {quoted(sorted(pair.map for pair in best))}: say which '

@@ -136,6 +136,10 @@ def put(path, value):
 
 
 MAP_ERRORS = {
+    'hidden folder, which training reads too': lambda r: shutil.copytree(
+        r / 'images/validation', r / 'images/training/.ipynb_checkpoints'
+    ),
+    'link that leads nowhere': lambda r: (r / 'images/training/9.jpg').symlink_to(r / 'gone.jpg'),
     'label values must be 0 to 10': lambda r: put(first_map(r), 40),
     'map and image differ in size': lambda r: cv2.imwrite(str(first_map(r)), np.zeros((128, 64), np.uint8)),
     'map must have one channel': lambda r: cv2.imwrite(str(first_map(r)), np.zeros((128, 128, 3), np.uint8)),
@@ -278,7 +282,10 @@ def run_length(counts):
 
 MASKS = {
     'polygons': (lambda c: [box.update(segmentation=[polygon(box)]) for box in c['annotations']], None),
-    'several': (lambda c: [box.update(segmentation=[polygon(box), [1, 1, 5, 1, 5, 5]]) for box in c['annotations']], None),
+    'several': (
+        lambda c: [box.update(segmentation=[polygon(box), [1, 1, 5, 1, 5, 5]]) for box in c['annotations']],
+        None,
+    ),
     'runs': (run_length([10, 4086]), None),
     'compressed': (run_length('U::f100000000000000000kQ3'), None),
     'too few runs': (run_length([10, 5]), 'does not fill its size'),

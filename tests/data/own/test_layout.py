@@ -73,7 +73,14 @@ SENTENCES = {
         lambda root: shutil.copytree(root / 'images', root / 'more_images'),
         "2 folders of images of the split 'train' ('images/train', 'more_images/train')",
     ),
-    'no maps': (lambda root: shutil.rmtree(root / 'masks'), "no label map ('0.jpg', '1.jpg') fits an image"),
+    'no maps': (
+        lambda root: shutil.rmtree(root / 'masks'),
+        "no label map lies beside an image ('0.jpg', '1.jpg'), and no folder of maps is called annotations",
+    ),
+    'maps of one split': (
+        lambda root: shutil.rmtree(root / 'masks/val'),
+        "no folder of label maps named as the split 'val'",
+    ),
     'other names': (
         lambda root: rename_all(root / 'masks', lambda path: f'mask_{path.name}'),
         "('mask_0.png', 'mask_1.png') fits an image ('0.jpg', '1.jpg')",
@@ -193,3 +200,10 @@ def test_a_link_to_a_folder_above_is_refused(tmp_path):
     os.symlink(tmp_path / 'images', tmp_path / 'images/train/again')
     with pytest.raises(ValueError, match='is a link to a folder above it'):
         find_label_maps(tmp_path)
+
+
+def test_two_spellings_of_a_suffix_are_not_two_maps(tmp_path):
+    write_maps(tmp_path, image='.png')
+    (tmp_path / 'images/train/0.png').rename(tmp_path / 'images/train/0.PNG')
+    findings = check_maps(tmp_path)
+    assert any(rule.startswith('images of a split need one ending') for rule in findings.errors), findings.report()

@@ -221,8 +221,8 @@ class _Boxes:
             findings.error('no box of any class', split)
         elif not self.usable.total() and self.crowds + self.ignored:
             findings.error(
-                'no box is left to learn or to score: training leaves out what is marked iscrowd or ignore; where a box '
-                'is one object (as in CVAT\'s export of masks) write "iscrowd": 0, no "ignore"',
+                'no box is left to learn or to score: training leaves out what is marked iscrowd or ignore; where a '
+                'box is one object (as in CVAT\'s export of masks) write "iscrowd": 0, no "ignore"',
                 f'{self.crowds} crowds and {self.ignored} ignored of {self.chosen} boxes of {split}',
             )
         else:

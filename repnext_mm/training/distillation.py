@@ -73,7 +73,7 @@ class DistilledClassifier(BaseModel):
         return self.student.backbone
 
     def forward(self, inputs: Tensor, data_samples: list[Any] | None = None, mode: str = 'tensor') -> Any:
-        """The student's answer; with ``mode='loss'``, both losses.
+        """The student's answer; with ``mode='loss'``, both losses under names of their own, whose sum is logged.
 
         Args:
             inputs: ``(N, 3, H, W)``.
@@ -84,6 +84,8 @@ class DistilledClassifier(BaseModel):
             return self.student(inputs, data_samples, mode=mode)
         scores, answers = self._scores(inputs)
         base = _scorer(self.student)._get_loss(scores, data_samples)
+        # not 'loss', the name of the total in mmengine's log, which a part of that name would replace
+        base = {'loss_base' if name == 'loss' else name: value for name, value in base.items()}
         losses = {name: value * (1 - self.alpha) if 'loss' in name else value for name, value in base.items()}
         taught = distillation_loss(answers, self._teacher(inputs), kind=self.kind, tau=self.tau)
         return {**losses, 'loss_distillation': self.alpha * taught}

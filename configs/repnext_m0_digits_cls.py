@@ -26,7 +26,7 @@ optim_wrapper = dict(
     type='AdaptiveClipOptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     clip_grad=dict(clip_factor=0.02),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    paramwise_cfg=dict(flat_decay_mult=0.0),  # norms, biases, layer scales: no parameter of one dimension decays
 )
 param_scheduler = dict(type='TimmCosineLR', lr_min=1e-5, warmup_epochs=2, warmup_lr=1e-5)
 default_hooks = dict(

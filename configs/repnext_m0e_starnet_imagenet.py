@@ -24,3 +24,8 @@ model = dict(
     head=dict(in_channels=320),
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=0.2)]),
 )
+
+custom_hooks = [
+    dict(type='FuseBackboneHook'),
+    dict(type='SyncBuffersHook'),  # norm statistics: averaged over the processes after every epoch
+]

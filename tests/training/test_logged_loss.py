@@ -120,7 +120,7 @@ def with_labels_of_pixels(index, size):
     return SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels))
 
 
-def train(model, folder, annotated=labelled, size=64):
+def train(model, folder, annotated=labelled, size=32):
     """Two steps by a real Runner; what they back-propagated, and the log's lines."""
     scope = {labelled: 'mmpretrain', with_objects: 'mmdet', with_labels_of_pixels: 'mmseg'}[annotated]
     init_default_scope(scope)
@@ -172,4 +172,4 @@ def test_detectors(tmp_path):
 
 def test_segmentors(tmp_path):
     model = Config.fromfile(CONFIGS / 'semantic_fpn_repnext_m0_digits.py').model
-    assert_agree(*train(model, tmp_path, with_labels_of_pixels))
+    assert_agree(*train(model, tmp_path, with_labels_of_pixels, 64))

@@ -19,7 +19,7 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(num_classes=100, to_rgb=False),
+    data_preprocessor=dict(num_classes=100),
     backbone=dict(arch='m0e'),
     head=dict(in_channels=320, num_classes=100),
 )

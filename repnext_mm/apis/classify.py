@@ -36,11 +36,16 @@ def top_classes(
     """The ``count`` surest classes of one picture, best first, by an MMPretrain classifier in eval mode.
 
     ``pipeline`` is that of the test data. One without a step that loads files belongs to data in memory (CIFAR); it is
-    given the picture so that the network sees RGB. ``names`` of another number of classes are ignored.
+    given the picture so that the network sees RGB. A photograph is turned as its EXIF says, as the drawn one is, where
+    the test data (ImageNet, as the authors read it) are not. ``names`` of another number of classes are ignored.
 
     Raises:
         ValueError: the model gives no scores.
     """
+    pipeline = [
+        {**step, 'color_type': 'color'} if step.get('color_type') == 'color_ignore_orientation' else step
+        for step in pipeline
+    ]
     with torch.no_grad():
         sample = model.test_step(pseudo_collate([Compose(pipeline)(_loaded(model, image, pipeline))]))[0]
     if 'pred_score' not in sample:

@@ -12,6 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.runner import Runner
 
+from repnext_mm.apis.class_counts import check_class_counts
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model, unwrapped
 from repnext_mm.apis.processes import fit_to_machine, set_launcher
@@ -60,6 +61,7 @@ def prepare_test(
     if tta:
         _enable_tta(config, path)
     check_files(config, stages=('test',))
+    check_class_counts(config, stages=('test',))
     if show_dir is not None:
         _enable_drawing(config, show_dir)
     if out is not None:

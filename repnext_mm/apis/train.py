@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from repnext_mm.apis.class_counts import check_class_counts
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model, check_teacher
 from repnext_mm.apis.processes import check_strategy, fit_to_machine, set_launcher
@@ -56,6 +57,7 @@ def prepare_training(
     check_initial_weights(config.model)
     check_teacher(config.model)
     check_files(config, stages=('train', 'val'))
+    check_class_counts(config, stages=('train', 'val'))
     load_strictly(config)
     return config
 

@@ -1,10 +1,12 @@
-"""Data sets that are made on first use from data in scikit-learn: handwritten digits, alone and in scenes."""
+"""Data sets that are made on first use from data in scikit-learn (handwritten digits), and CIFAR-100 in BGR."""
 
+from repnext_mm.datasets.cifar import build_cifar100
 from repnext_mm.datasets.digit_images import build_digit_images, ensure_digits
 from repnext_mm.datasets.digit_scenes import build_digit_scenes
 from repnext_mm.datasets.foreground_iou import build_foreground_iou
 from repnext_mm.datasets.scene_files import SceneSet, ensure_scenes
 
 __all__ = [
-    'SceneSet', 'build_digit_images', 'build_digit_scenes', 'build_foreground_iou', 'ensure_digits', 'ensure_scenes',
+    'SceneSet', 'build_cifar100', 'build_digit_images', 'build_digit_scenes', 'build_foreground_iou', 'ensure_digits',
+    'ensure_scenes',
 ]  # fmt: skip

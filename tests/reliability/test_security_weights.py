@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from repnext_mm.apis import prepare_training, run_training
+from repnext_mm.apis import train as apis_train
 from repnext_mm.checkpoints import read_checkpoint
 from tests.reliability.hostile import Canary, model_of, run
 from tests.tools.running import ROOT
@@ -170,14 +171,16 @@ def test_annotations_are_not_unpickled(stage, here, folder, monkeypatch):
 
 
 def test_cifar_is_not_unpickled_unless_it_is_the_published_one(here, monkeypatch):
-    """Its files are pickles; mmpretrain compares their MD5 sums first."""
+    """Its files are pickles; their MD5 sums are compared before a run, and by mmpretrain before it reads them."""
     base = here / 'cifar' / 'cifar-100-python'
     base.mkdir(parents=True)
     for name in ('train', 'test', 'meta'):
         (base / name).write_bytes(pickle.dumps(Canary(here / 'trace')))
-    config = prepare_training(
-        ROOT / 'configs/repnext_m0_cifar100.py', work_dir='run', options={'data_root': str(here / 'cifar')}
-    )
+    options = {'data_root': str(here / 'cifar')}
+    with pytest.raises(ValueError, match='are not the published ones'):
+        prepare_training(ROOT / 'configs/repnext_m0_cifar100.py', work_dir='run', options=options)
+    monkeypatch.setattr(apis_train, 'check_class_counts', lambda config, stages: None)
+    config = prepare_training(ROOT / 'configs/repnext_m0_cifar100.py', work_dir='run', options=options)
     with pytest.raises(RuntimeError, match='Cannot find CIFAR100'):
         run_training(config)
     assert not (here / 'trace').exists()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 
 from repnext_mm.apis import annotate_image
 from repnext_mm.apis.classify import ClassScore, draw_classes, top_classes
@@ -200,6 +201,19 @@ def test_channels_are_those_of_the_data_set(steps, to_rgb, first, tmp_path):
     assert [item.label for item in found] == [1, 0, 2]
     assert {item.name for item in found} == {None}  # two names are not those of three classes
     assert str(found[0]) == '0.7000 1'
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
+    """As the drawn one is, although the ImageNet recipes test on images as they are stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new('RGB', (50, 40)).save(tmp_path / 'turned.jpg', exif=exif)
+    init_default_scope('mmpretrain')
+    model = Scorer(to_rgb=True)
+    load = Config.fromfile(CLASSIFICATION).test_dataloader.dataset.pipeline[0]
+    top_classes(model, tmp_path / 'turned.jpg', pipeline=[load, dict(type='PackInputs')])
+    assert model.seen.shape == (3, 50, 40)
+    assert load['color_type'] == 'color_ignore_orientation'
 
 
 def test_a_model_without_scores(tmp_path):

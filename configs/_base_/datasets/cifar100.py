@@ -1,8 +1,11 @@
-"""CIFAR-100 enlarged to 224x224, with the augmentation of the RepViT recipe; put `cifar-100-python` into data_root."""
+"""CIFAR-100 enlarged to 224x224, with the augmentation of the RepViT recipe; put `cifar-100-python` into data_root.
+
+Its images are RGB; CIFAR100InBGR gives them in the order that the augmentation weighs colors in.
+"""
 
 data_root = 'data/cifar100'
-rgb_mean = [123.675, 116.28, 103.53]  # MMPretrain's CIFAR pictures are RGB
-rgb_std = [58.395, 57.12, 57.375]
+bgr_mean = [103.53, 116.28, 123.675]
+bgr_std = [57.375, 57.12, 58.395]
 
 train_pipeline = [
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
@@ -14,7 +17,7 @@ train_pipeline = [
         total_level=10,
         magnitude_level=9,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic'),
+        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
     ),
     dict(
         type='RandomErasing',
@@ -22,8 +25,8 @@ train_pipeline = [
         mode='rand',
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
-        fill_color=rgb_mean,
-        fill_std=rgb_std,
+        fill_color=bgr_mean,
+        fill_std=bgr_std,
     ),
     dict(type='PackInputs'),
 ]
@@ -40,7 +43,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='RepeatAugSampler', num_repeats=3),
-    dataset=dict(type='CIFAR100', data_root=data_root, split='train', download=False, pipeline=train_pipeline),
+    dataset=dict(type='CIFAR100InBGR', data_root=data_root, split='train', download=False, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=768,
@@ -48,7 +51,7 @@ val_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='CIFAR100', data_root=data_root, split='test', download=False, pipeline=test_pipeline),
+    dataset=dict(type='CIFAR100InBGR', data_root=data_root, split='test', download=False, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 

@@ -1,11 +1,16 @@
-"""ImageNet as in the RepViT recipe: strong augmentation, each picture three times, tested at 256 -> 224."""
+"""ImageNet as in the RepViT recipe: strong augmentation, each image three times, tested at 256 -> 224.
+
+Images are read as the authors' loader reads them: by Pillow, and as they are stored, whatever orientation their EXIF
+names. (OpenCV, the library's default, turns them, and decodes the CMYK images of ImageNet otherwise.)
+"""
 
 data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
 
+load_image = dict(type='LoadImageFromFile', imdecode_backend='pillow', color_type='color_ignore_orientation')
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load_image,
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(
@@ -29,7 +34,7 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load_image,
     dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),

@@ -12,6 +12,7 @@ from repnext_mm.visualize.run_logs import RunLog
 
 COLOURS = ('#0000a7', '#e08a3c', '#008176', '#c1272d', '#8b5fbf', '#5a8f29', '#333333', '#c77cbb')
 _COLUMNS = 3
+_DOTS = 30  # more of them hide their line
 
 
 def curve_names(runs: Sequence[RunLog], keys: Sequence[str] = ()) -> list[str]:
@@ -33,12 +34,12 @@ def curve_names(runs: Sequence[RunLog], keys: Sequence[str] = ()) -> list[str]:
 
 
 def plot_runs(runs: Sequence[RunLog], path: str | Path, *, keys: Sequence[str] = (), title: str | None = None) -> Path:
-    """Save a panel for each curve, a line for each run; the last value of each metric stands in the legend.
+    """Save a panel for each curve, a line for each run; beside a metric stand its last value and its best one.
 
     The horizontal axis counts epochs if all runs do, iterations otherwise.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: there is nothing to draw, or one run counts epochs only and another iterations only.
     """
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f'runs named {[run.name for run in runs]} cannot be told apart: give each a name')
@@ -48,6 +49,13 @@ def plot_runs(runs: Sequence[RunLog], path: str | Path, *, keys: Sequence[str] =
     if not names:
         raise ValueError('the logs hold neither losses nor metrics: name curves with keys')
     in_epochs = all(run.epoch_length for run in runs)
+    if not in_epochs and any(run.epochs_only for run in runs):
+        epochs = ', '.join(run.name for run in runs if run.epochs_only)
+        iterations = ', '.join(run.name for run in runs if not run.epoch_length)
+        raise ValueError(
+            f'{epochs} and {iterations} have no axis in common: draw logs of epochs only and logs of iterations only '
+            'in a figure each'
+        )
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
     figure = new_figure((4.4 * columns + 0.4, 3.0 * rows + 1.1), title or 'Training: ' + ', '.join(
@@ -69,6 +77,7 @@ def plot_runs(runs: Sequence[RunLog], path: str | Path, *, keys: Sequence[str] =
 
 def _draw(axis: Any, name: str, runs: Sequence[RunLog], *, in_epochs: bool) -> None:
     logged = ''
+    values: dict[str, Any] = {}
     for index, run in enumerate(runs):
         measured = name in run.validation
         curve = run.validation[name] if measured else run.training.get(name)
@@ -76,19 +85,24 @@ def _draw(axis: Any, name: str, runs: Sequence[RunLog], *, in_epochs: bool) -> N
             continue
         length = (run.epoch_length or 1) if in_epochs else 1
         points = sorted(curve.items())
-        axis.plot(
+        (line,) = axis.plot(
             [iteration / length for iteration, _ in points], [value for _, value in points],
             color=COLOURS[index % len(COLOURS)], linewidth=1.4, gid=run.name,
-            marker='o' if measured or len(points) == 1 else '', markersize=4,
+            marker='o' if len(points) == 1 or (measured and len(points) <= _DOTS) else '', markersize=4,
             linestyle='-' if index < len(COLOURS) else '--',
         )  # fmt: skip
         logged = 'validation' if measured else 'training'
         if measured:
-            axis.annotate(f'{points[-1][1]:.4g}', (points[-1][0] / length, points[-1][1]), xytext=(0, 5),
-                          textcoords='offset points', ha='right', fontsize=8,
-                          color=COLOURS[index % len(COLOURS)])  # fmt: skip
+            values[f'{points[-1][1]:.4g}' + _best(name, [value for _, value in points]) + ' ' * index] = line
+    if values:
+        axis.legend(values.values(), values, fontsize=8, frameon=False, handlelength=1.2)
     axis.set_title(f'{name} ({logged})', fontsize=10)
     axis.set_xlabel('epoch' if in_epochs else 'iteration', fontsize=9)
     axis.set_ylabel('loss, as logged' if 'loss' in name else 'value, as logged', fontsize=9)
     axis.margins(y=0.15)
     axis.grid(alpha=0.3)
+
+
+def _best(name: str, values: Sequence[float]) -> str:
+    best = min(values) if 'loss' in name else max(values)
+    return '' if best == values[-1] else f', best {best:.4g}'

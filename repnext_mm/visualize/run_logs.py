@@ -1,14 +1,13 @@
-"""Reading mmengine's logs (``vis_data/scalars.json``) as curves."""
+"""Trainings as curves, put together from their logs."""
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-_NO_CURVES = {'iter', 'epoch', 'step', 'time', 'data_time', 'memory', 'base_lr'}
+from repnext_mm.visualize.log_formats import Log, read_log
+
+_PLACES = ('vis_data/scalars.json', '*/vis_data/scalars.json', '*.log.json', 'log.txt', 'summary.csv')
 
 
 @dataclass(kw_only=True)
@@ -19,61 +18,58 @@ class RunLog:
     training: dict[str, dict[int, float]] = field(default_factory=dict)  # losses, learning rate
     validation: dict[str, dict[int, float]] = field(default_factory=dict)  # metrics
     epoch_length: int | None = None  # iterations; None for a run that counts no epochs
+    epochs_only: bool = False  # an iteration is an epoch here: the log says no more
 
 
 def read_run(path: str | Path, *, name: str | None = None) -> RunLog:
-    """Read a ``scalars.json``, or all logs of a working directory, where a resumed run replaces what it repeats.
+    """Read a log, or all logs of a working directory, where a resumed run replaces what it repeats.
+
+    Logs are mmengine's (``vis_data/scalars.json``), mmcv 1.x's (``*.log.json``), the authors' JSON lines (``log.txt``)
+    and timm's ``summary.csv``; a file may have any name. The curves are called as mmengine's are.
 
     Raises:
         FileNotFoundError: there is no log of a training.
-        ValueError: a file is no such log.
+        ValueError: a file is not such a log.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted([*path.glob('vis_data/scalars.json'), *path.glob(
-        '*/vis_data/scalars.json')])  # fmt: skip
-    run = RunLog(name=name or (path.parents[1].name if path.is_file() and len(path.parts) > 2 else path.name))
-    for file in files:
-        lines = _read_lines(file)
-        if any('iter' in line for line in lines):  # otherwise a test's
-            _add(run, lines)
-    if not run.training:
+    run = RunLog(name=name or _name(path))
+    for file in [path] if path.is_file() else _files(path):
+        log = read_log(file)
+        if log.training:  # otherwise a test's
+            _add(run, log)
+    if not (run.training or run.validation):
         raise FileNotFoundError(
-            f"'{path}' holds no log of a training: give a working directory, or its TIME/vis_data/scalars.json"
+            f"'{path}' holds no log of a training: give a working directory, or a log such as its "
+            'TIME/vis_data/scalars.json'
         )
     return run
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # the run is writing, or was killed while it did
-                break
-            raise ValueError(f"'{path}' line {number} is no JSON ({error}): give mmengine's scalars.json") from error
-        if not isinstance(value, dict) or 'step' not in value:
-            raise ValueError(f"'{path}' line {number} has no 'step': give mmengine's vis_data/scalars.json")
-        found.append(value)
-    return found
+def _files(folder: Path) -> list[Path]:
+    """The logs of the first kind that is there."""
+    ours = sorted(file for place in _PLACES[:2] for file in folder.glob(place))
+    return ours or next((found for place in _PLACES[2:] if (found := sorted(folder.glob(place)))), [])
 
 
-def _add(run: RunLog, lines: list[dict[str, Any]]) -> None:
-    training = [line for line in lines if 'iter' in line]
-    start = training[0]['iter']
+def _name(path: Path) -> str:
+    if not path.is_file():
+        return path.name
+    return path.parents[1].name if path.name == 'scalars.json' and len(path.parts) > 2 else path.name.partition('.')[0]
+
+
+def _add(run: RunLog, log: Log) -> None:
+    start = log.training[0][0]
     for curves in (run.training, run.validation):
         for name, curve in list(curves.items()):
             curves[name] = {iteration: value for iteration, value in curve.items() if iteration < start}
             if not curves[name]:
                 del curves[name]
-    if 'epoch' in training[0]:
-        # iteration i of epoch e lies in ((e - 1) n, e n], where n is what we look for
-        run.epoch_length = max(run.epoch_length or 1, *(math.ceil(line['iter'] / line['epoch']) for line in training))
-    for line in lines:
-        is_training = 'iter' in line
-        iteration = line['iter'] if is_training else line['step'] * (run.epoch_length or 1)  # it counts epochs
-        for name, value in line.items():
-            if name not in _NO_CURVES and isinstance(value, int | float):
-                curves = run.training if is_training else run.validation
-                curves.setdefault(name, {})[iteration] = float(value)
+    run.epochs_only = log.epochs_only
+    if log.epoch_length is not None:
+        run.epoch_length = max(run.epoch_length or 1, log.epoch_length)
+    for iteration, values in log.training:
+        for name, value in values.items():
+            run.training.setdefault(name, {})[iteration] = value
+    for step, values in log.validation:
+        for name, value in values.items():
+            run.validation.setdefault(name, {})[step * (run.epoch_length or 1)] = value

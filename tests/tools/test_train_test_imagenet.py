@@ -1,5 +1,6 @@
 """Classification recipes on the layouts of ImageNet and CIFAR-100: their real pipelines; data, batch, length differ."""
 
+import os
 import pickle
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_recipe_trains_and_tests(root, name, request):
     if 'cifar' in name:
         config = inherited(root, config)
     teacher = request.getfixturevalue('teacher') if 'distill' in name else None
-    environment = dict(PYTHONPATH=str(root))
+    environment = dict(PYTHONPATH=os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')]))
     run_tool(
         ROOT / 'tools/train.py', config, '--work-dir', name, *overrides(root, name, teacher), cwd=root, **environment
     )

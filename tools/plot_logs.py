@@ -1,4 +1,4 @@
-"""Draw losses and metrics of one or several trainings from mmengine's logs."""
+"""Draw losses and metrics of one or several trainings from mmengine's logs, mmcv 1.x's, timm's and the authors'."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from repnext_mm.visualize.run_logs import read_run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('runs', nargs='+', help='working directories, or scalars.json files')
-    parser.add_argument('--names', nargs='+', help='of the runs, in the same order (default: names of the folders)')
+    parser.add_argument(
+        'runs', nargs='+', help='working directories, or logs: scalars.json, *.log.json, log.txt, summary.csv'
+    )
+    parser.add_argument('--names', nargs='+', help='of the runs, in the same order (default: folders or files)')
     parser.add_argument('--keys', nargs='+', default=(), help="curves, such as 'loss' 'coco/*' (default: all but lr)")
-    parser.add_argument('--title', help='of the picture')
+    parser.add_argument('--title', help='of the image')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/visualize/logs.png'), help='PNG file')
     args = parser.parse_args()
     names = args.names or [None] * len(args.runs)

@@ -1,4 +1,4 @@
-"""Draw accuracy against latency: as the authors report it, and as benchmark records measured it."""
+"""Draw accuracy against latency (as reported, and as benchmark records measured it) or against epochs (as reported)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from repnext_mm.benchmark.record import read_record
+from repnext_mm.visualize.lengths import plot_lengths
 from repnext_mm.visualize.zoo import plot_zoo
 
 METRICS = {
@@ -20,11 +21,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('records', nargs='*', type=Path, default=[RECORD], help='JSON files of tools/benchmark.py')
     parser.add_argument('--metrics', nargs='+', default=['top1'], choices=METRICS, help='a row for each')
+    parser.add_argument(
+        '--against', choices=('latency', 'epochs'), default='latency',
+        help='epochs: the best top-1 of the compact models, by the length of their training; takes no records',
+    )  # fmt: skip
     parser.add_argument('--out', type=Path, default=Path('work_dirs/visualize/zoo.png'), help='PNG file')
     args = parser.parse_args()
     try:
-        records = [read_record(path) for path in args.records]
-        path = plot_zoo(records, args.out, metrics=[METRICS[name] for name in args.metrics])
+        if args.against == 'epochs':
+            path = plot_lengths(args.out)
+        else:
+            records = [read_record(path) for path in args.records]
+            path = plot_zoo(records, args.out, metrics=[METRICS[name] for name in args.metrics])
     except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     print(f'wrote {path}')

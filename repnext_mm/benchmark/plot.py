@@ -26,6 +26,10 @@ STYLES: dict[str, dict[str, Any]] = {
     'FastViT': dict(color='#008176', marker='v'),
     'MobileOne': dict(color='#8b5fbf', marker='D'),
     'StarNet': dict(color='#5a8f29', marker='*'),
+    'MobileViG': dict(color='#b8860b', marker='<'),
+    'SwiftFormer': dict(color='#2f7fbf', marker='>'),
+    'EfficientFormer': dict(color='#7f4f24', marker='p'),
+    'EfficientFormerV2': dict(color='#d05a8a', marker='h'),
     'ResNet': dict(color='#333333', marker='P'),
 }
 

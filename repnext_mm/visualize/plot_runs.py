@@ -93,7 +93,7 @@ def _draw(axis: Any, name: str, runs: Sequence[RunLog], *, in_epochs: bool) -> N
         )  # fmt: skip
         logged = 'validation' if measured else 'training'
         if measured:
-            values[f'{points[-1][1]:.4g}' + _best(name, [value for _, value in points]) + ' ' * index] = line
+            values[_last_and_best(name, [value for _, value in points]) + ' ' * index] = line  # a key for each run
     if values:
         axis.legend(values.values(), values, fontsize=8, frameon=False, handlelength=1.2)
     axis.set_title(f'{name} ({logged})', fontsize=10)
@@ -103,6 +103,6 @@ def _draw(axis: Any, name: str, runs: Sequence[RunLog], *, in_epochs: bool) -> N
     axis.grid(alpha=0.3)
 
 
-def _best(name: str, values: Sequence[float]) -> str:
+def _last_and_best(name: str, values: Sequence[float]) -> str:
     best = min(values) if 'loss' in name else max(values)
-    return '' if best == values[-1] else f', best {best:.4g}'
+    return f'{best:.4g}' if best == values[-1] else f'last {values[-1]:.4g}, best {best:.4g}'

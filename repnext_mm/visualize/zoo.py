@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 from repnext_mm.benchmark.plot import FASTEST, METRICS, STYLES, series
 from repnext_mm.benchmark.record import Record
 from repnext_mm.benchmark.report import settings
-from repnext_mm.benchmark.reported import PHONE_512_MS, PHONE_MS, REPORTED
+from repnext_mm.benchmark.reported import PHONE_512_MS, PHONE_MS, PHONE_PLAIN_MS, REPORTED
 from repnext_mm.visualize.canvas import new_figure, save_png
 
 _TOP1 = 'ImageNet top-1, %'
 _OURS, _OURS_E = 'RepNeXt, as reported', "RepNeXt E, as reported (StarNet's recipe)"
+_OURS_PLAIN = 'RepNeXt without distillation, as reported'
 _LINES: dict[str, dict[str, Any]] = {
     _OURS: dict(color='#c1272d', marker='o', linewidth=2, zorder=5),
     _OURS_E: dict(color='#c77cbb', marker='o', linestyle='--'),
+    _OURS_PLAIN: dict(color='#c1272d', marker='o', linestyle=':', markerfacecolor='white', zorder=4),
     **STYLES,
 }
 
@@ -47,6 +49,11 @@ def reported_panel(metric: str) -> Panel:
             line = reported.family if reported.family != 'RepNeXt' else _OURS_E if name.endswith('e') else _OURS
             label = reported.label.removeprefix(f'{reported.family} ')
             lines.setdefault(line, []).append(Point(label, latency_ms, accuracy))
+    if metric == _TOP1:
+        lines[_OURS_PLAIN] = [
+            Point(REPORTED[name].label, latency_ms, plain)
+            for name, latency_ms in PHONE_PLAIN_MS.items() if (plain := REPORTED[name].top1_plain) is not None
+        ]  # fmt: skip
     size = 224 if metric == _TOP1 else 512
     return Panel(f'reported: iPhone 12, Core ML, {size}x{size}' + ('' if metric == _TOP1 else ', backbone'), lines)
 
@@ -94,7 +101,7 @@ def plot_zoo(records: Sequence[Record], path: str | Path, *, metrics: Sequence[s
     }
     columns = max(map(len, rows.values()))
     title = 'Accuracy, as reported, against latency, as reported and as measured'
-    figure = new_figure((6.0 * columns + 0.5, 5.0 * len(rows) + 1.0), title)
+    figure = new_figure((6.0 * columns + 0.5, 6.0 * len(rows) + 1.0), title)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     used = dict.fromkeys(name for panels in rows.values() for panel in panels for name in panel.lines)
     for line, (metric, panels) in zip(axes, rows.items(), strict=True):
@@ -121,8 +128,8 @@ def _draw(axis: Any, panel: Panel, metric: str) -> None:
         style = _LINES[name]
         axis.plot([point.latency_ms for point in points], [point.accuracy for point in points], label=name, **style)
         ours = name.startswith('RepNeXt')
-        if ours and name in STYLES and name != FASTEST:
-            continue  # the same networks, named at the line of their fastest form
+        if name == _OURS_PLAIN or (ours and name in STYLES and name != FASTEST):
+            continue  # the same networks in the same order, named at another line
         for point in points:
             axis.annotate(
                 point.label, (point.latency_ms, point.accuracy), textcoords='offset points',

@@ -38,6 +38,18 @@ def test_zoo(run, capsys):
     assert cv2.imread('work_dirs/visualize/zoo.png').std() > 5
 
 
+def test_epochs(run, capsys):
+    run('plot_zoo', '--against', 'epochs', '--out', 'lengths.png')
+    assert capsys.readouterr().out == 'wrote lengths.png\n'
+    assert cv2.imread('lengths.png').std() > 5
+
+
+def test_logs_of_the_authors(run):
+    logs = sorted(map(str, (ROOT / 'docs/reported').glob('ablation_*.csv')))
+    run('plot_logs', *logs, '--out', 'ablation.png')
+    assert cv2.imread('ablation.png').std() > 5
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [

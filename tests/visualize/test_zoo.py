@@ -7,6 +7,9 @@ import pytest
 
 from repnext_mm.benchmark.plot import METRICS
 from repnext_mm.benchmark.record import read_record
+from repnext_mm.benchmark.reported import COMPACT
+from repnext_mm.visualize.lengths import plot_lengths
+from repnext_mm.visualize.run_logs import read_run
 from repnext_mm.visualize.zoo import measured_panels, plot_zoo, reported_panel
 from tests.tools.running import ROOT
 
@@ -19,10 +22,38 @@ def test_reported():
     ours = panel.lines['RepNeXt, as reported']
     assert [point.label for point in ours] == ['M0', 'M1', 'M2', 'M3', 'M4', 'M5']
     assert (ours[0].latency_ms, ours[0].accuracy) == (0.59, 74.2)
-    assert len(panel.lines) == 6
+    assert set(panel.lines) == {
+        'RepNeXt, as reported', "RepNeXt E, as reported (StarNet's recipe)",
+        'RepNeXt without distillation, as reported',
+        'MobileViG', 'FastViT', 'SwiftFormer', 'EfficientFormerV2', 'EfficientFormer', 'RepViT', 'MobileOne', 'StarNet',
+    }  # fmt: skip
+    plain = panel.lines['RepNeXt without distillation, as reported']
+    assert plain[:2] == [('M0', 0.59, 72.6), ('M1', 0.87, 77.5)]
+    assert [point.latency_ms for point in panel.lines['EfficientFormerV2']] == [0.91, 1.06, 1.63, 2.75]
+    assert [point.accuracy for point in panel.lines['SwiftFormer']] == [75.7, 78.5, 80.9, 83.0]
     boxes = reported_panel(BOX_AP)
     assert '512x512, backbone' in boxes.title
     assert [point.label for point in boxes.lines['RepViT']] == ['M1.1', 'M1.5', 'M2.3']
+
+
+def test_lengths(tmp_path):
+    """The lengths of the table, whose 300 epochs are the best of the logs that are here."""
+    assert cv2.imread(str(plot_lengths(tmp_path / 'lengths.png'))).std() > 5
+    logs = {'CIFAR-100': 'cifar100', 'ImageNet-1K': 'imagenet'}
+    for data, models in COMPACT.items():
+        for model in models:
+            assert list(model.top1) == [100, 200, 300, 400]
+            name = model.name.lower().replace('-', '_').replace('.', '_')
+            run = read_run(ROOT / f'docs/reported/{logs[data]}_{name}.csv')
+            assert round(max(run.validation['accuracy/top1'].values()), 2) == model.top1[300]
+            assert len(run.training['loss']) == 300
+
+
+@pytest.mark.parametrize(('name', 'top1'), [('convnext_femto', 72.37), ('modified_a', 74.28), ('modified_b', 74.19)])
+def test_curves_of_the_ablation(name, top1):
+    run = read_run(ROOT / f'docs/reported/ablation_{name}.csv')
+    assert round(max(run.validation['accuracy/top1'].values()), 2) == top1
+    assert len(run.training['loss']) == 120
 
 
 def test_measured():

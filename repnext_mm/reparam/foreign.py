@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .kernel import exact, placed, refuse_training_norms
-from .surgery import replaced, sealed, skeleton
+from .plain_layers import on_the_instance
+from .surgery import anchored, replaced, sealed, skeleton
+from .unchanged import state_kept
 from .verify import relative_error, within
 
 PROTOCOLS = ('switch_to_deploy', 'reparameterize', 'fuse')
@@ -56,8 +58,9 @@ def convert(model: nn.Module, *, ours: Callable[[nn.Module], bool], probe: Tenso
     Raises:
         ValueError: a norm is in training mode.
     """
-    conversion = _Conversion(ours)
-    result = conversion.walk(model, None if probe is None else Inputs((probe,), {}))
+    conversion = _Conversion(ours, anchored(model))
+    with state_kept(model):
+        result = conversion.walk(model, None if probe is None else Inputs((probe,), {}))
     return Converted(result, tuple(conversion.names), tuple(conversion.refused))
 
 
@@ -66,10 +69,11 @@ class _Refused(Exception):
 
 
 class _Conversion:
-    def __init__(self, ours: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, ours: Callable[[nn.Module], bool], left: Mapping[nn.Module, str]) -> None:
         self.names: list[str] = []
         self.refused: list[str] = []
         self._ours = ours
+        self._left = left
 
     def walk(self, root: nn.Module, given: Inputs | None, *, prefix: str = '', inside: bool = False) -> nn.Module:
         """Convert in ``root``, or only ``inside`` it; ``given`` is what ``root`` is called with, if that is known."""
@@ -90,6 +94,8 @@ class _Conversion:
             refuse_training_norms(name, module)
             count = len(self.names), len(self.refused)
             try:
+                if reason := _intercepted(module):
+                    raise _Refused(reason)
                 if given is not None and module not in inputs:
                     raise _Refused('the probe does not reach it')
                 return self._converted(name, module, methods[module], inputs[module] if given is not None else None)
@@ -99,7 +105,7 @@ class _Conversion:
                 self.refused.append(f'{name or type(module).__name__}.{methods[module]}(): {reason}')
                 return None
 
-        return replaced(root, deploy_form)
+        return replaced(root, deploy_form, left=self._left)
 
     def _converted(self, name: str, module: nn.Module, method: str, given: Inputs | None) -> nn.Module | None:
         copy = exact(module)
@@ -130,6 +136,14 @@ class _Conversion:
             if isinstance(method, FunctionType) and not _required(method):
                 return None if any(map(self._ours, module.modules())) else name
         return None
+
+
+def _intercepted(root: nn.Module) -> str:
+    """What a method of the library would not know of: hooks, and what was replaced on an instance."""
+    for name, module in root.named_modules():
+        if reason := on_the_instance(module):
+            return f'{name}: {reason}' if name else reason
+    return ''
 
 
 class _Call(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from .kernel import Affine, Kernel
-from .laws import norm_after
 
 
 def norm_after_transposed(kernel: Kernel, norm: Affine, *, groups: int = 1) -> Kernel:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -63,7 +64,13 @@ class Folded(NamedTuple):
     refused: tuple[str, ...]  # norms that were left as they are, and why
 
 
-def fold_pairs(model: nn.Module, *, ours: Callable[[nn.Module], bool], probe: Tensor | None = None) -> Folded:
+def fold_pairs(
+    model: nn.Module,
+    *,
+    ours: Callable[[nn.Module], bool],
+    stay: Mapping[nn.Module, str] = MappingProxyType({}),
+    probe: Tensor | None = None,
+) -> Folded:
     """A model whose layers have absorbed the batch norms around them.
 
     Each ``forward`` is followed on all ways through it: that of the whole model, or else of the largest parts where
@@ -72,9 +79,10 @@ def fold_pairs(model: nn.Module, *, ours: Callable[[nn.Module], bool], probe: Te
     Args:
         model: never changed. Modules in training mode are not followed.
         ours: modules that fuse by themselves and are not looked into; their children are.
+        stay: modules that are left as they are with their parts, beside those that ``anchored`` finds.
         probe: an input of the model. With it, the result is checked, and norms whose folding changes it stay.
     """
-    folded = _folded(model, ours, frozenset())
+    folded = _folded(model, ours, stay, frozenset())
     if probe is None or folded.model is model or _agree(folded.model, model, probe):
         return folded
     names = {module: name for name, module in model.named_modules()}
@@ -83,20 +91,25 @@ def fold_pairs(model: nn.Module, *, ours: Callable[[nn.Module], bool], probe: Te
     for norm in _norms(model):
         groups[names[norm].rpartition('.')[0]].add(norm)
     for norms in groups.values():
-        alone = _folded(model, ours, frozenset(_norms(model) - norms))
+        alone = _folded(model, ours, stay, frozenset(_norms(model) - norms))
         if alone.model is not model and not _agree(alone.model, model, probe):
             wrong |= norms
-    folded = _folded(model, ours, frozenset(wrong))
+    folded = _folded(model, ours, stay, frozenset(wrong))
     if folded.model is not model and not _agree(folded.model, model, probe):
         wrong, folded = _norms(model), Folded(model, (), ())
     reasons = [f'{names[norm]}: folding it changes the output' for norm in names if norm in wrong]
     return folded._replace(refused=(*folded.refused, *reasons))
 
 
-def _folded(model: nn.Module, ours: Callable[[nn.Module], bool], kept: frozenset[nn.Module]) -> Folded:
+def _folded(
+    model: nn.Module,
+    ours: Callable[[nn.Module], bool],
+    stay: Mapping[nn.Module, str],
+    kept: frozenset[nn.Module],
+) -> Folded:
     names: dict[str, None] = {}
     while True:  # each round may leave two more layers next to each other
-        search = _Search(model, ours, kept)
+        search = _Search(model, ours, stay, kept)
         if _norms(model):
             search.enter(model)
         folds = search.chosen()
@@ -189,8 +202,14 @@ def _norms(model: nn.Module) -> set[nn.Module]:
 class _Search:
     """Collects folds from the largest parts of a model that can be followed."""
 
-    def __init__(self, model: nn.Module, ours: Callable[[nn.Module], bool], kept: frozenset[nn.Module]) -> None:
-        self.anchored = anchored(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        ours: Callable[[nn.Module], bool],
+        stay: Mapping[nn.Module, str],
+        kept: frozenset[nn.Module],
+    ) -> None:
+        self.anchored = anchored(model) | dict(stay)
         self._model, self._ours, self._kept = model, ours, kept
         self._folds: dict[nn.Module, Fold] = {}
         self._refused: dict[nn.Module, str] = {}
@@ -285,8 +304,8 @@ class _Search:
                 if reason := _objection(fold, ways, own):
                     self._refused[norm] = reason
         for way in ways:
-            for module, read in way.read.items():
-                if module._modules and any(not _is_harmless(module, name) for name in read):
+            for module, attributes in way.read.items():
+                if module._modules and any(not _is_harmless(module, name) for name in attributes):
                     self._unseen[module] = f'{type(scope).__name__} looks into {type(module).__name__}'
         self._ask_other_methods(scope, opaque)
         return True
@@ -463,13 +482,10 @@ def _tree(node: Node | None, norm: nn.Module) -> Tree | None:
         return ('layer', node.target)
     if node.op == 'layer' and passes_through(node.target):
         return _tree(_only_input(node), norm)
-    parts: tuple[Any, ...] | None = None
-    kind = 'sum'
-    if node.op == 'function' and node.target in (torch.cat, torch.concat, getattr(torch, 'concatenate', None)):
+    kind, parts = 'sum', ()
+    if node.op == 'function' and node.target in _STACKING:
         kind, parts = 'cat', _stacked(node, norm)
-    elif node.op == 'function' and node.target in (torch.add, operator.add) and not node.kwargs:
-        parts = node.args
-    elif node.op == 'method' and node.target in ('__add__', '__iadd__', '__radd__'):
+    elif not node.kwargs and (node.op, node.target) in _ADDING:
         parts = node.args
     if not parts or not all(isinstance(part, Node) for part in parts):
         return None
@@ -477,13 +493,19 @@ def _tree(node: Node | None, norm: nn.Module) -> Tree | None:
     return (kind, *trees) if None not in trees else None
 
 
-def _stacked(node: Node, norm: nn.Module) -> tuple[Any, ...] | None:
+_STACKING = tuple(getattr(torch, name) for name in ('cat', 'concat', 'concatenate') if hasattr(torch, name))
+_ADDING = (('function', torch.add), ('function', torch.Tensor.add), *(
+    ('method', name) for name in ('__add__', '__iadd__', '__radd__')
+))  # fmt: skip
+
+
+def _stacked(node: Node, norm: nn.Module) -> tuple[Any, ...]:
     """The parts of a concatenation along the channels."""
     given = dict(zip(('tensors', 'dim'), node.args, strict=False)) | node.kwargs
-    dimensions = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(type(norm), 4 if is_frozen(norm) else None)
-    channel = (1,) if dimensions is None else (1, 1 - dimensions)
+    known = isinstance(norm, nn.BatchNorm2d) or is_frozen(norm), isinstance(norm, nn.BatchNorm3d)
+    channel = (1, *(1 - dimensions for dimensions, it in zip((4, 5), known, strict=True) if it))
     parts = given.get('tensors')
-    return parts if given.get('dim', given.get('axis', 0)) in channel and isinstance(parts, tuple) else None
+    return parts if given.get('dim', given.get('axis', 0)) in channel and isinstance(parts, tuple) else ()
 
 
 def _even(tree: Tree) -> bool:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.utils._pytree import tree_map
 
 from .surgery import skeleton
 from .unchanged import same_random_state, state_kept
@@ -209,7 +208,7 @@ class Value:
         kind = 'any' if getattr(function, '__name__', '') in _SEVERAL else 'tensor'
         return value._run.call('function', function, args, kwargs or {}, kind)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         frame = sys._getframe(1)
         if frame.f_code.co_name == 'is_tensor' and frame.f_back:
@@ -298,7 +297,7 @@ class Layer:
     def forward(self) -> Layer:
         return self
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         if not _is_torch(sys._getframe(1)):
             self._read('__class__')
@@ -348,7 +347,7 @@ def _add_operators() -> None:
     def operator(name: str) -> Callable[..., Value]:
         def method(self: Value, *others: Any) -> Value:
             if self._kind in ('number', 'size') and not any(
-                _is_a(other, Value) and other._kind not in ('number', 'size') or _is_a(other, torch.Tensor)
+                (_is_a(other, Value) and other._kind not in ('number', 'size')) or _is_a(other, torch.Tensor)
                 for other in others
             ):
                 return Value(self._run, Node('attribute', name), self._kind)  # sizes stay what they are
@@ -448,7 +447,7 @@ def _takes_anything(function: FunctionType) -> bool:
 
 def _loads(code: CodeType, name: str) -> bool:
     return any(
-        step.opname.startswith('LOAD') and (step.argval == name or type(step.argval) is tuple and name in step.argval)
+        step.opname.startswith('LOAD') and (step.argval == name or (type(step.argval) is tuple and name in step.argval))
         for step in dis.get_instructions(code)
     )
 

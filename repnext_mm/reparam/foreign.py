@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +43,13 @@ class Inputs(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def convert(model: nn.Module, *, ours: Callable[[nn.Module], bool], probe: Tensor | None = None) -> Converted:
+def convert(
+    model: nn.Module,
+    *,
+    ours: Callable[[nn.Module], bool],
+    stay: Mapping[nn.Module, str] = MappingProxyType({}),
+    probe: Tensor | None = None,
+) -> Converted:
     """Convert the outermost modules that have a method of ``PROTOCOLS``, and then those that remain inside them.
 
     The methods run on a float64 copy on the CPU; what comes out has the dtype, device, memory format and mode of the
@@ -52,13 +58,14 @@ def convert(model: nn.Module, *, ours: Callable[[nn.Module], bool], probe: Tenso
     Args:
         model: never changed.
         ours: modules that fuse by themselves; they and what holds them are not foreign.
+        stay: modules that are left as they are with their parts, beside those that ``anchored`` finds.
         probe: an input of the model. With it, each conversion is checked on what reaches its module, and one that
             changes the output, or that the probe does not reach, is left out.
 
     Raises:
         ValueError: a norm is in training mode.
     """
-    conversion = _Conversion(ours, anchored(model))
+    conversion = _Conversion(ours, anchored(model) | dict(stay))
     with state_kept(model):
         result = conversion.walk(model, None if probe is None else Inputs((probe,), {}))
     return Converted(result, tuple(conversion.names), tuple(conversion.refused))

@@ -84,10 +84,11 @@ class FusionReport:
         return bool(self.modules)
 
     def __str__(self) -> str:
+        refused = f', refused {len(self.refused)}' if self.refused else ''
         return (
             f'fused {len(self.modules)} modules: '
             f'parameters {self.parameters_before:,} -> {self.parameters_after:,}, '
-            f'norms {self.norms_before} -> {self.norms_after}' + (f', refused {len(self.refused)}' if self.refused else '')
+            f'norms {self.norms_before} -> {self.norms_after}{refused}'
         )
 
 
@@ -123,9 +124,14 @@ def fuse(
     unknown = forms.keys() - dict(model.named_modules(remove_duplicate=False)).keys()
     if unknown:
         raise ValueError(f'form names {", ".join(sorted(unknown))}, which {type(model).__name__} does not have')
-    _refuse_pieces(model)
+    if pieces := sharded(model):
+        raise ValueError(
+            f'{pieces} is sharded (FSDP), and each process holds pieces of its weights only: gather a full state dict, '
+            'load it into a model without FSDP, and fuse that'
+        )
     names: list[str] = []
     refused: list[str] = []
+    stay = anchored(model)
 
     def deploy_form(name: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, Fusible):
@@ -134,27 +140,26 @@ def fuse(
         reasons = module.not_plain()
         refused.extend('.'.join(filter(None, (name, reason))) for reason in reasons if ': ' in reason)
         if reason := on_the_instance(module):
-            refused.append(f'{name or type(module).__name__}: {reason}')
-            return None
+            stay[module] = reason  # with its parts, which it may read
+            return module
         new = module.fused(_form_of(name, forms))
         if new is not module:
             names.append(name)
         return new
 
     with generators_kept():
-        left = anchored(model)
-        result = replaced(model, deploy_form, left=left)
+        result = replaced(model, deploy_form, left=dict(stay))
         inner = {module: name for name, module in model.named_modules()}
         refused += [
-            f'{inner[module] or type(module).__name__}: {reason}' for module, reason in left.items()
+            f'{inner[module] or type(module).__name__}: {reason}' for module, reason in stay.items()
             if any(isinstance(part, Fusible) or is_norm(part) for part in module.modules())
         ]  # fmt: skip
         if foreign:
-            result, converted, reasons = convert(result, ours=_is_ours, probe=probe)
+            result, converted, reasons = convert(result, ours=_is_ours, stay=stay, probe=probe)
             names += converted
             refused += reasons
         if foreign and any(map(is_norm, result.modules())):  # following the data takes time
-            result, folded, reasons = fold_pairs(result, ours=_is_ours, probe=probe)
+            result, folded, reasons = fold_pairs(result, ours=_is_ours, stay=stay, probe=probe)
             names += folded
             refused += reasons
     report = FusionReport(
@@ -186,15 +191,13 @@ def count_norms(model: nn.Module) -> int:
     return sum(isinstance(module, kinds) or looks_frozen(module) for module in model.modules())
 
 
-def _refuse_pieces(model: nn.Module) -> None:
-    """Raise a ``ValueError`` when a process holds pieces of the weights only."""
+def sharded(model: nn.Module) -> str:
+    """The name of a module of whose weights each process holds pieces only (FSDP); empty where there is none."""
     for name, module in model.named_modules():
         kinds = {kind.__name__ for kind in (*type(module).__mro__, *map(type, module._parameters.values()))}
         if kinds & {'FullyShardedDataParallel', 'FSDPModule', 'DTensor', 'FlatParameter'}:
-            raise ValueError(
-                f'{name or type(module).__name__} is sharded (FSDP), and each process holds pieces of its weights only: '
-                'gather a full state dict, load it into a model without FSDP, and fuse that'
-            )
+            return name or type(module).__name__
+    return ''
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -115,13 +115,13 @@ def is_linear_map(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether the class of a layer makes it a batch norm with fixed statistics, possibly with something known behind it.
+    """Whether the class of a layer makes it a batch norm with fixed statistics, maybe with something known behind it.
 
     What happens on the instance does not count here; see ``on_the_instance``.
     """
-    if type(module).__call__ is not nn.Module.__call__ or behind(module) is None:
+    if sealed(module) or type(module).__call__ is not nn.Module.__call__:
         return False
-    return folds(module) or is_frozen(module)
+    return (folds(module) or is_frozen(module)) and behind(module) is not None
 
 
 def on_the_instance(module: nn.Module) -> str:

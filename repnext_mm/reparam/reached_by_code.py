@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from types import CodeType, FunctionType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import nn
 
@@ -35,7 +35,7 @@ def reaches(kind: type[nn.Module], path: Sequence[str]) -> bool:
     first, *inner = path
     if not inner:
         return False  # its own, which it is free to use
-    for function in _functions(kind):
+    for function in _functions(cast(Hashable, kind)):
         names = _names(function.__code__)
         if any(name in names.others for name in inner if not name.isdecimal()):
             return True
@@ -49,7 +49,7 @@ def reaches(kind: type[nn.Module], path: Sequence[str]) -> bool:
 def may_give(kind: type[nn.Module], arguments: Iterable[str]) -> frozenset[str]:
     """Those of some optional arguments that the code of a class may give to what it calls."""
     given = frozenset[str]()
-    for function in _functions(kind):
+    for function in _functions(cast(Hashable, kind)):
         names = _names(function.__code__)
         if names.gives_constants:
             return frozenset(arguments)
@@ -65,7 +65,7 @@ def methods_with(kind: type[nn.Module], firsts: frozenset[str], *, helpers: bool
         firsts: names of children.
         helpers: also those that ``forward`` calls, which others hardly do.
     """
-    found = dict(_methods(kind))
+    found = dict(_methods(cast(Hashable, kind)))
     if not helpers:
         called, waiting = set[str](), [kind.forward]
         while waiting:
@@ -80,7 +80,7 @@ def methods_with(kind: type[nn.Module], firsts: frozenset[str], *, helpers: bool
 
 
 @lru_cache(maxsize=1024)
-def _methods(kind: type[nn.Module]) -> tuple[tuple[str, FunctionType], ...]:
+def _methods(kind: type) -> tuple[tuple[str, FunctionType], ...]:
     found: dict[str, FunctionType] = {}
     for base in kind.__mro__:
         if base.__module__.partition('.')[0] in _LIBRARIES:
@@ -98,7 +98,7 @@ def _needs_input(name: str, function: FunctionType) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _functions(kind: type[nn.Module]) -> tuple[FunctionType, ...]:
+def _functions(kind: type) -> tuple[FunctionType, ...]:
     return tuple(
         function
         for base in kind.__mro__
@@ -124,9 +124,9 @@ def _names(code: CodeType) -> Names:
             name = step.argval
             if before is None or not _is_load_of(before, own):
                 others.add(name)
-            elif step.opname == 'LOAD_METHOD' or 'self' in step.argrepr:  # since 3.12, '... + NULL|self': to be called
+            elif step.opname == 'LOAD_METHOD' or '|self' in step.argrepr:  # since 3.12, LOAD_ATTR says it is called
                 called.add(name)
-            elif not (after and (after.opname in _NONE_TESTS or (after.opname == 'LOAD_CONST' and after.argval is None))):
+            elif not (after and _tests_for_none(after)):
                 taken.add(name)
         elif step.opname in ('LOAD_CONST', 'KW_NAMES') and isinstance(step.argval, str | tuple):
             others.update([step.argval] if isinstance(step.argval, str) else filter(_is_name, step.argval))
@@ -146,6 +146,10 @@ def _names(code: CodeType) -> Names:
             called, taken, others = called | inner.called, taken | inner.taken, others | inner.others
             deep, constants = deep or inner.looks_into_loops, constants or inner.gives_constants
     return Names(frozenset(called), frozenset(taken), frozenset(others), deep, constants)
+
+
+def _tests_for_none(step: dis.Instruction) -> bool:
+    return step.opname in _NONE_TESTS or (step.opname == 'LOAD_CONST' and step.argval is None)
 
 
 def _is_name(value: object) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import Logger
 from typing import Any
 
 import torch
@@ -37,8 +38,9 @@ def same_random_state() -> Callable[[], bool]:
     numpy = sys.modules.get('numpy')
 
     def state() -> tuple[Any, ...]:
-        arrays = numpy.random.get_state() if numpy else ()
-        return random.getstate(), torch.get_rng_state(), [getattr(part, 'tolist', lambda p=part: p)() for part in arrays]
+        parts = numpy.random.get_state() if numpy else ()
+        arrays = [part.tolist() if hasattr(part, 'tolist') else part for part in parts]
+        return random.getstate(), torch.get_rng_state(), arrays
 
     python, own, arrays = state()
 
@@ -88,7 +90,7 @@ def _attributes_of(kind: type, undo: list[Callable[[], None]], seen: dict[int, A
 
 def _keep(value: Any, undo: list[Callable[[], None]], seen: dict[int, Any], *, own: bool = True) -> None:
     """Note how to give a value its content back."""
-    if id(value) in seen or isinstance(value, nn.Module):
+    if id(value) in seen or isinstance(value, nn.Module | Logger) or _is_of_a_library(value):
         return
     seen[id(value)] = value  # else another may get its id
     if isinstance(value, Tensor):
@@ -109,8 +111,13 @@ def _keep(value: Any, undo: list[Callable[[], None]], seen: dict[int, Any], *, o
         content = value.copy()
         undo.append(lambda: numpy.copyto(value, content) if value.flags.writeable else None)
     elif type(getattr(value, '__dict__', None)) is dict and not isinstance(value, type) and not callable(value):
-        if type(value).__module__.partition('.')[0] not in _NOT_LOOKED_INTO:
-            _keep(vars(value), undo, seen, own=own)
+        _keep(vars(value), undo, seen, own=own)
+
+
+def _is_of_a_library(value: Any) -> bool:
+    """Whether a value is of a class of Python or PyTorch that is not a container or an array."""
+    library = type(value).__module__.partition('.')[0] in _NOT_LOOKED_INTO
+    return library and not isinstance(value, Tensor | dict | set | list | deque | tuple)
 
 
 def _entries_of(holder: Any, listed: Callable[[Any], Any], added: Callable[[Any, Any], None]) -> Callable[[], None]:

@@ -118,8 +118,8 @@ class FuseBackboneHook(Hook):
         """Fuse and verify the backbone of a model, or its backbones; needs no runner.
 
         Args:
-            model: a model with a ``backbone``, possibly inside wrappers (data-parallel, test-time augmentation), or with
-                several, as a student and a teacher have.
+            model: a model with a ``backbone``, possibly inside wrappers (data-parallel, test-time augmentation), or
+                with several, as a student and a teacher have.
 
         Returns:
             A model with the fused backbone in eval mode, sharing the rest with ``model``, which is unchanged; and the

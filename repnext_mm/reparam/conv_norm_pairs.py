@@ -7,7 +7,6 @@ or forward into those that alone read it (law ``norm_before``).
 
 from __future__ import annotations
 
-import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
@@ -42,6 +41,9 @@ from .unchanged import state_kept
 from .verify import relative_error, within
 
 TOLERANCE = 1e-5  # relative. Checks run in float64, but a module may compute in float32 inside
+
+HELPERS_DEPTH = 3
+"""Above this depth, people call the methods of a part that its ``forward`` calls, too: ``model.backbone.stem(x)``."""
 
 _Ways = tuple[Way, ...] | None
 Tree = tuple[Any, ...]  # what a norm reads: ('layer', LAYER), or 'cat' or 'sum' and the trees of its parts
@@ -214,6 +216,7 @@ class _Search:
         self._folds: dict[nn.Module, Fold] = {}
         self._refused: dict[nn.Module, str] = {}
         self._uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+        self._depths = {module: len(name.split('.')) if name else 0 for name, module in model.named_modules()}
         self._entered: set[nn.Module] = set()
         self._unseen: dict[nn.Module, str] = {}  # what code may reach into
         self._known: dict[tuple[nn.Module, str, frozenset[str]], _Ways] = {}
@@ -318,7 +321,8 @@ class _Search:
             names = {module: name.split('.') for name, module in holder.named_modules()}
             inside = [fold for fold in self._folds.values() if {fold.norm, *fold.layers} <= names.keys()]
             firsts = frozenset(names[module][0] for fold in inside for module in (fold.norm, *fold.layers))
-            for method, used in methods_with(type(holder), firsts, helpers=holder is self._model) if inside else ():
+            helpers = self._depths[holder] < HELPERS_DEPTH
+            for method, used in methods_with(type(holder), firsts, helpers=helpers) if inside else ():
                 ways = self._ways(holder, opaque, method) or self._ways(holder, opaque, method, defaults_only=True)
                 own = [_folds_on(way) for way in ways or ()]
                 for fold in inside:
@@ -482,7 +486,8 @@ def _tree(node: Node | None, norm: nn.Module) -> Tree | None:
         return ('layer', node.target)
     if node.op == 'layer' and passes_through(node.target):
         return _tree(_only_input(node), norm)
-    kind, parts = 'sum', ()
+    kind = 'sum'
+    parts: tuple[Any, ...] = ()
     if node.op == 'function' and node.target in _STACKING:
         kind, parts = 'cat', _stacked(node, norm)
     elif not node.kwargs and (node.op, node.target) in _ADDING:

@@ -13,20 +13,23 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import CodeType, FrameType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from .reached_by_code import calls_type
 from .surgery import skeleton
 from .unchanged import same_random_state, state_kept
 
 MAX_WAYS = 32
 """Ways through a ``forward`` that are tried; one with more is unknown."""
+
+MAX_QUESTIONS = 128  # on one way: it may go round in circles
 
 
 class Node:
@@ -65,23 +68,29 @@ def ways_through(
         not_given: optional arguments that nobody gives.
     """
     function = inspect.getattr_static(type(scope), method, None)
-    if not isinstance(function, FunctionType) or _takes_anything(function):
+    if not isinstance(function, FunctionType) or _takes_anything(function) or _asks_for_types(scope, is_layer, method):
         return None
     answers, ways = _Answers(), []
-    with state_kept(scope), _nothing_watches():
+    with state_kept(scope) as restore, _nothing_watches():
         for _ in range(MAX_WAYS):
             run = _Run(answers, not_given)
             try:
                 ways += run.through(scope, function, is_layer)
             except _Unknown:
                 return None
+            finally:
+                restore()
             if not answers.advance():
                 return tuple(ways) or None
     return None
 
 
-class _Unknown(Exception):
-    """Nobody knows what the code would do."""
+class _Unknown(BaseException):
+    """Nobody knows what the code would do; code that catches every ``Exception`` does not catch this."""
+
+
+class _NoSuchAttribute(AttributeError):
+    """An input may have an attribute, or may not."""
 
 
 class _Answers:
@@ -92,6 +101,8 @@ class _Answers:
         self._asked = 0
 
     def ask(self, count: int) -> int:
+        if self._asked == MAX_QUESTIONS:
+            raise _Unknown
         if self._asked == len(self._given):
             self._given.append([0, count])
         self._asked += 1
@@ -129,7 +140,7 @@ class _Run:
         except _Unknown:
             raise
         except Exception as error:  # whatever code raises when its input is not what it expects
-            if self.unknown or not _raised_on_purpose(error):
+            if self.unknown or not (isinstance(error, _NoSuchAttribute) or _raised_on_purpose(error)):
                 raise _Unknown from error
             return []  # this way ends in an error of its own
         if self.unknown or not before():  # caught by the code; or chance may decide
@@ -187,12 +198,12 @@ class _Run:
 
             return answer
 
-        names = ('is_grad_enabled', 'is_inference_mode_enabled', 'is_autocast_enabled')
         with ExitStack() as stack:
-            for name in names:
-                real = getattr(torch, name)
-                setattr(torch, name, asked(name, real))
-                stack.callback(setattr, torch, name, real)
+            for module, name in _MODES:
+                holder = sys.modules.get(module)
+                if real := getattr(holder, name, None):
+                    setattr(holder, name, asked(name, real))
+                    stack.callback(setattr, holder, name, real)
             yield
 
 
@@ -222,6 +233,8 @@ class Value:
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') and name not in ('__len__',):
             raise AttributeError(name)
+        if not hasattr(torch.Tensor, name) and (self._kind == 'tensor' or not self._run.ask(2)):
+            raise _NoSuchAttribute(f'a value that may be a tensor has no attribute {name!r}')
         if name in _SHAPES:
             return Value(self._run, Node('attribute', name), 'size' if name == 'shape' else 'number')
         if name in _SHAPE_METHODS:
@@ -248,6 +261,12 @@ class Value:
 
     def __contains__(self, item: Any) -> bool:
         return bool(self._run.ask(2))
+
+    def __copy__(self) -> Value:
+        return self._run.call('method', '__copy__', (self,), {}, self._kind)
+
+    def __deepcopy__(self, _: Any) -> Value:
+        return self.__copy__()
 
     def __hash__(self) -> int:
         return id(self)
@@ -326,6 +345,8 @@ class Layer:
         return id(self)
 
 
+_MODES = (('torch', 'is_grad_enabled'), ('torch', 'is_inference_mode_enabled'), ('torch', 'is_autocast_enabled'),
+          ('torch.jit', 'is_tracing'), ('torch.onnx', 'is_in_onnx_export'))  # fmt: skip
 _KINDS = ('tensor', 'tuple', 'list', 'dict')
 _CLASSES = {'tensor': torch.Tensor, 'tuple': tuple, 'list': list, 'dict': dict, 'size': torch.Size, 'number': int}
 _SHAPES = frozenset({'shape', 'ndim', 'dtype', 'device', 'is_cuda', 'requires_grad', 'layout', 'is_sparse', 'is_mkldnn',
@@ -433,6 +454,17 @@ def _raised_on_purpose(error: BaseException) -> bool:
     if trace is None or _is_torch(trace.tb_frame):
         return False
     return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == 'RAISE_VARARGS'
+
+
+def _asks_for_types(scope: nn.Module, is_layer: Callable[[nn.Module], bool], method: str) -> bool:
+    """Whether code in a scope calls ``type``, which says what a value is, not what it stands for."""
+    found = [scope]
+    while found:
+        module = found.pop()
+        if calls_type(cast(Hashable, type(module)), method if module is scope else 'forward'):
+            return True
+        found += [child for child in module.children() if not is_layer(child)]
+    return False
 
 
 def _takes_anything(function: FunctionType) -> bool:

@@ -23,6 +23,7 @@ class Names(NamedTuple):
     others: frozenset[str]  # of anything else, and all strings: getattr takes them
     looks_into_loops: bool  # something that a loop goes through is itself subscripted or gone through
     gives_constants: bool  # a part of the instance is called with a constant behind another argument
+    calls_type: bool  # of anything but the instance
 
 
 def reaches(kind: type[nn.Module], path: Sequence[str]) -> bool:
@@ -35,7 +36,7 @@ def reaches(kind: type[nn.Module], path: Sequence[str]) -> bool:
     first, *inner = path
     if not inner:
         return False  # its own, which it is free to use
-    for function in _functions(cast(Hashable, kind)):
+    for _, function in _functions(cast(Hashable, kind)):
         names = _names(function.__code__)
         if any(name in names.others for name in inner if not name.isdecimal()):
             return True
@@ -49,12 +50,29 @@ def reaches(kind: type[nn.Module], path: Sequence[str]) -> bool:
 def may_give(kind: type[nn.Module], arguments: Iterable[str]) -> frozenset[str]:
     """Those of some optional arguments that the code of a class may give to what it calls."""
     given = frozenset[str]()
-    for function in _functions(cast(Hashable, kind)):
+    for _, function in _functions(cast(Hashable, kind)):
         names = _names(function.__code__)
         if names.gives_constants:
             return frozenset(arguments)
         given |= names.others
     return given.intersection(arguments)
+
+
+@lru_cache(maxsize=1024)
+def calls_type(kind: type, method: str) -> bool:
+    """Whether a method of a class, or one that it calls, asks for the ``type`` of anything but the instance."""
+    functions = dict(reversed(_functions(cast(Hashable, kind))))  # the class comes before its bases
+    seen, waiting = set[str](), [method]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in functions:
+            continue
+        seen.add(name)
+        names = _names(functions[name].__code__)
+        if names.calls_type:
+            return True
+        waiting += names.called
+    return False
 
 
 def methods_with(kind: type[nn.Module], firsts: frozenset[str], *, helpers: bool) -> Iterator[tuple[str, Names]]:
@@ -98,13 +116,13 @@ def _needs_input(name: str, function: FunctionType) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _functions(kind: type) -> tuple[FunctionType, ...]:
+def _functions(kind: type) -> tuple[tuple[str, FunctionType], ...]:
     return tuple(
-        function
+        (name, function)
         for base in kind.__mro__
         if base.__module__.partition('.')[0] not in _LIBRARIES
-        for function in vars(base).values()
-        if isinstance(function, FunctionType) and function.__name__ != '__init__'
+        for name, function in vars(base).items()
+        if isinstance(function, FunctionType) and name != '__init__'
     )
 
 
@@ -114,7 +132,7 @@ def _names(code: CodeType) -> Names:
     taken: set[str] = set()
     others: set[str] = set()
     loops: set[str] = set()
-    deep = constants = False
+    deep = constants = types = False
     own = code.co_varnames[0] if code.co_argcount else 'self'
     steps = list(dis.get_instructions(code))
     for index, step in enumerate(steps):
@@ -133,6 +151,9 @@ def _names(code: CodeType) -> Names:
             constants = constants or _is_last_argument(steps, index, own)
         elif step.opname.startswith('LOAD_CONST') or step.opname == 'RETURN_CONST':
             constants = constants or _is_last_argument(steps, index, own)
+        elif step.opname in ('LOAD_GLOBAL', 'LOAD_NAME') and step.argval == 'type':
+            of_itself = after and _is_load_of(after, own) and not steps[index + 2].opname.startswith('LOAD_ATTR')
+            types = types or not of_itself
         elif step.opname.startswith('STORE_FAST') and _in_loop_head(steps, index):
             loops.update(step.argval if isinstance(step.argval, tuple) else [step.argval])
         elif step.opname in ('GET_ITER', 'BINARY_SUBSCR', 'BINARY_OP', 'BINARY_SLICE') and before is not None:
@@ -145,7 +166,8 @@ def _names(code: CodeType) -> Names:
             inner = _names(constant)
             called, taken, others = called | inner.called, taken | inner.taken, others | inner.others
             deep, constants = deep or inner.looks_into_loops, constants or inner.gives_constants
-    return Names(frozenset(called), frozenset(taken), frozenset(others), deep, constants)
+            types = types or inner.calls_type
+    return Names(frozenset(called), frozenset(taken), frozenset(others), deep, constants, types)
 
 
 def _tests_for_none(step: dis.Instruction) -> bool:

@@ -52,8 +52,10 @@ def same_random_state() -> Callable[[], bool]:
 
 
 @contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
+def state_kept(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Within, code may write into what a model and its classes hold; afterwards, all is as it was.
+
+    What it yields brings that about earlier, as often as it is called.
 
     That is what their attributes hold, however deep: lists, dicts, sets, deques, arrays, and tensors but for the
     weights of layers of PyTorch's own.
@@ -65,11 +67,15 @@ def state_kept(model: nn.Module) -> Iterator[None]:
     for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
         if kind.__module__.partition('.')[0] not in _NOT_LOOKED_INTO:
             undo.append(_attributes_of(kind, undo, seen))
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for step in reversed(undo):
             step()
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 def _attributes_of(kind: type, undo: list[Callable[[], None]], seen: dict[int, Any]) -> Callable[[], None]:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, cast
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Form, Fusible, FusionReport, check_form, fuse, relative_error, replaced, within
+from repnext_mm.reparam import (
+    Form,
+    Fusible,
+    FusionReport,
+    anchored,
+    check_form,
+    fuse,
+    generators_kept,
+    relative_error,
+    replaced,
+    sharded,
+    state_kept,
+    within,
+)
 
 PROBE_SIZE = (65, 97)  # odd, and not square: borders and axes count
 USUAL_SIZE = (224, 224)  # for backbones that take one size
@@ -25,7 +38,9 @@ HALF_PRECISION_ROUNDINGS = 16  # a fused half-precision weight is rounded once m
 
 @HOOKS.register_module()
 class FuseBackboneHook(Hook):
-    """Fuse ``model.backbone`` for the test epoch, verified; the trained model comes back untouched.
+    """Fuse the backbone for the test epoch, verified; the trained model comes back untouched.
+
+    It is ``model.backbone``, or every outermost module inside with such a name: of wrappers, of student and teacher.
 
     Any backbone: RepNeXt, those that bring a method for it (see ``repnext_mm.reparam.foreign``), and all with plain
     convolutions and batch norms.
@@ -100,10 +115,11 @@ class FuseBackboneHook(Hook):
         self._restore(runner)
 
     def fuse_backbone(self, model: nn.Module) -> tuple[nn.Module, FusionReport]:
-        """Fuse and verify the backbone of a model; needs no runner.
+        """Fuse and verify the backbone of a model, or its backbones; needs no runner.
 
         Args:
-            model: a model with a ``backbone``, possibly inside data-parallel or test-time-augmentation wrappers.
+            model: a model with a ``backbone``, possibly inside wrappers (data-parallel, test-time augmentation), or
+                with several, as a student and a teacher have.
 
         Returns:
             A model with the fused backbone in eval mode, sharing the rest with ``model``, which is unchanged; and the
@@ -112,20 +128,42 @@ class FuseBackboneHook(Hook):
         Raises:
             RuntimeError: the fused backbone is not within the tolerance of the original.
         """
+        if sharded(model):
+            return self._nothing(model, f'{type(model).__name__} is sharded (FSDP): its weights are in pieces')
         bare = _without_data_parallel(model)
-        backbone = _backbone_of(bare)
-        if backbone is None:
-            report = FusionReport(self.form, (), 0, 0, 0, 0)
-            _warn(f'FuseBackboneHook: {type(bare).__name__} has no backbone, nothing is fused')
-            return model, report
-        name = type(backbone).__name__
-        flags = {module: module.training for module in backbone.modules()}
+        backbones = dict(_backbones_of(bare))
+        if not backbones:
+            return self._nothing(model, f'{type(bare).__name__} has no backbone')
+        flags = {module: module.training for module in bare.modules()}
+        new: dict[nn.Module, nn.Module] = {}
+        reports: dict[str, FusionReport] = {}
         try:
-            backbone.eval()
+            for name, backbone in backbones.items():
+                fused, report = self._fused(backbone)
+                reports[name] = report
+                if report:
+                    new[backbone] = fused
+        finally:
+            for module, training in flags.items():
+                module.training = training
+        for fused in new.values():
+            fused.eval()
+        report = _joined(reports, self.form)
+        if not new:
+            return model, report
+        result = replaced(bare, lambda _, module: _compiled(new[module], self.compile) if module in new else None)
+        if any(module in new for module in result.modules()):
+            reason = next(iter(anchored(bare).items()))
+            return self._nothing(model, f'a copy of {type(reason[0]).__name__} would not take its place: {reason[1]}')
+        return result, report
+
+    def _fused(self, backbone: nn.Module) -> tuple[nn.Module, FusionReport]:
+        name = type(backbone).__name__
+        backbone.eval()
+        with generators_kept(), state_kept(backbone):
             probe = _probe(backbone)
             if probe is None:
-                _warn(f'FuseBackboneHook: {name} takes no image to verify it with, nothing is fused')
-                return model, FusionReport(self.form, (), 0, 0, 0, 0)
+                return self._nothing(backbone, f'{name} takes no image to verify it with')
             form = self._fastest(backbone) if self.form == 'auto' else self.form
             fused, report = fuse(backbone, form=form, probe=probe)
             if report.refused:
@@ -135,19 +173,17 @@ class FuseBackboneHook(Hook):
                 )
             if not report:
                 _warn(f'FuseBackboneHook: {name} has nothing to fuse: not re-parameterizable, or fused already')
-                return model, report
+                return backbone, report
             errors = self._verify(fused, backbone, probe)
-        finally:
-            for module, training in flags.items():
-                module.training = training
         print_log(
             f'{name}: {report}; relative error {max(errors):.1e} over {len(errors)} levels',
             logger='current',
         )
-        fused.eval()
-        if self.compile:
-            fused = torch.compile(fused)  # type: ignore[assignment]
-        return replaced(bare, lambda _, module: fused if module is backbone else None), report
+        return fused, report
+
+    def _nothing(self, model: nn.Module, reason: str) -> tuple[nn.Module, FusionReport]:
+        _warn(f'FuseBackboneHook: {reason}, nothing is fused')
+        return model, FusionReport(self.form, (), 0, 0, 0, 0)
 
     def _fastest(self, backbone: nn.Module) -> Form:
         if not any(isinstance(module, Fusible) for module in backbone.modules()) or not fuse(backbone)[1]:
@@ -211,11 +247,39 @@ def _without_data_parallel(model: nn.Module) -> nn.Module:
     return model
 
 
-def _backbone_of(model: nn.Module) -> nn.Module | None:
-    while isinstance(model, BaseTTAModel) or is_model_wrapper(model):
-        model = cast(nn.Module, model.module)
-    backbone = getattr(model, 'backbone', None)
-    return backbone if isinstance(backbone, nn.Module) else None
+def _backbones_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost modules that are called a backbone, wherever wrappers (student and teacher, TTA) have put them."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f'{outer}.') for outer in found)
+        if name.endswith('backbone') and not inside:
+            found.append(name)
+            yield name, module
+
+
+def _compiled(fused: nn.Module, wanted: bool) -> nn.Module:
+    return cast(nn.Module, torch.compile(fused)) if wanted else fused
+
+
+def _joined(reports: Mapping[str, FusionReport], form: Form) -> FusionReport:
+    """One report about all backbones; names are those in a backbone where there is one, and else in the model."""
+    if len(reports) == 1:
+        return next(iter(reports.values()))
+    forms = {
+        '.'.join(filter(None, (name, part))): chosen
+        for name, report in reports.items()
+        for part, chosen in ({'': report.form} if isinstance(report.form, str) else report.form).items()
+    }
+    parts = list(reports.items())
+    return FusionReport(
+        forms if form == 'auto' else form,
+        tuple(f'{name}.{module}' for name, report in parts for module in report.modules),
+        sum(report.parameters_before for _, report in parts),
+        sum(report.parameters_after for _, report in parts),
+        sum(report.norms_before for _, report in parts),
+        sum(report.norms_after for _, report in parts),
+        tuple(f'{name}.{reason}' for name, report in parts for reason in report.refused),
+    )
 
 
 def _probe(backbone: nn.Module) -> Tensor | None:

@@ -1,21 +1,35 @@
 """The algebra of re-parameterization and the surgery that applies it; torch only."""
 
+from .affine_laws import norm_after_transposed, norm_of_sum
 from .as_kernels import as_linear, as_pointwise, average_pool, norm_alone
-from .fuse import FORMS, FURTHER_FORMS, Form, Fusible, FusionReport, check_form, count_norms, count_parameters, fuse
+from .fuse import (
+    FORMS,
+    FURTHER_FORMS,
+    Form,
+    Fusible,
+    FusionReport,
+    check_form,
+    count_norms,
+    count_parameters,
+    fuse,
+    sharded,
+)  # fmt: skip
 from .grouped import concat_grouped, ungroup
 from .kernel import Affine, Kernel, convolve, exact, folds, read, read_norm, to_conv, to_linear
 from .laws import add, average, chain, chain_biased, concat, dilate, embed, identity, norm_after, norm_before, split
 from .plain_layers import hooks_of_all_modules, is_intercepted, is_plain, why_called, why_intercepted
 from .pointwise import pointwise_after, pointwise_before
 from .shortcut import eliminate_shortcut
-from .surgery import replaced
+from .surgery import anchored, replaced
+from .unchanged import generators_kept, state_kept
 from .verify import relative_error, within
 
 __all__ = [
-    'FORMS', 'FURTHER_FORMS', 'Affine', 'Form', 'Fusible', 'FusionReport', 'Kernel', 'add', 'as_linear',
+    'FORMS', 'FURTHER_FORMS', 'Affine', 'Form', 'Fusible', 'FusionReport', 'Kernel', 'add', 'anchored', 'as_linear',
     'as_pointwise', 'average', 'average_pool', 'chain', 'chain_biased', 'check_form', 'concat', 'concat_grouped',
-    'convolve', 'count_norms', 'count_parameters', 'dilate', 'eliminate_shortcut', 'embed', 'exact', 'folds', 'fuse',
-    'hooks_of_all_modules', 'identity', 'is_intercepted', 'is_plain', 'norm_after', 'norm_alone', 'norm_before',
-    'pointwise_after', 'pointwise_before', 'read', 'read_norm', 'relative_error', 'replaced', 'split', 'to_conv',
-    'to_linear', 'ungroup', 'why_called', 'why_intercepted', 'within',
+    'convolve', 'count_norms', 'count_parameters', 'dilate', 'eliminate_shortcut', 'embed', 'exact', 'folds',
+    'fuse', 'generators_kept', 'hooks_of_all_modules', 'identity', 'is_intercepted', 'is_plain', 'norm_after',
+    'norm_after_transposed', 'norm_alone', 'norm_before', 'norm_of_sum', 'pointwise_after', 'pointwise_before',
+    'read', 'read_norm', 'relative_error', 'replaced', 'sharded', 'split', 'state_kept', 'to_conv', 'to_linear',
+    'ungroup', 'why_called', 'why_intercepted', 'within',
 ]  # fmt: skip

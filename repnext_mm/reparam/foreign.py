@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .kernel import exact, placed, refuse_training_norms
-from .surgery import replaced, sealed, skeleton
+from .plain_layers import on_the_instance
+from .surgery import anchored, replaced, sealed, skeleton
+from .unchanged import state_kept
 from .verify import relative_error, within
 
 PROTOCOLS = ('switch_to_deploy', 'reparameterize', 'fuse')
@@ -41,7 +43,13 @@ class Inputs(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def convert(model: nn.Module, *, ours: Callable[[nn.Module], bool], probe: Tensor | None = None) -> Converted:
+def convert(
+    model: nn.Module,
+    *,
+    ours: Callable[[nn.Module], bool],
+    stay: Mapping[nn.Module, str] = MappingProxyType({}),
+    probe: Tensor | None = None,
+) -> Converted:
     """Convert the outermost modules that have a method of ``PROTOCOLS``, and then those that remain inside them.
 
     The methods run on a float64 copy on the CPU; what comes out has the dtype, device, memory format and mode of the
@@ -50,14 +58,16 @@ def convert(model: nn.Module, *, ours: Callable[[nn.Module], bool], probe: Tenso
     Args:
         model: never changed.
         ours: modules that fuse by themselves; they and what holds them are not foreign.
+        stay: modules that are left as they are with their parts, beside those that ``anchored`` finds.
         probe: an input of the model. With it, each conversion is checked on what reaches its module, and one that
             changes the output, or that the probe does not reach, is left out.
 
     Raises:
         ValueError: a norm is in training mode.
     """
-    conversion = _Conversion(ours)
-    result = conversion.walk(model, None if probe is None else Inputs((probe,), {}))
+    conversion = _Conversion(ours, anchored(model) | dict(stay))
+    with state_kept(model):
+        result = conversion.walk(model, None if probe is None else Inputs((probe,), {}))
     return Converted(result, tuple(conversion.names), tuple(conversion.refused))
 
 
@@ -66,10 +76,11 @@ class _Refused(Exception):
 
 
 class _Conversion:
-    def __init__(self, ours: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, ours: Callable[[nn.Module], bool], left: Mapping[nn.Module, str]) -> None:
         self.names: list[str] = []
         self.refused: list[str] = []
         self._ours = ours
+        self._left = left
 
     def walk(self, root: nn.Module, given: Inputs | None, *, prefix: str = '', inside: bool = False) -> nn.Module:
         """Convert in ``root``, or only ``inside`` it; ``given`` is what ``root`` is called with, if that is known."""
@@ -90,6 +101,8 @@ class _Conversion:
             refuse_training_norms(name, module)
             count = len(self.names), len(self.refused)
             try:
+                if reason := _intercepted(module):
+                    raise _Refused(reason)
                 if given is not None and module not in inputs:
                     raise _Refused('the probe does not reach it')
                 return self._converted(name, module, methods[module], inputs[module] if given is not None else None)
@@ -99,7 +112,7 @@ class _Conversion:
                 self.refused.append(f'{name or type(module).__name__}.{methods[module]}(): {reason}')
                 return None
 
-        return replaced(root, deploy_form)
+        return replaced(root, deploy_form, left=self._left)
 
     def _converted(self, name: str, module: nn.Module, method: str, given: Inputs | None) -> nn.Module | None:
         copy = exact(module)
@@ -130,6 +143,14 @@ class _Conversion:
             if isinstance(method, FunctionType) and not _required(method):
                 return None if any(map(self._ours, module.modules())) else name
         return None
+
+
+def _intercepted(root: nn.Module) -> str:
+    """What a method of the library would not know of: hooks, and what was replaced on an instance."""
+    for name, module in root.named_modules():
+        if reason := on_the_instance(module):
+            return f'{name}: {reason}' if name else reason
+    return ''
 
 
 class _Call(nn.Module):

@@ -12,9 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .conv_norm_pairs import fold_pairs
 from .foreign import convert
-from .kernel import folds, refuse_training_norms
-from .plain_layers import why_intercepted
-from .surgery import replaced
+from .frozen_norms import looks_frozen
+from .kernel import refuse_training_norms
+from .plain_layers import is_norm, on_the_instance, why_intercepted
+from .surgery import anchored, replaced
+from .unchanged import generators_kept
 
 FORMS = ('default', 'keep_norms', 'half', 'three_quarters', 'dense')
 """Exact forms: ``default`` folds every norm and is the checkpoint format, ``keep_norms`` what the authors call fused.
@@ -76,16 +78,17 @@ class FusionReport:
     parameters_after: int
     norms_before: int
     norms_after: int
-    refused: tuple[str, ...] = ()  # foreign modules that were left as they are, and why
+    refused: tuple[str, ...] = ()  # what was left as it is though it has a deploy form, and why
 
     def __bool__(self) -> bool:
         return bool(self.modules)
 
     def __str__(self) -> str:
+        refused = f', refused {len(self.refused)}' if self.refused else ''
         return (
             f'fused {len(self.modules)} modules: '
             f'parameters {self.parameters_before:,} -> {self.parameters_after:,}, '
-            f'norms {self.norms_before} -> {self.norms_after}'
+            f'norms {self.norms_before} -> {self.norms_after}{refused}'
         )
 
 
@@ -95,7 +98,9 @@ def fuse(
     """Fuse a model; kernels are computed in float64 and cast back once.
 
     First every ``Fusible``, then the modules of other libraries that have their own method for it (see ``foreign``),
-    then plain convolutions with the batch norm that alone reads them (see ``conv_norm_pairs``).
+    then batch norms with the plain layers around them (see ``conv_norm_pairs``). What does more than its class says
+    (hooks, replaced methods), and what code may use in a way that cannot be followed, is left as it is and named in
+    the report. Random generators are left where they are.
 
     Args:
         model: any module; never changed.
@@ -104,44 +109,64 @@ def fuse(
         copy: return a model that shares nothing with ``model``. By default, what was not fused is shared, so that
             converting it in place (``half()``, ``to()``, ``train()``) would convert ``model`` too.
         foreign: fuse also what is no ``Fusible``. Without, the rest keeps its structure and its weights' names.
-        probe: an input of the model, to check the methods of other libraries with: one that changes the output is left
-            out. Without it, their results are taken as they are; compare the models with ``relative_error``.
+        probe: an input of the model, to check the methods of other libraries and the folded norms with: what changes
+            the output is left out. Without it, such methods are taken at their word; compare with ``relative_error``.
 
     Returns:
         The deploy form, and a report that is falsy when there was nothing to fuse.
 
     Raises:
-        ValueError: ``form`` is unknown or names no module, or a norm is in training mode.
+        ValueError: ``form`` is unknown or names no module, a norm is in training mode, or weights are not there as a
+            whole (FSDP), or cannot be copied.
     """
     check_form(form)
     forms = {'': form} if isinstance(form, str) else dict(form)
     unknown = forms.keys() - dict(model.named_modules(remove_duplicate=False)).keys()
     if unknown:
         raise ValueError(f'form names {", ".join(sorted(unknown))}, which {type(model).__name__} does not have')
+    if pieces := sharded(model):
+        raise ValueError(
+            f'{pieces} is sharded (FSDP), and each process holds pieces of its weights only: gather a full state dict, '
+            'load it into a model without FSDP, and fuse that'
+        )
     names: list[str] = []
+    refused: list[str] = []
+    stay = anchored(model)
 
     def deploy_form(name: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, Fusible):
             return None
         refuse_training_norms(name, module)
+        reasons = module.not_plain()
+        refused.extend('.'.join(filter(None, (name, reason))) for reason in reasons if ': ' in reason)
+        if reason := on_the_instance(module):
+            stay[module] = reason  # with its parts, which it may read
+            return module
         new = module.fused(_form_of(name, forms))
         if new is not module:
             names.append(name)
         return new
 
-    result = replaced(model, deploy_form)
-    refused: tuple[str, ...] = ()
-    if foreign:
-        result, converted, refused = convert(result, ours=_is_ours, probe=probe)
-        names += converted
-    if foreign and any(map(folds, result.modules())):  # tracing takes time
-        result, pairs = fold_pairs(result, ours=_is_ours)
-        names += pairs
+    with generators_kept():
+        result = replaced(model, deploy_form, left=dict(stay))
+        inner = {module: name for name, module in model.named_modules()}
+        refused += [
+            f'{inner[module] or type(module).__name__}: {reason}' for module, reason in stay.items()
+            if any(isinstance(part, Fusible) or is_norm(part) for part in module.modules())
+        ]  # fmt: skip
+        if foreign:
+            result, converted, reasons = convert(result, ours=_is_ours, stay=stay, probe=probe)
+            names += converted
+            refused += reasons
+        if foreign and any(map(is_norm, result.modules())):  # following the data takes time
+            result, folded, reasons = fold_pairs(result, ours=_is_ours, stay=stay, probe=probe)
+            names += folded
+            refused += reasons
     report = FusionReport(
         form, tuple(names), count_parameters(model), count_parameters(result), count_norms(model), count_norms(result),
-        refused,
+        tuple(dict.fromkeys(refused)),
     )  # fmt: skip
-    return (copying.deepcopy(result) if copy else result), report
+    return (_copied(result) if copy else result), report
 
 
 def check_form(form: Form) -> None:
@@ -161,8 +186,30 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_norms(model: nn.Module) -> int:
-    """Number of norm layers of any kind."""
-    return sum(isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm) for module in model.modules())
+    """Number of norm layers of any kind, frozen ones too."""
+    kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+    return sum(isinstance(module, kinds) or looks_frozen(module) for module in model.modules())
+
+
+def sharded(model: nn.Module) -> str:
+    """The name of a module of whose weights each process holds pieces only (FSDP); empty where there is none."""
+    for name, module in model.named_modules():
+        kinds = {kind.__name__ for kind in (*type(module).__mro__, *map(type, module._parameters.values()))}
+        if kinds & {'FullyShardedDataParallel', 'FSDPModule', 'DTensor', 'FlatParameter'}:
+            return name or type(module).__name__
+    return ''
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise ValueError(
+                    f'{name or type(module).__name__}.{key} is computed from other weights (weight_norm, spectral_norm '
+                    'or pruning) and cannot be copied: call the remove function of that method first, or fuse under '
+                    'torch.no_grad() with copy=False'
+                )
+    return copying.deepcopy(model)
 
 
 def _is_ours(module: nn.Module) -> bool:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from inspect import getattr_static
+from types import FunctionType
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrize import is_parametrized
 
-from .kernel import Kernel, folds, is_frozen_norm, placed, to_conv
-from .surgery import skeleton
+from .frozen_norms import is_frozen
+from .kernel import Kernel, folds, is_frozen_norm, placed
+from .surgery import sealed, skeleton
 
 _CONV_FORWARDS = tuple((kind.forward, kind._conv_forward) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 _NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -18,8 +24,24 @@ _PLAIN_FORWARDS = frozenset((*_CONV_FORWARDS, *((forward, None) for forward in (
 _PADDING_CONVS = (('mmcv', 'Conv2dAdaptivePadding'), ('timm', 'Conv2dSame'))
 """Convolutions with a ``forward`` that pads as TensorFlow does, and then convolves."""
 
-_ACTIVATING_NORMS = (('timm', 'BatchNormAct2d'),)
+_WRAPPED_LAYERS = tuple(
+    ('mmcv', kind) for kind in ('Conv2d', 'Conv3d', 'ConvTranspose2d', 'ConvTranspose3d', 'Linear')
+)
+"""Layers with a ``forward`` that does something else for old versions of PyTorch only."""
+
+_LINEAR_MAPS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+)  # fmt: skip
+_LINEAR_FORWARDS = frozenset((kind.forward, getattr(kind, '_conv_forward', None)) for kind in _LINEAR_MAPS)
+
+_ACTIVATING_NORMS = (('timm', 'BatchNormAct2d'), ('timm', 'FrozenBatchNormAct2d'))
 """Batch norms with a ``forward`` that goes on with ``drop`` and ``act``."""
+
+_USUAL_ATTRIBUTES = frozenset(vars(nn.Module()))
+_DIMENSION = (
+    'a layer has absorbed the batch norm here for inputs of another dimension: fuse the model with '
+    'fuse(model, probe=x), x being an input as it comes'
+)
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -81,27 +103,107 @@ def why_called(layer: nn.Module) -> str:
     return why_intercepted(layer) or f'its class {type(layer).__name__} may do more than its weight and bias say'
 
 
-def is_convolution(module: nn.Module) -> bool:
-    """Whether the output of a layer is linear in its weight and bias, without hooks that could change it."""
-    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or has_hooks(module):
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether the class of a layer makes an output of it that is linear in its weight and bias, and nothing else."""
+    kind = type(module)
+    if not isinstance(module, _LINEAR_MAPS) or kind.__call__ is not nn.Module.__call__:
         return False
-    return _is_plain(module) or _kind(module) in _PADDING_CONVS
-
-
-def with_kernel(conv: nn.Module, kernel: Kernel) -> nn.Module:
-    """A layer as ``conv`` with another weight and bias, which need no gradient."""
-    like = cast(nn.Conv2d, conv)
-    if _is_plain(conv):
-        return to_conv(kernel, like=like)
-    clone = cast(nn.Conv2d, skeleton(conv)[0])
-    for name, tensor in kernel._asdict().items():
-        setattr(clone, name, nn.Parameter(placed(tensor, like=like.weight), requires_grad=False))
-    return clone
+    if isinstance(module.weight, nn.UninitializedParameter):
+        return False
+    forwards = (kind.forward, getattr(kind, '_conv_forward', None))
+    return forwards in _LINEAR_FORWARDS or _kind(module) in (*_PADDING_CONVS, *_WRAPPED_LAYERS)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a layer is a batch norm in eval mode, possibly with something known behind it, without hooks."""
-    return folds(module) and not has_hooks(module) and behind(module) is not None
+    """Whether the class of a layer makes it a batch norm with fixed statistics, maybe with something known behind it.
+
+    What happens on the instance does not count here; see ``on_the_instance``.
+    """
+    if sealed(module) or type(module).__call__ is not nn.Module.__call__:
+        return False
+    return (folds(module) or is_frozen(module)) and behind(module) is not None
+
+
+def on_the_instance(module: nn.Module) -> str:
+    """What makes this very module do other things than its class says, for people; empty where nothing does."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return 'it has hooks, which would not run'
+    if getattr(module, '_compiled_call_impl', None) is not None:
+        return 'it was compiled in place'
+    if sealed(module):
+        return ''
+    further = vars(module).keys() - _USUAL_ATTRIBUTES
+    own = sorted(name for name in further if isinstance(getattr_static(type(module), name, None), FunctionType))
+    return f'its {own[0]} was replaced' if own else ''
+
+
+def axes(layer: nn.Module) -> int:
+    """How many axes of its input a layer moves along: 2 for an image, 0 for a linear layer."""
+    return cast(Tensor, layer.weight).dim() - 2
+
+
+def channels(layer: nn.Module) -> int:
+    """How many channels a layer returns."""
+    return cast(int, layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def features(norm: nn.Module) -> int:
+    """How many channels a norm has."""
+    return len(cast(Tensor, norm.running_var))
+
+
+def sees_no_border(layer: nn.Module) -> bool:
+    """Whether a layer reads nothing but what it is given: it does not pad, or with values of its input."""
+    if isinstance(layer, nn.Linear):
+        return True
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    if all(size == 1 for size in layer.kernel_size) and (_kind(layer) in _PADDING_CONVS or layer.padding == 'same'):
+        return True
+    if _kind(layer) in _PADDING_CONVS:
+        return False
+    if layer.padding_mode != 'zeros' or layer.padding == 'valid':
+        return True
+    return not isinstance(layer.padding, str) and not any(layer.padding)
+
+
+def passes_through(module: nn.Module) -> bool:
+    """Whether a layer returns what it is given: ``Identity``, and dropout in eval mode."""
+    dropout = isinstance(module, _DropoutNd) and not module.training and type(module).__module__.startswith('torch.nn')
+    return (dropout or type(module) in (nn.Identity, OfDimension)) and not on_the_instance(module)
+
+
+class OfDimension(nn.Identity):
+    """What a norm leaves behind where another layer has absorbed it, which is exact for inputs of one dimension only.
+
+    A batch norm takes ``(N, C)`` and ``(N, C, L)``, and a linear layer returns its channels in the last place.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.dimension = dimension
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.dim() == self.dimension, _DIMENSION)
+        return x
+
+    def extra_repr(self) -> str:
+        return str(self.dimension)
+
+
+def with_kernel(layer: nn.Module, kernel: Kernel) -> nn.Module:
+    """A layer as ``layer``, of its class and with its attributes, with a weight and bias that need no gradient."""
+    clone = skeleton(layer)[0]
+    if is_parametrized(layer):
+        clone.__class__ = type(layer).__bases__[0]
+        del clone._modules['parametrizations']
+    like = cast(Tensor, layer.weight)
+    values = {
+        name: None if tensor is None else nn.Parameter(placed(tensor, like=like), requires_grad=False)
+        for name, tensor in kernel._asdict().items()
+    }
+    clone._parameters.update(values)
+    return clone
 
 
 def behind(norm: nn.Module) -> nn.Module | None:
@@ -109,18 +211,9 @@ def behind(norm: nn.Module) -> nn.Module | None:
     if type(norm).forward in _NORM_FORWARDS:
         return nn.Identity()
     if _kind(norm) not in _ACTIVATING_NORMS:
-        return None
+        return nn.Identity() if is_frozen(norm) else None
     layers = [layer for layer in cast(list[nn.Module], [norm.drop, norm.act]) if not isinstance(layer, nn.Identity)]
     return nn.Sequential(*layers) if layers else nn.Identity()
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether other code takes part in the forward pass of a module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _is_plain(conv: nn.Module) -> bool:
-    return (type(conv).forward, getattr(type(conv), '_conv_forward', None)) in _CONV_FORWARDS
 
 
 def _kind(module: nn.Module) -> tuple[str, str]:

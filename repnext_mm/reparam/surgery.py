@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from types import CellType, FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,23 +16,24 @@ from torch import nn
 Replacement = Callable[[str, nn.Module], nn.Module | None]
 
 
-def replaced(model: nn.Module, replacement: Replacement) -> nn.Module:
+def replaced(model: nn.Module, replacement: Replacement, *, left: Mapping[nn.Module, str] | None = None) -> nn.Module:
     """A model in which ``replacement(name, module)`` stands for every module it is not None for.
 
     Returns ``model`` itself when nothing is replaced. Otherwise the modules on the way to a replacement are shallow
     copies; everything else is shared with ``model``. What is replaced is not searched further, nor is what
-    is ``sealed``.
+    is ``sealed``, or in ``left`` (see ``anchored``, which is asked by default): those are not replaced either.
     """
+    stay = anchored(model) if left is None else left
     done: dict[int, nn.Module] = {}  # a module that is used twice stays one module
 
     def visit(module: nn.Module, name: str) -> nn.Module:
         if id(module) not in done:
-            new = replacement(name, module)
+            new = None if module in stay else replacement(name, module)
             done[id(module)] = _rebuilt(module, name) if new is None else new
         return done[id(module)]
 
     def _rebuilt(module: nn.Module, name: str) -> nn.Module:
-        if sealed(module):
+        if sealed(module) or module in stay:
             return module
         children = {
             key: visit(child, f'{name}.{key}' if name else key)
@@ -43,8 +49,14 @@ def replaced(model: nn.Module, replacement: Replacement) -> nn.Module:
     return visit(model, '')
 
 
-def skeleton(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
+def skeleton(
+    model: nn.Module, *, instead: Callable[[nn.Module], Any] = lambda module: None
+) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
     """A model of new modules that share every tensor with ``model``: what its ``forward`` sets stays out of ``model``.
+
+    Args:
+        model: the source.
+        instead: gives what stands for a module, if that is not a new one.
 
     Returns:
         The new model, and the new module for every module of ``model``; one that is ``sealed`` stands for itself.
@@ -53,10 +65,11 @@ def skeleton(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
 
     def clone_of(module: nn.Module) -> nn.Module:
         if module not in clones:
-            clones[module] = module if sealed(module) else _shallow_copy(module)
-            if clones[module] is not module:
+            other = instead(module)
+            clones[module] = other if other is not None else module if sealed(module) else _shallow_copy(module)
+            if other is None and clones[module] is not module:
                 for key, value in vars(module).items():
-                    if isinstance(value, list | dict | set):  # it may collect there what passes by
+                    if key not in _CONTAINERS and isinstance(value, list | dict | set):  # it may collect there
                         vars(clones[module])[key] = copy.copy(value)
                 children = module._modules.items()
                 clones[module]._modules.update(
@@ -65,6 +78,71 @@ def skeleton(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
         return clones[module]
 
     return clone_of(model), clones
+
+
+def anchored(model: nn.Module) -> dict[nn.Module, str]:
+    """The modules of a model of which a copy would go on running the old ones, and why.
+
+    They are compiled in place, or something other than their place in the model refers to them: bound methods,
+    closures, partial functions and lists that are kept as attributes or hooks.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    reasons: dict[nn.Module, str] = {}
+    for module, name in names.items():
+        if getattr(module, '_compiled_call_impl', None) is not None:
+            reasons.setdefault(module, 'it was compiled in place')
+        if sealed(module):
+            continue
+        for key, value in vars(module).items():
+            if key in _CONTAINERS and key not in _HOOKS:
+                continue
+            for other in _referred_to(value):
+                if other in names:
+                    whose = f'{name}.{key}' if name else key
+                    reasons.setdefault(other, f'{whose} refers to it, so that a copy would run the old one')
+    return reasons
+
+
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+
+
+def _referred_to(value: Any) -> Iterator[nn.Module]:
+    """The modules that a value leads to, short of what those hold themselves."""
+    seen: dict[int, Any] = {}
+    found = [value]
+    while found:
+        item = found.pop()
+        if id(item) in seen or item is None or isinstance(item, _NOT_FOLLOWED):
+            continue
+        seen[id(item)] = item  # else another may get its id
+        if isinstance(item, nn.Module):
+            yield item
+        elif isinstance(item, Mapping):
+            found += [part for pair in item.items() for part in pair]
+        elif isinstance(item, list | tuple | set | frozenset | deque):
+            found += item
+        elif isinstance(item, MethodType):
+            found += [item.__self__, item.__func__]
+        elif isinstance(item, FunctionType):
+            found += [cell.cell_contents for cell in item.__closure__ or () if _is_filled(cell)]
+            found += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
+        elif isinstance(item, functools.partial):
+            found += [item.func, item.args, item.keywords]
+        elif isinstance(item, weakref.ref):
+            found.append(item())
+        elif type(getattr(item, '__dict__', None)) is dict and type(item).__module__.partition('.')[0] != 'torch':
+            found.append(vars(item))
+
+
+_NOT_FOLLOWED = (str, bytes, int, float, complex, torch.Tensor, torch.dtype, torch.device, type)
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # the only way to know
+        return False
+    return True
 
 
 def sealed(module: nn.Module) -> bool:

@@ -392,3 +392,79 @@ class TestWithoutRunner:
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         FuseBackboneHook(**options)
+
+
+class Pair(BaseModel):
+    """A student and a teacher, as semi-supervised detectors have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = Regressor(), Regressor(randomise(RepNeXt(TINY), seed=1))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return (self.student if mode == 'loss' else self.teacher)(inputs, data_samples, mode)
+
+
+class TestSeveralBackbones:
+    def test_a_run(self, make_runner):
+        model = Pair()
+        expected, before = outputs_of(model.teacher), state(model)
+        runner = make_runner(model, [FuseBackboneHook()])
+        assert runner.test()['outputs'] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert model.teacher.tested == [(0, False)] * 2
+        assert runner.model is model
+        assert same(before, state(model))
+        assert count_norms(model.student.backbone) > 0
+
+    def test_the_report_is_of_all(self, log):
+        log.set_level(logging.INFO)
+        fused, report = FuseBackboneHook().fuse_backbone(Pair().train())
+        assert count_norms(fused.student.backbone) == count_norms(fused.teacher.backbone) == 0
+        assert (report.norms_before, report.norms_after) == (46, 0)
+        assert {name.partition('.')[0] for name in report.modules} == {'student', 'teacher'}
+        assert log.text.count('RepNeXt: fused') == 2
+
+    def test_one_of_them_has_nothing_to_fuse(self, log):
+        model = Pair()
+        model.teacher.backbone = RepNeXt(TINY, deploy=True)
+        fused, report = FuseBackboneHook().fuse_backbone(model)
+        assert fused.teacher is model.teacher
+        assert count_norms(fused.student.backbone) == 0
+        assert report
+        assert 'nothing to fuse' in log.text
+
+    def test_a_backbone_inside_a_backbone_is_part_of_it(self):
+        model = Regressor()
+        model.img_backbone = nn.Sequential()
+        model.img_backbone.add_module('backbone', model.backbone)
+        del model.backbone
+        fused, report = FuseBackboneHook().fuse_backbone(model)
+        assert isinstance(fused.img_backbone, nn.Sequential)
+        assert all(name.startswith('backbone.') for name in report.modules)
+
+
+class TestWhatIsLeft:
+    def test_modules_with_hooks_are_logged(self, log):
+        log.set_level(logging.INFO)
+        model = Regressor()
+        model.backbone.stages[0].blocks[0].register_forward_hook(lambda module, args, output: 1.5 * output)
+        _, report = FuseBackboneHook().fuse_backbone(model)
+        assert 'leaves 1 modules as they are: stages.0.blocks.0: it has hooks' in log.text
+        assert 'refused 1; relative error' in log.text
+        assert report.norms_after > 0
+
+    def test_weights_in_pieces(self, log):
+        model = Regressor()
+        model.backbone = type('FullyShardedDataParallel', (nn.Sequential,), {})(model.backbone)
+        fused, report = FuseBackboneHook().fuse_backbone(model)
+        assert fused is model
+        assert not report
+        assert 'is sharded (FSDP): its weights are in pieces, nothing is fused' in log.text
+
+    def test_a_model_that_a_copy_could_not_replace(self, log):
+        model = Regressor()
+        model.forward = model.forward  # bound to the model
+        fused, report = FuseBackboneHook().fuse_backbone(model)
+        assert fused is model
+        assert not report
+        assert 'a copy of Regressor would not take its place: forward refers to it' in log.text

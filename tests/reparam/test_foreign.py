@@ -43,12 +43,12 @@ def timm(name: str) -> nn.Module:
 LARGE_KERNELS = {'large_kernel_sizes': [13, 13, 11, 7], 'layers': [1, 1, 1, 1], 'channels': [8, 16, 16, 24],
                  'small_kernel': 5, 'dw_ratio': 1.5}  # fmt: skip
 PERCEPTRONS = {'channels': [16, 32, 64, 128], 'depths': [1, 1, 1, 1], 'sharesets_nums': [1, 2, 4, 8]}
-# norms that remain: those that no convolution precedes
+# norms that remain: those beside no layer that could take them in
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     'RepVGG-A0': (lambda: mmpretrain('RepVGG', arch='A0'), 0),
     'MobileOne-s0': (lambda: mmpretrain('MobileOne', arch='s0'), 0),
-    'RepLKNet': (lambda: mmpretrain('RepLKNet', arch=LARGE_KERNELS), 12),
-    'RepMLP': (lambda: mmpretrain('RepMLPNet', arch=PERCEPTRONS, img_size=64), 9),
+    'RepLKNet': (lambda: mmpretrain('RepLKNet', arch=LARGE_KERNELS), 4),
+    'RepMLP': (lambda: mmpretrain('RepMLPNet', arch=PERCEPTRONS, img_size=64), 5),
     'ResNet-18': (lambda: mmpretrain('ResNet', depth=18), 0),
     'timm RepViT-M0.9': (lambda: timm('repvit_m0_9'), 0),
     'timm MobileOne-s0': (lambda: timm('mobileone_s0'), 0),
@@ -344,3 +344,23 @@ def test_what_is_foreign_may_be_left_alone():
     fused, report = fuse(model, foreign=False)
     assert report.modules == ('0',)
     assert fused[1] is rest
+
+
+INTERCEPTIONS = {
+    'hook': lambda block: block.a.register_forward_hook(lambda module, args, output: 2 * output),
+    'hook on the block': lambda block: block.register_forward_hook(lambda module, args, output: 2 * output),
+    'forward': lambda block: setattr(block.a, 'forward', lambda x: 2 * x),
+    'compiled': lambda block: setattr(block.a, '_compiled_call_impl', block.a._call_impl),
+}
+
+
+@pytest.mark.parametrize('probing', [True, False], ids=['probe', 'no probe'])
+@pytest.mark.parametrize('kind', INTERCEPTIONS)
+def test_what_a_library_does_not_know_of_is_not_lost(kind, probing):
+    model, x = nn.Sequential(Fusing(), Fusing()).double().eval(), image()
+    INTERCEPTIONS[kind](model[0])
+    fused, report = fuse(model, probe=x if probing else None)
+    assert report.modules == ('1',)
+    assert report.refused
+    assert all(reason.startswith('0') for reason in report.refused)
+    assert max(relative_error(fused, model, x)) < 1e-14

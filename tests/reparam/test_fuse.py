@@ -145,3 +145,33 @@ def test_forms_of_parts():
 def test_forms_that_are_none(form, message):
     with pytest.raises(ValueError, match=message):
         fuse(network(), form=form)
+
+
+@pytest.mark.parametrize('place', ['on it', 'inside'])
+def test_a_fusible_module_with_hooks_stays_and_is_named(place):
+    model, seen = network(), []
+    module = model[0][0] if place == 'on it' else model[0][0].conv
+    module.register_forward_hook(lambda _, args, output: seen.append(1) or 2 * output)
+    fused, report = fuse(model)
+    assert fused[0][0] is model[0][0]
+    assert report.modules == ('0.2',)
+    (reason,) = report.refused
+    assert reason.startswith('0.0: ' if place == 'on it' else '0.0.conv: ')
+    assert 'hooks' in reason
+    assert str(report).endswith('norms 2 -> 1, refused 1')
+    x = torch.randn(1, 3, 6, 5)
+    assert worst_error(fused(x), model(x)) < 1e-6
+    assert len(seen) == 2
+
+
+class Sharded(nn.Sequential):
+    pass
+
+
+Sharded.__name__ = 'FullyShardedDataParallel'
+
+
+def test_weights_in_pieces_are_refused():
+    model = nn.Sequential(Sharded(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
+    with pytest.raises(ValueError, match=r'0 is sharded \(FSDP\).*gather a full state dict'):
+        fuse(model)

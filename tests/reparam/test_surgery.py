@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import types
+import weakref
+from collections import deque
+
+import pytest
 import torch
 from torch import nn
 
-from repnext_mm.reparam import replaced
+from repnext_mm.reparam import anchored, replaced
 from repnext_mm.reparam.surgery import skeleton
 
 
@@ -86,3 +92,57 @@ def test_a_graph_module_keeps_its_forward():
     new = replaced(model, lambda _, module: nn.Identity() if isinstance(module, nn.ReLU) else None)
     x = torch.randn(1, 2)
     assert torch.equal(new(x), model.get_submodule('0')(x))
+
+
+def stored(key: str, value: object, on: nn.Module) -> None:
+    on.__dict__[key] = value  # past nn.Module, which would register a module
+
+
+REFERENCES = {
+    'bound method': lambda part: types.MethodType(lambda self, x: x, part),
+    'closure': lambda part: lambda x: part(x),
+    'default': lambda part: lambda x, layer=part: layer(x),
+    'partial': lambda part: functools.partial(nn.Linear.forward, part),
+    'list of dicts': lambda part: [{'layer': part}],
+    'deque': lambda part: deque([part]),
+    'weak reference': lambda part: weakref.ref(part),
+    'object': lambda part: types.SimpleNamespace(inner=types.SimpleNamespace(layer=part)),
+}
+
+
+@pytest.mark.parametrize('kind', REFERENCES)
+def test_what_something_else_refers_to_is_left(kind):
+    part, other = nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)
+    model = nn.Sequential(part, other, nn.Identity())
+    stored('held', REFERENCES[kind](part), on=model[2])
+    assert anchored(model) == {part: '2.held refers to it, so that a copy would run the old one'}
+    new = replaced(model, lambda _, module: nn.Identity() if isinstance(module, nn.Linear) else None)
+    assert new[0] is part
+    assert isinstance(new[1], nn.Identity)
+
+
+def test_hooks_refer_too():
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Identity())
+    model[1].register_forward_hook(lambda module, args, output: model[0](output))
+    assert set(anchored(model)) == {model}
+
+
+def test_what_does_not_lead_back_is_not_anchored():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.names, model.scale, model.function = ['0', 'weight'], {'a': torch.ones(2)}, len
+    model.handle = model[0].register_forward_hook(lambda module, args, output: None)
+    empty = None
+
+    def early(x):
+        return empty_later(x)
+
+    model.early = early
+    assert anchored(model) == {}
+    empty_later = empty
+
+
+def test_compiled_in_place():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0]._compiled_call_impl = model[0]._call_impl  # what compile() sets
+    assert anchored(model)[model[0]] == 'it was compiled in place'
+    assert replaced(model, lambda _, module: nn.Identity() if isinstance(module, nn.Linear) else None) is model

@@ -1,0 +1,451 @@
+"""Where a norm folds and where it stays, case by case: every answer is exact, on every way that a model can be called."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
+
+from repnext_mm.reparam import count_norms, fuse
+from tests.conftest import randomise, worst_error
+
+EXACT = 1e-12
+
+
+class Written(nn.Module):
+    """Children, and a ``forward`` as a function of them and the input."""
+
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+def written(forward: Callable[..., Any], **children: nn.Module) -> nn.Module:
+    model = type('Case', (Written,), {'forward': forward})
+    return model(**(children or {'c': conv(), 'b': nn.BatchNorm2d(6)}))
+
+
+def conv(inputs: int = 4, outputs: int = 6, size: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, padding=options.pop('padding', size // 2), **options)
+
+
+def image() -> torch.Tensor:
+    return torch.randn(2, 4, 9, 11, generator=torch.Generator().manual_seed(1)).double()
+
+
+@torch.no_grad()
+def fused_and_compared(
+    model: nn.Module, *, calls: Callable[[nn.Module], Any] | None = None, x: torch.Tensor | None = None
+) -> tuple[nn.Module, tuple[str, ...], int]:
+    """Fuse, compare, and return the model, what was refused, and how many norms are left."""
+    randomise(model).double().eval()
+    call = calls or (lambda network: network(image() if x is None else x))
+    expected = call(model)
+    fused, report = fuse(model)
+    assert report.norms_after == count_norms(fused)
+    assert worst_error(call(fused), expected) < EXACT
+    assert torch.equal(call(model), expected)
+    again, second = fuse(fused)
+    assert again is fused
+    assert not second
+    return fused, report.refused, report.norms_after
+
+
+FOLDS = {
+    'in front of 1x1': lambda: nn.Sequential(nn.BatchNorm2d(4), conv(size=1)),
+    'in front of unpadded': lambda: nn.Sequential(nn.BatchNorm2d(4), conv(padding=0, groups=2)),
+    'in front of reflecting': lambda: nn.Sequential(nn.BatchNorm2d(4), conv(padding_mode='reflect')),
+    'in front of two': lambda: written(
+        lambda s, x: (lambda y: s.c(y) + s.d(y))(s.b(x)), b=nn.BatchNorm2d(4), c=conv(size=1), d=conv(size=1)
+    ),
+    'in front of dropout and linear': lambda: nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3)
+    ),
+    'two norms': lambda: nn.Sequential(conv(), nn.BatchNorm2d(6), nn.BatchNorm2d(6)),
+    'on both sides': lambda: nn.Sequential(nn.BatchNorm2d(4), conv(size=1), nn.BatchNorm2d(6)),
+    'behind dropout': lambda: nn.Sequential(conv(), nn.Dropout(0.5), nn.BatchNorm2d(6)),
+    'behind identity': lambda: nn.Sequential(conv(), nn.Identity(), nn.BatchNorm2d(6)),
+    'transposed': lambda: nn.Sequential(
+        nn.ConvTranspose2d(4, 6, 3, 2, groups=2, output_padding=1, bias=False), nn.BatchNorm2d(6)
+    ),
+    'concatenation': lambda: written(
+        lambda s, x: s.b(torch.cat([s.c(x), s.d(x)], dim=1)), c=conv(4, 4), d=conv(4, 2, 1), b=nn.BatchNorm2d(6)
+    ),
+    'sum': lambda: written(lambda s, x: s.b(s.c(x) + s.d(2 * x)), c=conv(), d=conv(bias=False), b=nn.BatchNorm2d(6)),
+    'sum in place': lambda: written(_added_in_place, c=conv(), d=conv(), b=nn.BatchNorm2d(6)),
+    'sum of a stack': lambda: written(
+        lambda s, x: s.b(torch.cat((s.c(x), s.d(x)), 1) + s.e(x)), c=conv(4, 3), d=conv(4, 3), e=conv(),
+        b=nn.BatchNorm2d(6),
+    ),
+    'by name': lambda: written(lambda s, x: s.b(input=s.c(input=x))),
+    'shape of what is between': lambda: written(lambda s, x: (lambda y: s.b(y)[..., : y.shape[-1] - 1])(s.c(x))),
+    'attribute of the layer': lambda: _with_attribute(),
+    'checkpointing': lambda: written(
+        lambda s, x: checkpoint(s.q, x, use_reentrant=False), q=nn.Sequential(conv(), nn.BatchNorm2d(6))
+    ),
+    'error on one way': lambda: written(_raises_for_small),
+    'unused optional argument': lambda: written(lambda s, x, mask=None: s.b(s.c(x)) * (1 if mask is None else mask)),
+    'modes': lambda: written(lambda s, x: s.b(s.c(x if torch.is_grad_enabled() else x + 0))),
+}  # fmt: skip
+
+
+def _added_in_place(s, x):
+    y = s.c(x)
+    y += s.d(x)
+    return s.b(y)
+
+
+def _raises_for_small(s, x):
+    if x.shape[-1] < 3:
+        raise ValueError('too small')
+    return s.b(s.c(x))
+
+
+def _with_attribute() -> nn.Module:
+    class Scaled(nn.Conv2d):
+        scale = 2.0
+
+    model = written(lambda s, x: s.b(s.c(F.pad(x, (s.c.pad_by_parent,) * 4) * s.c.scale)), c=Scaled(4, 6, 3),
+                    b=nn.BatchNorm2d(6))  # fmt: skip
+    model.c.pad_by_parent = 1
+    return model
+
+
+@pytest.mark.parametrize('case', FOLDS)
+def test_folds(case):
+    _, refused, norms = fused_and_compared(FOLDS[case]())
+    assert norms == 0
+    assert refused == ()
+
+
+def test_linear_layers_and_their_norms():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+    fused, _, norms = fused_and_compared(model, x=torch.randn(3, 4).double())
+    assert norms == 0
+    with pytest.raises(AssertionError, match='inputs of another dimension'):
+        fused(torch.randn(3, 6, 4).double())  # the norm would take the second axis, the fused layer the last
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 6))
+    assert fused_and_compared(model, x=torch.randn(3, 4).double())[2] == 0
+
+
+def _hooked(register: str) -> nn.Module:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(6))
+    getattr(model[0], register)(lambda *_: None)
+    return model
+
+
+def _replaced(index: int, name: str, method: Callable[..., Any]) -> nn.Module:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(6))
+    setattr(model[index], name, types.MethodType(method, model[index]))
+    return model
+
+
+def _partial() -> nn.Module:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(6))
+    model[0].forward = functools.partial(nn.Conv2d.forward, model[0])
+    return model
+
+
+def _compiled(*path: int) -> nn.Module:
+    model = nn.Sequential(nn.Sequential(conv(), nn.BatchNorm2d(6)), nn.ReLU())
+    part = model
+    for index in path:
+        part = part[index]
+    part._compiled_call_impl = part._call_impl  # what compile() sets
+    return model
+
+
+def _referring(refer: Callable[[nn.Module], object]) -> nn.Module:
+    model = written(lambda s, x: s.q(x) + s.other(x), q=nn.Sequential(conv(), nn.BatchNorm2d(6)))
+    model.other = refer(model.q[0])
+    return model
+
+
+def _bound_root() -> nn.Module:
+    model = written(lambda s, x: s.b(s.c(x)))
+    model.forward = types.MethodType(lambda s, x: s.b(s.c(x)).relu(), model)
+    return model
+
+
+def _adding_method() -> nn.Module:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(6))
+    model[1]._check_input_dim = lambda x: x.mul_(2)
+    return model
+
+
+ON_THE_INSTANCE = {
+    'forward hook': lambda: _hooked('register_forward_hook'),
+    'pre-hook': lambda: _hooked('register_forward_pre_hook'),
+    'backward hook': lambda: _hooked('register_full_backward_hook'),
+    'forward of the layer': lambda: _replaced(0, 'forward', lambda s, x: nn.Conv2d.forward(s, x) * 2),
+    'forward of the norm': lambda: _replaced(1, 'forward', lambda s, x: nn.BatchNorm2d.forward(s, x) * 2),
+    '_conv_forward': lambda: _replaced(
+        0, '_conv_forward', lambda s, x, w, b: nn.Conv2d._conv_forward(s, x, 3 * w, b)
+    ),
+    'another method': _adding_method, 'partial': _partial, 'compiled': _compiled, 'compiled part': lambda: _compiled(0),
+    'compiled layer': lambda: _compiled(0, 0), 'forward of the root': _bound_root,
+    'list': lambda: _referring(lambda layer: (lambda held: lambda x: held[0](x))([layer])),
+    'bound method': lambda: _referring(lambda layer: layer.__call__),
+    'weak reference': lambda: _referring(lambda layer: (lambda held: lambda x: held()(x))(weakref.ref(layer))),
+    'pruned': lambda: nn.Sequential(prune.l1_unstructured(conv(), 'weight', 0.5), nn.BatchNorm2d(6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', ON_THE_INSTANCE)
+def test_what_is_on_the_instance_stays_and_is_named(case):
+    _, refused, norms = fused_and_compared(ON_THE_INSTANCE[case]())
+    assert norms == 1
+    assert refused
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm. is deprecated')
+def test_layers_whose_weight_is_computed():
+    plain = {'weight_norm': parametrizations.weight_norm, 'spectral_norm': parametrizations.spectral_norm}
+    for method in plain.values():
+        assert fused_and_compared(nn.Sequential(method(conv()), nn.BatchNorm2d(6)))[2] == 0
+    for method in (nn.utils.weight_norm, nn.utils.spectral_norm):
+        _, refused, norms = fused_and_compared(nn.Sequential(method(conv()), nn.BatchNorm2d(6)))
+        assert norms == 1
+        assert 'hooks' in refused[0]
+    model = nn.Sequential(nn.utils.weight_norm(conv()), nn.BatchNorm2d(6)).eval()
+    model(image().float())
+    with pytest.raises(ValueError, match=r'0\.weight is computed from other weights.*remove'):
+        fuse(model, copy=True)
+
+
+class WithStem(Written):
+    def forward(self, x):
+        return self.b(self.c(x))
+
+    def stem(self, x):
+        return self.c(x)
+
+
+class UsingStem(WithStem):
+    def forward(self, x):
+        return self.b(self.stem(x))
+
+
+class Unfollowable(WithStem):
+    def stem(self, x):
+        return self.c(x) * len(x.tolist())
+
+
+def _choosing(kind: str) -> Callable[..., Any]:
+    def forward(s, x, raw=False, mode='norm'):
+        y = s.c(x)
+        match kind:
+            case 'optional flag':
+                other = raw
+            case 'optional string':
+                other = mode == 'raw'
+            case 'isinstance':
+                other = isinstance(x, torch.Tensor)
+            case 'not isinstance of a proxy':
+                other = isinstance(x, torch.Tensor) and not isinstance(x, torch.fx.Proxy)
+            case 'is_tensor':
+                other = torch.is_tensor(x)
+            case 'hasattr':
+                other = not hasattr(x, 'tensors')
+            case 'isinstance of the norm':
+                other = isinstance(s.b, nn.BatchNorm2d)
+            case 'gradients':
+                other = not torch.is_grad_enabled()
+            case 'value':
+                other = x.sum() < 1e9
+            case 'number':
+                try:
+                    other = float(x.sum()) < 1e9
+                except Exception:
+                    other = False
+            case 'membership':
+                other = (x.sum() < 1e9) in (True,)
+            case 'length':
+                try:
+                    other = len(x) < 1e9
+                except Exception:
+                    other = False
+            case 'chance':
+                other = torch.rand(1).item() < 2
+        return s.b(y) + y if other else s.b(y)
+
+    if kind.startswith('optional'):
+        return forward
+    return lambda s, x: forward(s, x)
+
+
+CHOICES = ['optional flag', 'optional string', 'isinstance', 'not isinstance of a proxy', 'is_tensor', 'hasattr',
+           'isinstance of the norm', 'gradients', 'value', 'number', 'membership', 'length', 'chance']  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', CHOICES)
+def test_a_choice_that_one_trace_would_not_show(kind):
+    calls = {'optional flag': {'raw': True}, 'optional string': {'mode': 'raw'}}
+    _, _, norms = fused_and_compared(written(_choosing(kind)), calls=lambda m: m(image(), **calls.get(kind, {})))
+    assert norms == 1
+
+
+def _by_type(s, x):
+    return s.b(s.c(x)) + s.c(x) if type(x) is torch.Tensor else s.b(s.c(x))
+
+
+def _by_type_of_the_norm(s, x):
+    return s.b(s.c(x)) if type(s.b) is nn.BatchNorm2d else s.b(s.c(x)) + 1
+
+
+def _by_keywords(s, x, **options):
+    return s.c(x) if options.get('raw') else s.b(s.c(x))
+
+
+def _going_round(s, x):
+    while not x.sum() > -1e9:
+        x = 2 * x
+    return s.b(s.c(x))
+
+
+def _kept(s, x):
+    s.last = s.c(x)
+    return s.b(s.last)
+
+
+def _reaching_in(s, x):
+    y = s.seq[0](x)
+    for _ in range(x.shape[0]):
+        y = y + 0
+    return s.seq[1](y) + y
+
+
+def _reaching_by_loop(s, x):
+    for block in s.blocks:
+        x = block.b(block.c(x)) + block.c(x)
+    return x * len(x)
+
+
+def _looping_in_loops(s, x):
+    outputs = []
+    for block in s.blocks:
+        for layer in block:
+            x = layer(x)
+            outputs.append(x)
+    return outputs[0] * len(x)
+
+
+def _subscripting_in_loops(s, x):
+    for block in s.blocks:
+        x = block[1](block[0](x)) + block[0](x)
+    return x * len(x)
+
+
+def square() -> dict[str, nn.Module]:
+    return {'c': conv(4, 4), 'b': nn.BatchNorm2d(4)}
+
+
+STAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any] | None]] = {
+    'type': (lambda: written(_by_type), None),
+    'type of the norm': (lambda: written(_by_type_of_the_norm), None),
+    'keywords': (lambda: written(_by_keywords), lambda m: m(image(), raw=True)),
+    'loop without end': (lambda: written(_going_round), None),
+    'kept': (lambda: written(_kept), lambda m: (m(image()), getattr(m, 'last', image()))[0]),
+    'eps': (lambda: written(lambda s, x: s.b(s.c(x)) + s.b.eps), None),
+    'num_features': (lambda: written(lambda s, x: s.b(s.c(x)) * s.b.num_features), None),
+    'weight': (lambda: written(lambda s, x: s.b(s.c(x)) + F.conv2d(x, s.c.weight, padding=1)), None),
+    'bias': (
+        lambda: written(lambda s, x: s.b(s.c(x)) + (s.c.bias is None), c=conv(bias=False), b=nn.BatchNorm2d(6)), None
+    ),
+    'another method': (lambda: WithStem(c=conv(), b=nn.BatchNorm2d(6)), lambda m: m.stem(image())),
+    'a method that forward uses': (lambda: UsingStem(c=conv(), b=nn.BatchNorm2d(6)), lambda m: m.stem(image())),
+    'a method that cannot be followed': (lambda: Unfollowable(c=conv(), b=nn.BatchNorm2d(6)),
+                                         lambda m: m.stem(image())),
+    'reached in a sequence': (lambda: written(_reaching_in, seq=nn.Sequential(conv(), nn.BatchNorm2d(6))), None),
+    'reached in blocks': (lambda: written(_reaching_by_loop, blocks=nn.ModuleList([WithStem(**square())])), None),
+    'loop in a loop': (lambda: written(_looping_in_loops, blocks=nn.ModuleList([nn.Sequential(*square().values())])),
+                       None),
+    'subscript in a loop': (
+        lambda: written(_subscripting_in_loops, blocks=nn.ModuleList([nn.Sequential(*square().values())])), None
+    ),
+    'padded': (lambda: nn.Sequential(nn.BatchNorm2d(4), conv()), None),
+    'transposed behind': (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3)), None),
+    'one of two readers padded': (
+        lambda: written(lambda s, x: (lambda y: s.c(y) + s.d(y))(s.b(x)), b=nn.BatchNorm2d(4), c=conv(size=1),
+                        d=conv()), None
+    ),
+    'stacked with the input': (
+        lambda: written(lambda s, x: s.b(torch.cat([s.c(x), x], 1)), c=conv(4, 2), b=nn.BatchNorm2d(6)), None
+    ),
+    'one layer stacked twice': (
+        lambda: written(lambda s, x: s.b(torch.cat([s.c(x), s.c(2 * x)], 1)), c=conv(4, 3), b=nn.BatchNorm2d(6)), None
+    ),
+    'stacked along another axis': (
+        lambda: written(lambda s, x: s.b(torch.cat([s.c(x), s.d(x)], -1)), c=conv(), d=conv(), b=nn.BatchNorm2d(6)),
+        None
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', STAYS)
+def test_stays(case):
+    build, calls = STAYS[case]
+    _, _, norms = fused_and_compared(build(), calls=calls)
+    assert norms == 1
+
+
+def test_parts_that_are_called_as_a_whole_fold():
+    """Even where the code around them cannot be followed."""
+
+    def forward(s, x):
+        for block in s.blocks:
+            x = block(x)
+        return x * len(x)
+
+    blocks = nn.ModuleList([nn.Sequential(*square().values()), WithFlag(**square())])
+    _, _, norms = fused_and_compared(written(forward, blocks=blocks))
+    assert norms == 0  # nobody gives the flag
+
+    def giving(s, x):
+        for block in s.blocks:
+            x = block(x, raw=True)
+        return x * len(x)
+
+    assert fused_and_compared(written(giving, blocks=nn.ModuleList([WithFlag(**square())])))[2] == 1
+
+
+class WithFlag(Written):
+    def forward(self, x, raw=False):
+        return self.c(x) if raw else self.b(self.c(x))
+
+
+def test_a_probe_finds_what_following_the_code_does_not(monkeypatch):
+    from repnext_mm.reparam import conv_norm_pairs
+
+    original = conv_norm_pairs._norm_after
+
+    def wrong(layer, norm):
+        kernel = original(layer, norm)
+        return kernel._replace(weight=kernel.weight * (1.1 if layer.kernel_size == (1, 1) else 1))
+
+    monkeypatch.setattr(conv_norm_pairs, '_norm_after', wrong)
+    model = nn.Sequential(
+        nn.Sequential(conv(), nn.BatchNorm2d(6)), nn.ReLU(), nn.Sequential(conv(6, 6, 1), nn.BatchNorm2d(6))
+    )
+    randomise(model).double().eval()
+    fused, report = fuse(model, probe=image())
+    assert report.modules == ('0.0',)
+    assert report.refused == ('2.1: folding it changes the output',)
+    assert worst_error(fused(image()), model(image())) < EXACT
+
+
+def test_a_folded_layer_keeps_its_class_and_attributes():
+    fused, _, _ = fused_and_compared(_with_attribute())
+    assert type(fused.c).__name__ == 'Scaled'
+    assert fused.c.pad_by_parent == 1
+    assert not fused.c.weight.requires_grad

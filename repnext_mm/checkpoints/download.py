@@ -68,8 +68,11 @@ def _last_part(address: str) -> str:
 
 def _plain(address: str) -> str:
     """An address as servers take it: in ASCII, without the fragment, which is for the reader."""
-    parts = urlsplit(address)
-    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode('idna').decode()
+    try:
+        parts = urlsplit(address)
+        host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode('idna').decode()
+    except ValueError as error:
+        raise WeightsError(f'{address} is not an address ({error}): give that of a weight file') from error
     return urlunsplit((parts.scheme.lower(), host, quote(parts.path, _SAFE), quote(parts.query, _SAFE), ''))
 
 

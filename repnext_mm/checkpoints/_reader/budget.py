@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import NotReadError
 
-FACTOR, ALLOWANCE = 32, 1 << 26
+FACTOR, ALLOWANCE = 64, 1 << 26
 _MAX_DIMENSIONS = 64  # what numpy has, and the loops of torch
 _MAX_KEY_DEPTH = 8  # hash() of nested tuples recurses in C
 _MAX_DEPTH = 200  # deepcopy() and repr() recurse in Python
@@ -27,7 +27,7 @@ class AttributeHolder:
 
 
 class Budget:
-    """Bytes and steps that a file may ask for: in all 32 times its size, and 64 MiB.
+    """Bytes and steps that a file may ask for: in all 64 times its size, and 64 MiB.
 
     Everything that a file makes its reader copy, hash, name, store or build is paid here before it is done. So the cost
     of reading grows with the size of the file, whatever the file says.

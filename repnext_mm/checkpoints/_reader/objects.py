@@ -223,10 +223,10 @@ def _device(budget: Budget, kind: Any, index: Any = None) -> torch.device:
 
 
 def _layout(_: Budget, name: Any) -> torch.layout:
-    layouts = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
-    if type(name) is not str or name not in layouts:
+    found = getattr(torch, name.removeprefix('torch.'), None) if type(name) is str and len(name) < 100 else None
+    if not isinstance(found, torch.layout):
         raise pickle.UnpicklingError('it holds a tensor of an unknown layout')
-    return layouts[name]
+    return found
 
 
 def _dtype(_: Budget, code: Any, *_options: Any) -> Any:

@@ -116,7 +116,8 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
 
     def _inst(self) -> None:
         function = self.find_class(self._line(), self._line())
-        self.append(self.call(function, tuple(self.pop_mark())))
+        arguments = tuple(self.pop_mark())  # before the stack to append to is looked up
+        self.append(self.call(function, arguments))
 
     def _obj(self) -> None:
         function, *arguments = self.pop_mark()

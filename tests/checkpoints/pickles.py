@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def value(thing: object) -> bytes:
+def plain(thing: object) -> bytes:
     """Plain Python values: text, bytes, numbers, None, and tuples, lists and dicts of them."""
     return pickle.dumps(thing, 3)[2:-1].replace(b'q\x00', b'') if not isinstance(thing, tuple | list | dict) else (
-        b'(' + b''.join(map(value, thing)) + b't' if isinstance(thing, tuple)
-        else b'](' + b''.join(map(value, thing)) + b'e' if isinstance(thing, list)
-        else b'}(' + b''.join(value(key) + value(item) for key, item in thing.items()) + b'u'
+        b'(' + b''.join(map(plain, thing)) + b't' if isinstance(thing, tuple)
+        else b'](' + b''.join(map(plain, thing)) + b'e' if isinstance(thing, list)
+        else b'}(' + b''.join(plain(key) + plain(item) for key, item in thing.items()) + b'u'
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def get(place: int) -> bytes:
 
 
 def storage(count: int, *, kind: str = 'torch.FloatStorage', key: str = '0') -> bytes:
-    return tuple_of(text('storage'), found(kind), text(key), text('cpu'), value(count)) + b'Q'
+    return tuple_of(text('storage'), found(kind), text(key), text('cpu'), plain(count)) + b'Q'
 
 
 def tensor(count: int, size: tuple[int, ...], stride: tuple[int, ...], *, kind: str = 'torch.FloatStorage') -> bytes:
@@ -71,7 +71,7 @@ def tensor_arguments(
     count: int, size: tuple[int, ...], stride: tuple[int, ...], *, kind: str = 'torch.FloatStorage'
 ) -> tuple[bytes, ...]:
     hooks = found('collections.OrderedDict') + b')R'
-    return storage(count, kind=kind), value(0), value(size), value(stride), b'\x89', hooks
+    return storage(count, kind=kind), plain(0), plain(size), plain(stride), b'\x89', hooks
 
 
 def dtype(code: str) -> bytes:

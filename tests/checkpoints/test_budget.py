@@ -1,4 +1,4 @@
-"""Reading costs at most a multiple of a file's size, whatever the file does: all calls, all instructions, and at random.
+"""Reading costs at most a multiple of a file's size, whatever the file does: all calls, all steps, and at random.
 
 Programs are short, and repeat one step many times on something large: if what a step costs grew with that, cost would
 be the product. The allowance of every file is made small here, so that a product shows in a file of some KB.
@@ -23,24 +23,38 @@ from repnext_mm.checkpoints._reader.archive import ScriptGlobals
 from repnext_mm.checkpoints._reader.objects import Standin
 from repnext_mm.checkpoints._reader.tensors import known_globals
 from tests.checkpoints.pickles import (
-    archived, call, dict_of, dtype, found, get, list_of, program, put, raw, storage, tensor, tensor_arguments, text,
-    tuple_of, value,
+    archived,
+    call,
+    dict_of,
+    dtype,
+    found,
+    get,
+    list_of,
+    plain,
+    program,
+    put,
+    raw,
+    storage,
+    tensor,
+    tensor_arguments,
+    text,
+    tuple_of,
 )  # fmt: skip
 
 LARGE = 5000
 M = 2**61 - 1  # what Python divides numbers by for their hash
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
-EMPTY_ARRAY = call('numpy.core.multiarray._reconstruct', found('numpy.ndarray'), value((0,)), raw(b'b'))
+EMPTY_ARRAY = call('numpy.core.multiarray._reconstruct', found('numpy.ndarray'), plain((0,)), raw(b'b'))
 NAMES = dict_of(*((text(f'k{index}'), b'N') for index in range(LARGE // 8)))
-PAIRS = list_of(*(tuple_of(value(index), b'N') for index in range(LARGE // 8)))
-NUMBERS = list_of(*map(value, range(LARGE // 4)))
+PAIRS = list_of(*(tuple_of(plain(index), b'N') for index in range(LARGE // 8)))
+NUMBERS = list_of(*map(plain, range(LARGE // 4)))
 ONES = b'(' + b'K\x01' * LARGE + b't'
 WIDE = tensor(1, (LARGE, 100), (0, 0))
 
 # Each function that files may call: arguments that are as large as the function takes.
 ARGUMENTS = {
     'collections.OrderedDict': (PAIRS,),
-    'collections.Counter': (dict_of(*((value(index), value(1)) for index in range(LARGE // 8))),),
+    'collections.Counter': (dict_of(*((plain(index), plain(1)) for index in range(LARGE // 8))),),
     '_codecs.encode': (text('x' * LARGE), text('latin1')),
     'torch.Size': (ONES,),
     'torch.device': (text('cpu'),),
@@ -50,10 +64,10 @@ ARGUMENTS = {
     'builtins.set': (NUMBERS,),
     'builtins.bytes': (),
     'builtins.bytearray': (raw(bytes(LARGE)),),
-    'builtins.complex': (value(1.0), value(2.0)),
-    'numpy.core.multiarray._reconstruct': (found('numpy.ndarray'), value((0,)), raw(b'b')),
+    'builtins.complex': (plain(1.0), plain(2.0)),
+    'numpy.core.multiarray._reconstruct': (found('numpy.ndarray'), plain((0,)), raw(b'b')),
     'numpy.core.multiarray.scalar': (dtype(f'S{LARGE}'), raw(bytes(LARGE))),
-    'numpy.core.numeric._frombuffer': (raw(b''), dtype('f8'), value((1 << 40, 0)), text('C')),
+    'numpy.core.numeric._frombuffer': (raw(b''), dtype('f8'), plain((1 << 40, 0)), text('C')),
     'torch._utils._rebuild_tensor': tensor_arguments(1, (LARGE, 100), (0, 0))[:4],
     'torch._utils._rebuild_tensor_v2': tensor_arguments(1, (LARGE, 100), (0, 0)),
     'torch._utils._rebuild_tensor_v3': (*tensor_arguments(1, (LARGE, 100), (0, 0)), found('torch.float32')),
@@ -65,7 +79,7 @@ ARGUMENTS = {
     'torch._utils._rebuild_qtensor': (ONES,),
     'torch._utils._rebuild_sparse_tensor': (ONES,),
     'torch._utils._rebuild_nested_tensor': (ONES,),
-    'torch._utils._rebuild_meta_tensor_no_storage': (found('torch.float32'), value((1 << 40,)), value((1,)), b'\x89'),
+    'torch._utils._rebuild_meta_tensor_no_storage': (found('torch.float32'), plain((1 << 40,)), plain((1,)), b'\x89'),
     'torch._utils._rebuild_device_tensor_from_cpu_tensor': (WIDE, found('torch.float64'), text('xla:0'), b'\x89'),
     'torch.jit._pickle.build_intlist': (NUMBERS,),
 }  # fmt: skip
@@ -97,7 +111,7 @@ def doubled(start: bytes, levels: int) -> bytes:
 
 
 def colliding() -> list[bytes]:
-    return [value(index * M) for index in range(LARGE // 4)]
+    return [plain(index * M) for index in range(LARGE // 4)]
 
 
 STEPS = {
@@ -112,22 +126,22 @@ STEPS = {
         get(1) + b')R' + get(2) + b'b'),
     'a log history': (
         found(HISTORY) + put(1) + EMPTY_ARRAY + put(3)
-        + dict_of((text('max_length'), value(1)), (text('_log_history'), get(3)), (text('_count_history'), get(3)))
+        + dict_of((text('max_length'), plain(1)), (text('_log_history'), get(3)), (text('_count_history'), get(3)))
         + put(2), get(1) + b')\x81' + get(2) + b'b'),
     'arrays of one text': (
-        found('numpy.core.multiarray._reconstruct') + put(1) + tuple_of(found('numpy.ndarray'), value((0,)), raw(b'b'))
-        + put(2) + tuple_of(value(1), value((LARGE // 100,)), dtype('S100'), b'\x89', raw(bytes(LARGE))) + put(3),
+        found('numpy.core.multiarray._reconstruct') + put(1) + tuple_of(found('numpy.ndarray'), plain((0,)), raw(b'b'))
+        + put(2) + tuple_of(plain(1), plain((LARGE // 100,)), dtype('S100'), b'\x89', raw(bytes(LARGE))) + put(3),
         get(1) + get(2) + b'R' + get(3) + b'b'),
     'rows without columns': (
-        EMPTY_ARRAY + put(1) + tuple_of(value(1), value((1 << 40, 0)), dtype('f4'), b'\x89', raw(b'')) + put(2),
+        EMPTY_ARRAY + put(1) + tuple_of(plain(1), plain((1 << 40, 0)), dtype('f4'), b'\x89', raw(b'')) + put(2),
         get(1) + get(2) + b'b'),
     'texts of no bytes': (
-        EMPTY_ARRAY + put(1) + tuple_of(value(1), value((1 << 40,)), dtype('S0'), b'\x89', raw(b'')) + put(2),
+        EMPTY_ARRAY + put(1) + tuple_of(plain(1), plain((1 << 40,)), dtype('S0'), b'\x89', raw(b'')) + put(2),
         get(1) + get(2) + b'b'),
     'a long text as a key': (text('x' * LARGE) + put(1) + text('x' * LARGE) + put(2), items(get(1), get(2))),
     'long bytes as a key': (raw(b'x' * LARGE) + put(1) + raw(b'x' * LARGE) + put(2), items(get(1), get(2))),
     'a long tuple as a key': (ONES + put(1), items(get(1))),
-    'a long number as a key': (value(1 << 8 * LARGE) + put(1), items(get(1))),
+    'a long number as a key': (plain(1 << 8 * LARGE) + put(1), items(get(1))),
     'a nested tuple as a key': (b')' + put(1) + (get(1) * 2 + b'\x86' + put(1)) * 7, items(get(1))),
     'a tuple of one text as a key': (text('x' * LARGE) + b'\x85' + put(1), items(get(1))),
     'a long tuple in a set': (ONES + put(1), b'\x8f(' + get(1) + b'\x90'),
@@ -147,22 +161,23 @@ WHOLE = {
     'numbers of one hash in a set': b'\x8f(' + b''.join(colliding()) + b'\x90',
     'tuples of one hash': items(*(tuple_of(number) for number in colliding())),
     'complex numbers of one hash': items(
-        *(call('builtins.complex', value(float(index)), value(0.0)) for index in range(LARGE // 30))),
+        *(call('builtins.complex', plain(float(index)), plain(0.0)) for index in range(LARGE // 30))),
     'lists of lists of lists': doubled(b']', 60),
     'lists of long texts': doubled(text('x' * LARGE), 20),
     'lists of tensors': doubled(WIDE, 20),
     'lists of arrays': doubled(call('numpy.core.numeric._frombuffer', raw(bytes(LARGE)), dtype('f4'),
-                                    value((LARGE // 4,)), text('C')), 20),
+                                    plain((LARGE // 4,)), text('C')), 20),
     'tuples of tuples as a key': b')' + put(1) + (get(1) * 2 + b'\x86' + put(1)) * 60 + items(get(1)),
     'a list that holds itself': b']' + b'r\1\0\0\0' + b'h\1a',
     'deep lists': b']' * LARGE + b'a' * (LARGE - 1),
     'deep tuples': b')' + b'\x85' * LARGE,
     'modules that share tensors': (
         found('__torch__.M') + b')\x81}(' + b''.join(text(f'm{index}') + (
-            found('__torch__.M') + b')\x81' + dict_of(*((text(f'a{part}'), tensor(1, (1,), (1,))) for part in range(50)))
-            + b'bq\1' if not index else b'h\1') for index in range(LARGE // 8)) + b'ub'),
+            found('__torch__.M') + b')\x81'
+            + dict_of(*((text(f'a{part}'), tensor(1, (1,), (1,))) for part in range(50))) + b'bq\1' if not index else b'h\1') for index in range(LARGE // 8)) + b'ub'),
     'modules of modules': found('__torch__.M') + b')\x81' + put(1) + (
-        found('__torch__.M') + b')\x81' + dict_of((text('a'), get(1)), (text('b'), get(1))) + b'b' + put(1)) * 60 + get(1),
+        found('__torch__.M') + b')\x81' + dict_of((text('a'), get(1)), (text('b'), get(1))) + b'b' + put(1)
+    ) * 60 + get(1),
 }  # fmt: skip
 PROGRAMS = {**{name: repeated(*step) for name, step in STEPS.items()}, **WHOLE}
 
@@ -231,7 +246,7 @@ def test_cost_of_random_programs(seed, small, tmp_path):
     rng = random.Random(seed)
     setup, places = b'', []
     for name in rng.sample(sorted(STEPS), 6):
-        before, step = STEPS[name]
+        before, _ = STEPS[name]
         setup += before.replace(put(1), put(10 * len(places) + 1)).replace(put(2), put(10 * len(places) + 2))
         places.append(len(places))
     held = [get(10 * place + part) for place in places for part in (1, 2)]
@@ -304,7 +319,7 @@ def test_half_a_megabyte_under_limits_of_the_system(tmp_path, monkeypatch):
     torch.save({'w': torch.ones(1)}, tmp_path / 'good')
     for index, (setup, step) in enumerate(STEPS.values()):
         made(tmp_path / f'{index}.pth', setup + b'](' + step * (500_000 // len(step)) + b'e')
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', LIMITED, str(tmp_path)], capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    command = [sys.executable, '-W', 'ignore', '-c', LIMITED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert len(done.stdout.splitlines()) == len(STEPS)

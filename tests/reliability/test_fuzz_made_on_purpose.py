@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import struct
 import time
 import zipfile
@@ -19,7 +18,7 @@ from repnext_mm.apis.checkpoint import convert_file, fuse_file, inspect_file
 from repnext_mm.checkpoints import read_checkpoint, state_dict_of, unsafe_globals
 from repnext_mm.reparam import fuse
 from tests.checkpoints import files
-from tests.checkpoints.pickles import archived, call, program, storage, tensor, tensor_arguments, value
+from tests.checkpoints.pickles import archived, call, plain, program, storage, tensor, tensor_arguments
 from tests.conftest import randomise
 from tests.reliability.fuzz_mutations import TINY
 
@@ -35,7 +34,7 @@ def nested(levels):
 
 
 def at(offset):
-    return call('torch._utils._rebuild_tensor_v2', storage(2), value(offset), *tensor_arguments(2, (1,), (1,))[2:])
+    return call('torch._utils._rebuild_tensor_v2', storage(2), plain(offset), *tensor_arguments(2, (1,), (1,))[2:])
 
 
 HOSTILE = {

@@ -174,7 +174,8 @@ WHOLE = {
     'modules that share tensors': (
         found('__torch__.M') + b')\x81}(' + b''.join(text(f'm{index}') + (
             found('__torch__.M') + b')\x81'
-            + dict_of(*((text(f'a{part}'), tensor(1, (1,), (1,))) for part in range(50))) + b'bq\1' if not index else b'h\1') for index in range(LARGE // 8)) + b'ub'),
+            + dict_of(*((text(f'a{part}'), tensor(1, (1,), (1,))) for part in range(50)))
+            + b'bq\1' if not index else b'h\1') for index in range(LARGE // 8)) + b'ub'),
     'modules of modules': found('__torch__.M') + b')\x81' + put(1) + (
         found('__torch__.M') + b')\x81' + dict_of((text('a'), get(1)), (text('b'), get(1))) + b'b' + put(1)
     ) * 60 + get(1),

@@ -97,8 +97,10 @@ KINDS = {
 if hasattr(nn, 'Buffer'):
     KINDS['buffer'] = lambda: nn.Buffer(BASE.clone())
 # what torch reads and this reader only names: networks here have none
-NAMED = {'sparse': 'a sparse tensor', 'sparse rows': 'a sparse tensor', 'quantized': 'a quantized tensor',
-         'quantized by channel': 'a quantized tensor', 'nested': 'a nested tensor', 'itself': 'holds itself'}  # fmt: skip
+NAMED = {
+    'sparse': 'a sparse tensor', 'sparse rows': 'a sparse tensor', 'quantized': 'a quantized tensor',
+    'quantized by channel': 'a quantized tensor', 'nested': 'a nested tensor', 'itself': 'holds itself',
+}  # fmt: skip
 
 
 class Plain:

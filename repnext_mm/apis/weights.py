@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from mmengine.config import Config
-from mmengine.fileio.handlers import PickleHandler, file_handlers
+from mmengine.fileio.handlers import BaseFileHandler, JsonHandler, YamlHandler, file_handlers
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import (
     get_deprecated_model_names,
@@ -33,7 +35,7 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
     """Within, mmengine executes no file that it reads.
 
     Weight files go through ``read_checkpoint``: mmengine itself falls back to unpickling, and looks for weights only
-    under ``state_dict``. Pickled annotations are refused.
+    under ``state_dict``. Annotations are read when they are JSON or plain YAML, see ``safe_handler``.
     """
 
     def load_from_repnext_mm(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
     schemes, handlers = dict(CheckpointLoader._schemes), dict(file_handlers)
     CheckpointLoader.register_scheme(list(schemes), load_from_repnext_mm, force=True)
     if not trust_pickle:
-        file_handlers.update(pickle=_PickleWriter(), pkl=_PickleWriter())
+        file_handlers.update({suffix: safe_handler(suffix, handler) for suffix, handler in handlers.items()})
     try:
         yield
     finally:
@@ -59,14 +61,50 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
         file_handlers.update(handlers)
 
 
-class _PickleWriter(PickleHandler):
-    """mmengine's handler of pickles, which writes predictions, but reads nothing."""
+def safe_handler(suffix: str, handler: BaseFileHandler) -> BaseFileHandler:
+    """What reads files of a suffix without running anything: mmengine's own for JSON, YAML of plain values, no other.
 
-    def load_from_fileobj(self, file: Any, **options: Any) -> Any:
+    All of them write as before.
+    """
+    if type(handler) is JsonHandler:
+        return handler
+    return _PlainYaml() if type(handler) is YamlHandler else _write_only(suffix, handler)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Values that are no objects of classes; tuples too, which mmengine writes."""
+
+    def construct_python_tuple(self, node: yaml.SequenceNode) -> tuple[Any, ...]:
+        return tuple(self.construct_sequence(node, deep=True))
+
+
+_PlainLoader.add_constructor('tag:yaml.org,2002:python/tuple', _PlainLoader.construct_python_tuple)
+
+
+class _PlainYaml(YamlHandler):
+    def load_from_fileobj(self, file: Any, **_options: Any) -> Any:
+        try:
+            return yaml.load(file, Loader=_PlainLoader)
+        except yaml.YAMLError as error:
+            reason = ascii(' '.join(str(getattr(error, 'problem', error)).split()))[1:-1][:200]
+            raise NotBuiltError(
+                f'a YAML file that the config names does not hold plain values alone ({reason}), and others could run '
+                'code: convert it to JSON, or, if you trust the file, add --trust-pickle'
+            ) from error
+
+
+def _write_only(suffix: str, handler: BaseFileHandler) -> BaseFileHandler:
+    """A handler that writes, say predictions, but reads nothing."""
+
+    def refuse(*_: Any, **_options: Any) -> None:
         raise NotBuiltError(
-            'the config names a pickle to read (.pkl), and unpickling could run code: convert it to JSON, or, if you '
-            'trust the file, add --trust-pickle'
+            f'the config names a file to read that could run code (.{suffix}): convert it to JSON, or, if you trust '
+            'the file, add --trust-pickle'
         )
+
+    silent = copy(handler)
+    vars(silent).update(load_from_fileobj=refuse, load_from_path=refuse)
+    return silent
 
 
 def resolved(address: str) -> str:

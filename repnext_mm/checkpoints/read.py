@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .archive import read_archive, read_torchscript
+from ._reader import NotReadError, RefusedGlobalError, format_of, is_torchscript, is_whole_file, read_file
 from .download import downloaded
 from .errors import WeightsError
-from .legacy import read_legacy
-from .safe_pickle import RefusedGlobalError
+
+__all__ = ['StateDict', 'is_whole_file', 'one_sentence', 'read_checkpoint']
 
 StateDict = dict[str, Tensor]
 
@@ -25,7 +24,7 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[
     """The content of a weight file, tensors on the CPU.
 
     Args:
-        path: a ``torch.save`` file, a TorchScript archive or a ``.safetensors`` file; or an ``http(s)://`` address,
+        path: a file of ``torch.save``, TorchScript or safetensors, whatever its name; or an ``http(s)://`` address,
             which is downloaded once into torch's hub cache.
         trust_pickle: let the file build any Python object, which can run any code in it. Only for files of one's own.
 
@@ -58,43 +57,31 @@ def one_sentence(path: str | Path) -> Iterator[None]:
             f"{path} was not read: it asks for '{error.name}', and unpickling that could run code; ask its author for "
             'plain tensors, or, if you trust the file, convert it with tools/checkpoint.py convert --trust-pickle'
         ) from error
+    except NotReadError as error:
+        raise WeightsError(f'{path} was not read: {error}') from error
     except ImportError as error:
         raise WeightsError(f'reading {path} needs a package that is absent ({error}): install it first') from error
     except Exception as error:  # arbitrary bytes go through zip, pickle, numpy and torch: anything may be raised there
         reason = next(iter(str(error).strip().splitlines()), '') or type(error).__name__
         reason = ascii(reason)[1:-1] if not reason.isprintable() else reason
-        raise WeightsError(f'{path} is no weight file, or is damaged ({reason[:200]}): get it again') from error
-
-
-def is_torchscript(path: str | Path) -> bool:
-    """Whether a file is a TorchScript archive, such as the authors' ``*_fused.pt``.
-
-    Raises:
-        zipfile.BadZipFile, ...: it is a damaged archive.
-    """
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith('/constants.pkl') or '/code/' in name for name in archive.namelist())
+        raise WeightsError(f'{path} is not a weight file, or is damaged ({reason[:200]}): get it again') from error
 
 
 def _content(path: Path, *, trust_pickle: bool) -> Any:
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-
-        return {'state_dict': load_file(path)}
-    if is_torchscript(path):
-        return {'state_dict': read_torchscript(path)}
-    if trust_pickle:
+    if trust_pickle and format_of(path) != 'safetensors' and not is_torchscript(path):
         return torch.load(path, map_location='cpu', weights_only=False)
-    return read_archive(path) if zipfile.is_zipfile(path) else read_legacy(path)
+    return read_file(path)
 
 
 def _local(path: str | Path) -> Path:
     name = str(path)
-    if name.startswith(('http://', 'https://')):
+    if name[:8].lower().startswith(('http://', 'https://')):
         return downloaded(name)
     local = Path(os.path.expanduser(name.removeprefix('file://')))  # leaves an unknown user's name as it is
+    if local.is_dir():
+        shards = any(local.glob('*.distcp'))
+        hint = 'convert it by torch.distributed.checkpoint.format_utils.dcp_to_torch_save' if shards else 'give a file'
+        raise FileNotFoundError(f'no weight file at {name}, which is a folder: {hint}')
     if not local.is_file():
         raise FileNotFoundError(f'no weight file at {name}: give the path of a file')
     return local

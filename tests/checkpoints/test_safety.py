@@ -64,7 +64,7 @@ def test_the_offending_global_is_named(reader, tmp_path):
 
 def test_a_bare_pickle_is_refused(reader, tmp_path):
     (tmp_path / 'bad.pth').write_bytes(pickle.dumps({'model': Runs(os.system, f'touch {tmp_path / "trace"}')}))
-    with pytest.raises(ValueError, match='could run code|no weight file'):
+    with pytest.raises(ValueError, match='could run code|is a bare pickle'):
         read_checkpoint(tmp_path / 'bad.pth')
     assert not (tmp_path / 'trace').exists()
 
@@ -114,7 +114,7 @@ def test_every_prefix_of_a_file_is_one_sentence(reader, training_file, tmp_path)
     cut = tmp_path / 'cut.pth'
     for length in range(0, len(whole) - 1, max(1, len(whole) // 60)):
         cut.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match='is no weight file, or is damaged') as caught:
+        with pytest.raises(ValueError, match='is not a weight file, or is damaged|was not read: it') as caught:
             read_checkpoint(cut)
         assert '\n' not in str(caught.value)
 
@@ -122,11 +122,11 @@ def test_every_prefix_of_a_file_is_one_sentence(reader, training_file, tmp_path)
 def test_files_of_other_kinds(tmp_path):
     picture = tmp_path / 'picture.pth'
     picture.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
-    with pytest.raises(ValueError, match='no weight file'):
+    with pytest.raises(ValueError, match='was not read: it is an image'):
         read_checkpoint(picture)
     bad = tmp_path / 'weights.safetensors'
     bad.write_bytes(b'\x00' * 7)
-    with pytest.raises(ValueError, match='no weight file'):
+    with pytest.raises(ValueError, match='is not a weight file'):
         read_checkpoint(bad)
     torch.save({'epoch': 3}, tmp_path / 'empty.pth')
     assert read_checkpoint(tmp_path / 'empty.pth') == {'epoch': 3}

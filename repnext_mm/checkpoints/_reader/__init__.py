@@ -1,0 +1,9 @@
+"""The reader of torch's formats: executes nothing, and costs a multiple of a file's size; docs/weight_format.md."""
+
+from .errors import NotReadError, RefusedGlobalError
+from .files import format_of, is_torchscript, is_whole_file, read_file
+from .scan import unsafe_globals
+
+__all__ = [
+    'NotReadError', 'RefusedGlobalError', 'format_of', 'is_torchscript', 'is_whole_file', 'read_file', 'unsafe_globals',
+]  # fmt: skip

@@ -1,0 +1,54 @@
+"""What a file asks for beyond the list, found by the reader itself: step by step, without building anything."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+from .archive import ScriptGlobals, records_of
+from .budget import Budget
+from .errors import NotReadError
+from .files import format_of
+from .legacy import PICKLES
+from .tensors import known_globals
+from .unpickler import Recorder
+
+
+def unsafe_globals(path: str | Path) -> list[str]:
+    """Full names of the globals in a ``torch.save`` file that loading would refuse; nothing is executed.
+
+    Returns:
+        The names, sorted; empty for files that hold no pickle.
+
+    Raises:
+        ValueError, zipfile.BadZipFile, ...: the file is damaged.
+    """
+    path = Path(path)
+    with path.open('rb') as file:
+        bare = file.read(1) == b'\x80'
+    try:
+        found = format_of(path)
+    except NotReadError:
+        if not bare:
+            raise
+        found = 'pickle'
+    if found == 'safetensors':
+        return []
+    known = known_globals()
+    if found == 'zip':
+        with records_of(path) as (records, budget):
+            content = BytesIO(records.read('data.pkl'))
+            known = ScriptGlobals(known) if records.is_torchscript else known
+    else:
+        content, budget = BytesIO(path.read_bytes()), Budget(path.stat().st_size)
+    names: set[str] = set()
+    for _ in range(PICKLES if found == 'legacy' else 1):
+        recorder = Recorder(content, budget=budget, known=known)
+        try:
+            recorder.load()
+        except Exception:
+            if not recorder.refused:
+                raise
+            return sorted(names | {*recorder.refused})  # what was asked for before the damage would have been run
+        names |= {*recorder.refused}
+    return sorted(names)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,7 +185,7 @@ def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
                                 f'{pip} install "setuptools>=77,<81"'))
     if 'error' in facts['cv2'] and 'error' not in facts['numpy'] and not facts['cv2'].get('missing'):
         problems.append(Problem(f'OpenCV does not import: {facts["cv2"]["error"]}', reinstall(pins['cv2'])))
-    return problems + mm_problems(facts, lane, pip) + own_problems(facts, pip)
+    return problems + mm_problems(facts, lane, pip) + own_problems(facts, pip) + operator_problems(facts, lane, pip)
 
 
 def pins_of(lane: str) -> dict[str, str]:
@@ -216,23 +217,32 @@ def mm_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> list[P
         verb = 'is not installed.' if facts[module].get('missing') else f'does not import: {facts[module]["error"]}'
         if module == 'mmengine' or 'error' not in facts['mmengine']:
             problems.append(Problem(f'{module} {verb}', f'{pip} install --force-reinstall --no-deps {pins[module]}'))
-    short = (f'Where a ready wheel for this torch and CUDA is published, the short way is: '
-             f'mim install "{pins["mmcv"]}". Compiling takes about 9 minutes on 2 cores.')
-    build = (f'{pip} install ninja psutil && MMCV_WITH_OPS=1 {pip} install --force-reinstall --no-deps '
-             f'--no-build-isolation --no-cache-dir --no-binary {name("mmcv", lane if lane in PINS else "OneDL")} '
-             f'{pins["mmcv"]}')
-    ops, torch = facts['mmcv.ops'], facts['torch']
+    # Neither compiles: the one leaves the operators out where its build sees no torch, the other has none.
+    python_only = f'{pip} install --force-reinstall --no-deps ' + (
+        'mmcv-lite==2.1.0' if lane == 'OpenMMLab' else pins['mmcv'])
     if facts['mmcv'].get('missing'):
-        problems.append(Problem(f'mmcv is not installed. {short}', build))
+        problems.append(Problem('mmcv is not installed.', python_only))
     elif 'error' in facts['mmcv'] and 'error' not in facts['mmengine']:
-        problems.append(Problem(f'mmcv does not import: {facts["mmcv"]["error"]}. {short}', build))
-    elif 'error' in ops and not {'error'} & {*facts['mmengine'], *torch}:
-        problems.append(Problem(f"mmcv's operators do not load: {ops['error']}. mmcv came without them, or they were "
-                                f'compiled against another torch. {short}', build))
-    elif torch.get('gpus') and 'not available' in str(ops.get('cuda')):
-        problems.append(Problem(f"A GPU is there, but mmcv's operators are compiled for the CPU only. {short}",
-                                f'FORCE_CUDA=1 {build}'))
+        problems.append(Problem(f'mmcv does not import: {facts["mmcv"]["error"]}', python_only))
     return problems
+
+
+def operator_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> list[Problem]:
+    """What keeps `mmcv.ops` from importing, once the packages below it do."""
+    ops, torch = facts['mmcv.ops'], facts['torch']
+    if any('error' in facts[module] for module in ('torch', 'torchvision', 'mmengine', 'mmcv', 'repnext_mm')):
+        return []
+    folder = Path(facts['mmcv'].get('file', '')).parent
+    compiled = any((folder / f'_ext{suffix}').is_file() for suffix in EXTENSION_SUFFIXES)
+    ours = f'{shlex.quote(sys.executable)} -m repnext_mm.mmcv_ops install' + ' --set-aside' * compiled
+    also = ('This puts those of repnext_mm in place, on torchvision; where mmcv is published compiled for this torch '
+            f'and CUDA, mim install "{PINS.get(lane, PINS["OneDL"])["mmcv"]}" brings its own.')
+    if 'error' in ops:
+        why = 'compiled for another torch or CUDA' if compiled else 'mmcv came without them'
+        return [Problem(f"mmcv's operators do not load, {why}: {ops['error']}. {also}", ours)]
+    if torch.get('gpus') and 'not available' in str(ops.get('cuda')):
+        return [Problem(f"A GPU is there, but mmcv's operators are compiled for the CPU only. {also}", ours)]
+    return []
 
 
 def own_problems(facts: dict[str, dict[str, Any]], pip: str) -> list[Problem]:
@@ -298,7 +308,7 @@ def show(system: dict[str, str], lane: str, facts: dict[str, dict[str, Any]], pr
         elif module == 'torch':
             text += f', CUDA {found.get("cuda") or "none"}, GPUs: {", ".join(found.get("gpus", [])) or "none"}'
         elif module == 'mmcv.ops':
-            text = f'load; compiled with CUDA {found.get("cuda")}, {found.get("compiler")}'
+            text = f'load; CUDA {found.get("cuda")}, compiler {found.get("compiler")}'
         print(f'{module:20} {text}')
     print()
     for number, problem in enumerate(problems, 1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import pkgutil
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from repnext_mm.mmcv_ops import operators
 from .cases import uniform
+from .swap import put_operators
 
 pytest.importorskip('mmcv.ops')
 
@@ -23,12 +23,7 @@ BOUND = {'atol': 1e-12, 'rtol': 1e-12}
 @pytest.fixture(autouse=True)
 def _ours(monkeypatch):
     """mmcv's functions on our operators, whichever the installed mmcv has."""
-    import mmcv.ops
-
-    for found in pkgutil.iter_modules(mmcv.ops.__path__):
-        module = importlib.import_module(f'mmcv.ops.{found.name}')
-        if hasattr(module, 'ext_module'):
-            monkeypatch.setattr(module, 'ext_module', operators)
+    put_operators(operators, monkeypatch)
 
 
 def random_tensor(*shape: int, seed: int = 0, low: float = -1.0, high: float = 1.0) -> Tensor:
@@ -81,6 +76,18 @@ def test_roi_pool_takes_the_first_of_equal_cells_and_skips_rois_without_area():
     features = torch.zeros(1, 1, 4, 4, requires_grad=True)
     roi_pool(features, torch.tensor([[0.0, 0, 0, 3, 3], [0, 5, 5, 2, 2]]), 1, 1.0)[0].sum().backward()
     assert features.grad[0, 0].nonzero().tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize('angle', [0.0, 0.3, 2.5634, 5.0])
+def test_box_iou_rotated_of_boxes_with_a_common_line(angle):
+    """Upright boxes that share edges have a known IoU, and keep it when they turn together."""
+    from mmcv.ops import bbox_overlaps, box_iou_rotated
+
+    upright = torch.tensor([[0.0, 0, 7, 15], [0, 0, 7, 17], [2, 0, 7, 15], [7, 0, 9, 4], [1, 1, 3, 3]])
+    middle, size = (upright[:, :2] + upright[:, 2:]) / 2, upright[:, 2:] - upright[:, :2]
+    turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    turned = torch.cat([middle @ turn, size, torch.full((5, 1), angle)], 1)
+    torch.testing.assert_close(box_iou_rotated(turned, turned), bbox_overlaps(upright, upright), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('sampling_ratio', [0, 2])

@@ -19,6 +19,14 @@ def reference() -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
+def multiplies_halves() -> bool:
+    try:
+        torch.eye(2).half() @ torch.eye(2).half()
+    except RuntimeError:
+        return False
+    return True
+
+
 def check(case: Case, results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert results.keys() == expected.keys()
     for key, value in expected.items():
@@ -30,6 +38,8 @@ def check(case: Case, results: dict[str, torch.Tensor], expected: dict[str, torc
 def test_as_compiled_by_the_reference_file(case):
     expected = {name.split('/')[1]: value for name, value in reference().items() if name.split('/')[0] == case.name}
     assert expected, 'run python -m tests.mmcv_ops.write_reference'
+    if 'conv' in case.name and 'float16' in case.name and not multiplies_halves():
+        pytest.skip('this torch multiplies no float16 matrices on a CPU, for compiled operators neither')
     check(case, case.run(operators, SEED), expected)
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +137,39 @@ def test_torch_broken_hides_what_follows_from_it(fake: Fake) -> None:
     assert 'torch==2.11.0 torchvision==0.26.0' in command
 
 
-@pytest.mark.parametrize('body', ['import mmcv._ext', 'raise ImportError("mmcv/_ext.so: undefined symbol: _ZN3c10")'])
-def test_no_operators(body: str, fake: Fake) -> None:
+@pytest.mark.parametrize('body, why, options', [
+    ('import mmcv._ext', 'mmcv came without them', ''),
+    ('raise ImportError("undefined symbol: _ZN3c10")', 'compiled for another torch', ' --set-aside'),
+])  # fmt: skip
+def test_no_operators(body: str, why: str, options: str, fake: Fake) -> None:
     fake.module('mmcv/ops', body)
+    if options:
+        (fake.folder / 'mmcv' / f'_ext{EXTENSION_SUFFIXES[0]}').touch()
     what, command = fake.only_problem()
-    assert "mmcv's operators do not load" in what
+    assert what.startswith(f"mmcv's operators do not load, {why}")
     assert 'mim install "onedl-mmcv==2.3.6"' in what
-    assert 'MMCV_WITH_OPS=1' in command
-    assert '--no-build-isolation' in command
+    assert command.endswith(f'-m repnext_mm.mmcv_ops install{options}')
+
+
+def test_operators_of_ours_are_named(fake: Fake) -> None:
+    fake.module('mmcv/ops', OPS.replace('GCC 12.2', 'none, the operators run on torchvision'))
+    code, text = run(['-S'], [], fake.folder)
+    assert code == 0
+    assert re.search(r'^mmcv.ops +load; .* compiler none, the operators run on torchvision$', text, re.MULTILINE)
+
+
+def test_operators_without_repnext_mm(fake: Fake) -> None:
+    fake.module('mmcv/ops', 'raise ModuleNotFoundError("No module named \'repnext_mm\'")')
+    shutil.rmtree(fake.folder / 'repnext_mm')
+    what, _ = fake.only_problem()
+    assert what.startswith('repnext_mm is not installed')
 
 
 def test_operators_for_cpu_on_a_gpu_machine(fake: Fake) -> None:
     fake.module('torch', TORCH.replace('lambda: 0', 'lambda: 1'))
     what, command = fake.only_problem()
     assert what.startswith('A GPU is there')
-    assert command.startswith('FORCE_CUDA=1 ')
+    assert command.endswith('-m repnext_mm.mmcv_ops install')
 
 
 @pytest.mark.parametrize('name, version, said, command', [

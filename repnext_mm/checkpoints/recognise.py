@@ -16,6 +16,10 @@ FORMS = {  # a key that only this form of a backbone has
 }
 
 
+_LAST_OF_BLOCK = re.compile(r'(?:^|\.)stages\.(\d{1,3})\.blocks\.(\d{1,3})\.channel_mixer\.2(?:\.conv)?\.weight$')
+_SHOWN = 200  # characters of dimensions
+
+
 class ArchLike(Protocol):
     """The fields of an architecture that shapes tell."""
 
@@ -34,7 +38,7 @@ class Recognised:
     task: str  # 'backbone', 'classifier', 'detector', 'segmentor' or 'unknown'
     form: str  # 'train', 'keep_norms' (what the authors call fused), 'default' (no norms), 'merged' or 'unknown'
     arch: str | None  # a name of the table, or the dimensions found
-    prefix: str  # of the backbone's keys: '' or 'backbone.'
+    prefix: str  # of the backbone's keys: '', 'backbone.' or longer
 
 
 def recognise(state: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]) -> Recognised:
@@ -44,9 +48,11 @@ def recognise(state: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]
         state: the weights.
         architectures: the table of known architectures by name.
     """
-    prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+    prefix = _prefix(state)
     backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return Recognised(_task(state), _form(backbone), _arch(backbone, architectures), prefix)
+    whole = prefix.removesuffix('backbone.')
+    below = {key.removeprefix(whole).split('.')[0] for key in state if key.startswith(whole)}
+    return Recognised(_task(below), _form(backbone), _arch(backbone, architectures), prefix)
 
 
 def writer_of(content: Mapping[str, Any]) -> str:
@@ -65,8 +71,15 @@ def writer_of(content: Mapping[str, Any]) -> str:
     return 'unknown'
 
 
-def _task(state: Mapping[str, Tensor]) -> str:
-    tops = {key.split('.')[0] for key in state}
+def _prefix(state: Mapping[str, Tensor]) -> str:
+    starts = {key[: found.start()] for key in state if (found := _LAST_OF_BLOCK.search(key))}
+    if len(starts) == 1:
+        start = starts.pop()
+        return f'{start}.' if start else ''
+    return 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+
+
+def _task(tops: set[str]) -> str:
     if tops & {'roi_head', 'rpn_head', 'bbox_head', 'mask_head'}:
         return 'detector'
     if 'decode_head' in tops:
@@ -90,7 +103,7 @@ def _arch(backbone: Mapping[str, Tensor], architectures: Mapping[str, ArchLike])
     widths: dict[int, int] = {}
     depths: dict[int, int] = {}
     for key, value in backbone.items():
-        found = re.match(r'stages\.(\d{1,3})\.blocks\.(\d{1,3})\.channel_mixer\.2(?:\.conv)?\.weight$', key)
+        found = _LAST_OF_BLOCK.match(key)
         if found and value.dim():
             stage, block = int(found[1]), int(found[2])
             widths[stage] = value.shape[0]
@@ -103,4 +116,5 @@ def _arch(backbone: Mapping[str, Tensor], architectures: Mapping[str, ArchLike])
     for name, arch in architectures.items():
         if (tuple(arch.embed_dims), tuple(arch.depths), arch.token_mixer) == (dims, counts, mixer):
             return name
-    return f'embed_dims={dims}, depths={counts}, token_mixer={mixer!r}'
+    dimensions = f'embed_dims={dims}, depths={counts}'
+    return f'{dimensions[:_SHOWN]}{"..." if len(dimensions) > _SHOWN else ""}, token_mixer={mixer!r}'

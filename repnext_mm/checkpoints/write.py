@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from .read import StateDict
 
@@ -36,7 +39,7 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'no folder {path.parent} to write {path.name} to: make it first')
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    tensors = {key: _plain(value) for key, value in state.items()}
     draft = path.with_name(f'.{path.name}-{uuid4().hex}')
     try:
         if path.suffix == '.safetensors':
@@ -51,6 +54,13 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A tensor with numbers of its own, in its dtype; views that only note a conjugation or a sign are worked out."""
+    value = value.detach().cpu()
+    value = value.resolve_conj() if value.is_complex() else value
+    return value.resolve_neg().clone().contiguous() if not value.is_quantized else value.clone().contiguous()
 
 
 def plain_metadata(meta: Any) -> Any:
@@ -71,7 +81,9 @@ def plain_metadata(meta: Any) -> Any:
             )
         if isinstance(value, Mapping):
             return {str(key): plain(part, depth + 1) for key, part in value.items() if part is not None}
-        if hasattr(value, 'tolist'):  # arrays and their numbers, tensors
+        if isinstance(value, np.ndarray | np.generic | Tensor):
+            if math.prod(max(size, 1) for size in value.shape) > _MAX_PARTS:  # also where one size is 0
+                return type(value).__name__
             value = value.tolist()
         if isinstance(value, list | tuple):
             return [plain(part, depth + 1) for part in value]

@@ -58,7 +58,7 @@ def current_names(state: StateDict) -> StateDict:
 
 def carries_nothing(key: str) -> bool:
     """Whether a tensor is a counter, which neither tells a network nor is needed to run it."""
-    return key.rpartition('.')[2] in _COUNTERS
+    return key.rpartition('.')[2] in _COUNTERS or key == 'steps'  # of mmengine's averages
 
 
 def unwrapped(state: Mapping[str, Tensor], *, everywhere: bool = False) -> StateDict:

@@ -54,8 +54,9 @@ def is_averaged(name: str, content: Mapping[str, Any]) -> bool:
 
     mmengine stores the averaged ones as ``state_dict``, and the raw ones as ``ema_state_dict``.
     """
-    if name in ('state_dict', 'ema_state_dict') and _by_mmengine(content):
-        return name == 'state_dict'
+    entry = name.split('.')[0]
+    if entry in ('state_dict', 'ema_state_dict') and _by_mmengine(content):
+        return entry == 'state_dict'
     return bool(_AVERAGED.search(name.lower()))
 
 

@@ -235,21 +235,23 @@ def _unlike(found: Any, own: Any, name: str) -> Iterator[str]:
 
 
 def _is_history(buffer: HistoryBuffer) -> bool:
-    history, counts = getattr(buffer, '_log_history', None), getattr(buffer, '_count_history', None)
+    held = vars(buffer)
+    history, counts = held.get('_log_history'), held.get('_count_history')
     return (
-        isinstance(history, np.ndarray)
+        held.keys() <= {'_log_history', '_count_history', 'max_length', 'statistics_methods'}  # no method is replaced
+        and isinstance(history, np.ndarray)
         and isinstance(counts, np.ndarray)
         and history.ndim == 1
         and history.shape == counts.shape
         and history.dtype.kind in 'fiu'
         and counts.dtype.kind in 'fiu'
-        and _is_count(getattr(buffer, '_max_length', None))
-        and isinstance(getattr(buffer, '_statistics_methods', None), Mapping)
+        and _is_count(held.get('max_length'))
+        and isinstance(held.get('statistics_methods', {}), Mapping)
     )
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _is_number(value: Any) -> bool:

@@ -12,7 +12,7 @@ from .errors import WeightsError
 from .place import HEADS, Placement, placed, placements
 from .read import StateDict
 from .recognise import recognise
-from .rename import carries_nothing, current_names, unwrapped
+from .rename import carries_nothing, current_names, spellings, unwrapped
 from .state import ENTRIES, checked, is_averaged, listed, ranked, state_dict_of, weights_in
 
 _HALF = 2  # bytes of the narrowest type that holds weights as they were trained
@@ -259,12 +259,14 @@ def _verified(
 
 
 def _likeliest_names(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A file that does not fit, for the sentence that says so: a bare classifier's keys as those of MMPretrain's."""
+    """A file that does not fit, under the model's names as far as it can be told, for the sentence that says so."""
     state = unwrapped(state)
-    tops = {key.split('.')[0] for key in state}
-    if {key.split('.')[0] for key in target} == {'backbone', 'head'} and {'stem', 'stages', 'head'} <= tops:
-        return {key if key.startswith('head.') else f'backbone.{key}': value for key, value in state.items()}
-    return state
+    names = max(spellings(target), key=lambda names: len(state.keys() & set(names.values())))
+    keys = {name: key for key, name in names.items()}
+    rename = dict(zip(state, (keys.get(key, key) for key in state), strict=True))
+    if state.keys() & keys.keys() and {'stem', 'stages'} <= {key.split('.')[0] for key in state}:
+        rename = {key: new if new in target or key.startswith('head.') else f'backbone.{key}' for key, new in rename.items()}
+    return {rename[key]: value for key, value in state.items()}
 
 
 def _without(state: StateDict, unused: Sequence[str]) -> StateDict:
@@ -281,7 +283,7 @@ def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
             "the file holds a form that is made for speed: save form='default' instead, load that with deploy=True, "
             'and fuse again with form=...'
         )
-    if found.form == 'keep_norms' and wanted.task != 'backbone':
+    if found.form == 'keep_norms' and wanted.form != 'keep_norms' and wanted.task != 'backbone':
         return (
             "the file holds a fused network of the authors, whose branches are gone and whose norms are left: take the "
             "file in train form (without '_fused'), or load this one into a backbone with deploy=True"

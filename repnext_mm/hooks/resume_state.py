@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from repnext_mm.checkpoints import WeightsError
 
 _HUB = ('log_scalars', 'runtime_info', 'resumed_keys')
-_LISTS = ('keep_ckpt_ids', 'outdated_best_ckpts')  # of the message hub
 # Options of a parameter group that torch adds where an older file lacks them.
 _OPTIONAL = {'foreach', 'maximize', 'capturable', 'differentiable', 'fused', 'decoupled_weight_decay', 'nesterov',
              'amsgrad', 'initial_lr', 'param_names'}  # fmt: skip
@@ -99,10 +98,14 @@ def _of_hub(hub: Any) -> Iterator[str]:
     for name, value in hub['log_scalars'].items():
         if isinstance(value, HistoryBuffer) and not _is_history(value):  # others are passed over by mmengine
             yield f'message_hub.log_scalars.{name} is not a history of numbers'
+    for name, value in hub['resumed_keys'].items():
+        if not isinstance(value, bool):
+            yield f'message_hub.resumed_keys.{name} is {_shown(value)}, not True or False'
     for name, value in hub['runtime_info'].items():
-        if name in _LISTS and value is not None and not isinstance(value, list | tuple):
+        is_list = isinstance(value, list | tuple) or (value is None and name == 'outdated_best_ckpts')
+        if name in ('keep_ckpt_ids', 'outdated_best_ckpts') and not is_list:
             yield f'message_hub.runtime_info.{name} is {_shown(value)}, not a list'
-        if name.startswith('best_score') and not _is_number(value):
+        if (name.startswith('best_score') or name == 'last_validation') and not _is_number(value):
             yield f'message_hub.runtime_info.{name} is {_shown(value)}, not a number'
 
 
@@ -117,18 +120,25 @@ def _of_optimizer(found: Any, wrapper: OptimWrapper, name: str) -> Iterator[str]
         return
     for index, (group, own) in enumerate(zip(saved, groups, strict=True)):
         place = f'{name}.param_groups.{index}'
-        needed = {key: value for key, value in own.items() if key not in _OPTIONAL}
         if not isinstance(group, Mapping) or not isinstance(group.get('params'), list):
             yield f'{place} must be a dict with a list `params`'
             return
         if len(group['params']) != len(own['params']) or not all(map(_is_count, group['params'])):
             yield f'{place}.params must number the {len(own["params"])} parameters of this config'
             return
-        yield from _unlike({k: v for k, v in group.items() if k != 'params'},
-                           {k: v for k, v in needed.items() if k != 'params'}, place)  # fmt: skip
-        expected = _first_state(wrapper.optimizer, own)
+        options = {key: value for key, value in group.items() if key != 'params'}
+        needed = {k: v for k, v in own.items() if k != 'params' and (k in options or k not in _OPTIONAL)}
+        yield from _unlike(options, needed, place)
+        expected = _first_state(wrapper.optimizer, {**own, **options})
+        if expected is None and _first_state(wrapper.optimizer, own) is not None:
+            yield f'{place} holds options with which {type(wrapper.optimizer).__name__} takes no step'
+            return
         for number, parameter in zip(group['params'], own['params'], strict=True):
-            yield from _of_parameter(states.get(number), expected, parameter, f'{name}.state.{number}')
+            yield from _of_parameter(states.get(number, {}), expected or {}, parameter, f'{name}.state.{number}')
+    numbers_known = {number for group in saved for number in group['params']}
+    strange = [key for key in states if key not in numbers_known]
+    if strange:
+        yield f'{name}.state.{_shown(strange[0])} belongs to none of the parameters'
     settings = wrapper.state_dict()
     for key in ('base_param_settings', 'loss_scaler'):
         if key in found and isinstance(settings.get(key), Mapping):
@@ -136,26 +146,28 @@ def _of_optimizer(found: Any, wrapper: OptimWrapper, name: str) -> Iterator[str]
 
 
 def _of_parameter(found: Any, expected: Mapping[str, Any], parameter: Tensor, name: str) -> Iterator[str]:
-    if found is None or (isinstance(found, Mapping) and not found):
-        return  # never updated
     if not isinstance(found, Mapping):
         yield f'{name} is {_shown(found)}, not a dict'
         return
+    if not found:
+        return  # never updated
     for key, value in expected.items():
         shape = value.shape if isinstance(value, Tensor) else None
         if value is None:
             continue
         if shape is None or not shape:
-            if not _is_number(found.get(key)):
-                yield f'{name}.{key} is {_shown(found.get(key))}, not a number'
+            if not _is_number(found.get(key)) or (key == 'step' and not found[key] >= 0):
+                yield f'{name}.{key} is {_shown(found.get(key))}, not a number of its kind'
         elif not isinstance(found.get(key), Tensor):
             yield f'{name}.{key} is {_shown(found.get(key))}, not a tensor'
+        elif found[key].is_complex() != value.is_complex():
+            yield f'{name}.{key} is {found[key].dtype}, its parameter {parameter.dtype}'
         elif tuple(shape) == _PROBE and found[key].shape != parameter.shape:
             yield f'{name}.{key} has shape {tuple(found[key].shape)}, its parameter {tuple(parameter.shape)}'
 
 
-def _first_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
-    """What an optimizer keeps of a parameter of shape ``_PROBE`` after a step; nothing where it takes none."""
+def _first_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an optimizer keeps of a parameter of shape ``_PROBE`` after a step; None where it takes none."""
     like = group['params'][0]
     probe = torch.zeros(_PROBE, device=like.device, dtype=like.dtype, requires_grad=True)
     probe.grad = torch.zeros_like(probe)
@@ -164,8 +176,8 @@ def _first_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> 
     twin.param_groups = [{**group, 'params': [probe]}]
     try:
         twin.step()
-    except Exception:  # an optimizer of a kind that steps otherwise: its state is not known
-        return {}
+    except Exception:  # options that cannot be, or an optimizer of a kind that steps otherwise
+        return None
     return dict(twin.state[probe])
 
 
@@ -197,10 +209,14 @@ def _of_average(found: Any, state: Any, model: nn.Module) -> Iterator[str]:
         name = str(key).removeprefix('module.')
         if not isinstance(key, str) or not isinstance(value, Tensor):
             yield f'ema_state_dict.{str(key)[:100]} is {_shown(value)}, not a tensor'
-        elif name != key and (name not in state or name not in own or value.shape != own[name].shape):
+        elif name != key and (name not in state or name not in own or not _like(value, own[name])):
             yield f'ema_state_dict.{key[:100]} is not a tensor of this model in its shape'
-        elif key == 'steps' and value.numel() != 1:
-            yield f'ema_state_dict.steps has shape {tuple(value.shape)}, not that of a number'
+        elif key == 'steps' and (value.dim() or not _is_number(value)):
+            yield f'ema_state_dict.steps is {_shown(value)}, not a number'
+
+
+def _like(value: Tensor, own: Tensor) -> bool:
+    return value.shape == own.shape and value.is_complex() == own.is_complex()
 
 
 def _unlike(found: Any, own: Any, name: str) -> Iterator[str]:
@@ -223,6 +239,9 @@ def _unlike(found: Any, own: Any, name: str) -> Iterator[str]:
     elif _is_number(own):
         if not _is_number(found) or isinstance(found, bool):
             yield f'{name} is {_shown(found)}, not a number'
+    elif own is None:
+        if isinstance(found, Tensor | np.ndarray) and not _is_number(found):
+            yield f'{name} is {_shown(found)}, not a plain value'
     elif isinstance(own, str):
         if found != own:
             yield f'{name} is {_shown(found)}, in this config {own!r}'

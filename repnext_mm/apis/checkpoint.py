@@ -138,7 +138,8 @@ def fuse_file(
         FileNotFoundError, ValueError: the file cannot be read, or does not fit the config.
     """
     config = load_config(config_path)
-    model = load_model(config, path, ema=ema, trust_pickle=trust_pickle).eval()
+    model = load_model(config, path, ema=ema, trust_pickle=trust_pickle)
+    model.eval()  # of some backbones, it returns None
     exact = _double(_compared(model))
     probe = torch.randn(1, _input_channels(exact), 65, 97).double()
     # against every branch apart: the train form merges by the functions that fuse
@@ -233,7 +234,9 @@ def compare_outputs(
         FileNotFoundError, ValueError: a file cannot be read or does not fit its config, or the outputs differ in shape.
     """
     pairs = ((first, first_config), (second, second_config))
-    models = [load_model(load_config(config), path).eval() for path, config in pairs]
+    models = [load_model(load_config(config), path) for path, config in pairs]
+    for model in models:
+        model.eval()
     reference, other = (_double(_compared(model)) for model in models)
     return relative_error(other, reference, torch.randn(1, _input_channels(reference), 65, 97).double())
 

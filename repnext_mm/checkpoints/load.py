@@ -263,10 +263,12 @@ def _likeliest_names(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
     state = unwrapped(state)
     names = max(spellings(target), key=lambda names: len(state.keys() & set(names.values())))
     keys = {name: key for key, name in names.items()}
-    rename = dict(zip(state, (keys.get(key, key) for key in state), strict=True))
-    if state.keys() & keys.keys() and {'stem', 'stages'} <= {key.split('.')[0] for key in state}:
-        rename = {key: new if new in target or key.startswith('head.') else f'backbone.{key}' for key, new in rename.items()}
-    return {rename[key]: value for key, value in state.items()}
+    if not state.keys() & keys.keys() or not {'stem', 'stages'} <= set(_tops(state)):
+        return state
+    outside = '' if 'stem' in _tops(target) else 'backbone.'
+    return {
+        keys.get(key, key if key.startswith('head.') else outside + key): value for key, value in state.items()
+    }
 
 
 def _without(state: StateDict, unused: Sequence[str]) -> StateDict:

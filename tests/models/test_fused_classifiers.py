@@ -1,4 +1,4 @@
-"""Fused files in a classifier: tested in deploy form, whatever form the config builds; averaged weights by one option."""
+"""Fused files in a classifier: tested in deploy form, whatever form the config builds; averaged weights."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def prepare_test(
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     config.load_from, config.resume = checkpoint, False
-    load_strictly(config, testing=True, **({'ema': True} if ema else {}))
+    load_strictly(config, testing=True, ema=ema)
     drop_initial_weights(config.model)
     if not fuse:
         config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]

@@ -113,5 +113,5 @@ def load_strictly(config: Config, *, without: Sequence[str] = (), **options: Any
         hooks.append(strict)
     if without:
         strict['reset'] = [*strict.get('reset', ()), *without]
-    strict.update(options)
+    strict.update({name: value for name, value in options.items() if value})
     config.custom_hooks = hooks

@@ -5,12 +5,12 @@ from .load import LoadReport, backbone_state, check_fits, fit, load_strictly
 from .read import StateDict, is_torchscript, one_sentence, read_checkpoint
 from .recognise import Recognised, recognise, writer_of
 from .scan import unsafe_globals
-from .state import is_averaged, model_state, shown_entries, state_dict_of, weights_in
+from .state import is_averaged, model_state, plain_dict, shown_entries, state_dict_of, weights_in
 from .write import plain_metadata, published_name, write_checkpoint
 
 __all__ = [
     'LoadReport', 'Recognised', 'StateDict', 'WeightsError', 'backbone_state', 'check_fits', 'fit', 'is_averaged',
-    'is_torchscript', 'load_strictly', 'model_state', 'one_sentence', 'plain_metadata', 'published_name',
-    'read_checkpoint', 'recognise', 'shown_entries', 'state_dict_of', 'unsafe_globals', 'weights_in',
+    'is_torchscript', 'load_strictly', 'model_state', 'one_sentence', 'plain_dict', 'plain_metadata',
+    'published_name', 'read_checkpoint', 'recognise', 'shown_entries', 'state_dict_of', 'unsafe_globals', 'weights_in',
     'write_checkpoint', 'writer_of',
 ]  # fmt: skip

@@ -154,7 +154,10 @@ def check_fits(
         prefix = chosen.where.prefix.rstrip('.')
         kept, report = _verified(found, target, name=name, source=source, reset=reset, dropped=(*dropped, *left))
         return kept, replace(report, source='' if prefix == 'backbone' else prefix)
-    found, left = backbone_state(unwrapped(state)) if part else (_likeliest_names(state, target), ())
+    if part:
+        found, left = backbone_state(unwrapped(state))
+    else:
+        found, left = _likeliest_names(state, target), ()
     return _verified(found, target, name=name, source=source, reset=reset, dropped=(*dropped, *left))
 
 
@@ -258,16 +261,16 @@ def _verified(
     return {**kept, **{key: target[key] for key in own}}, report
 
 
-def _likeliest_names(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _likeliest_names(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> StateDict:
     """A file that does not fit, under the model's names as far as it can be told, for the sentence that says so."""
-    state = unwrapped(state)
-    names = max(spellings(target), key=lambda names: len(state.keys() & set(names.values())))
+    bare = unwrapped(state)
+    names = max(spellings(target), key=lambda names: len(bare.keys() & set(names.values())))
     keys = {name: key for key, name in names.items()}
-    if not state.keys() & keys.keys() or not {'stem', 'stages'} <= set(_tops(state)):
-        return state
+    if not bare.keys() & keys.keys() or not {'stem', 'stages'} <= set(_tops(bare)):
+        return bare
     outside = '' if 'stem' in _tops(target) else 'backbone.'
     return {
-        keys.get(key, key if key.startswith('head.') else outside + key): value for key, value in state.items()
+        keys.get(key, key if key.startswith('head.') else outside + key): value for key, value in bare.items()
     }
 
 

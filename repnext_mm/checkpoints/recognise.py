@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .state import plain_dict
+
 FORMS = {  # a key that only this form of a backbone has
     'train': re.compile(r'conv_s\.conv_3_3\.weight$|channel_mixer\.0\.conv\.weight$'),
     'merged': re.compile(r'blocks\.\d+\.token_mixer\.conv\.weight$'),
@@ -59,6 +61,7 @@ def writer_of(content: Mapping[str, Any]) -> str:
     """Which program wrote a checkpoint, by the entries beside the weights."""
     meta = content.get('meta')
     if isinstance(meta, Mapping):
+        meta = plain_dict(meta)
         for name in ('mmengine', 'mmdet', 'mmseg'):
             version = meta.get(f'{name}_version')
             if isinstance(version, str) and version[:40].isprintable():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def weights_in(content: Mapping[str, Any]) -> dict[str, StateDict]:
         if not isinstance(value, Mapping) or id(value) in seen:
             return
         seen.add(id(value))
-        named = [(key, part) for key, part in _items(value) if isinstance(key, str)]
+        named = [(key, part) for key, part in plain_dict(value).items() if isinstance(key, str)]
         state = {key: part for key, part in named if isinstance(part, Tensor)}
         if state:
             found[name] = state
@@ -117,7 +117,7 @@ def checked(state: StateDict) -> StateDict:
 def shown_entries(content: Mapping[Any, Any]) -> list[str]:
     """The names of a checkpoint's entries, sorted; what cannot be printed is escaped."""
     return sorted(
-        ascii(str(key))[1:-1][:100] if not str(key).isprintable() else str(key)[:100] for key, _ in _items(content)
+        ascii(str(key))[1:-1][:100] if not str(key).isprintable() else str(key)[:100] for key in plain_dict(content)
     )
 
 
@@ -153,14 +153,14 @@ def _below(found: Mapping[str, StateDict], prefix: str, content: Mapping[str, An
 
 
 def _by_mmengine(content: Mapping[str, Any]) -> bool:
-    names = {key for key, _ in _items(content) if isinstance(key, str)}
-    meta = dict(_items(content)).get('meta') if {'ema_state_dict', 'meta'} <= names else None
-    return isinstance(meta, Mapping) and 'mmengine_version' in dict(_items(meta))
+    names = {key for key in plain_dict(content) if isinstance(key, str)}
+    meta = plain_dict(content)['meta'] if {'ema_state_dict', 'meta'} <= names else None
+    return isinstance(meta, Mapping) and 'mmengine_version' in plain_dict(meta)
 
 
-def _items(mapping: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    """Also of a dict whose attributes a file has set."""
-    return iter(dict.items(mapping) if isinstance(mapping, dict) else mapping.items())
+def plain_dict(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The entries of a mapping, also of one whose methods a file has replaced."""
+    return dict(dict.items(mapping) if isinstance(mapping, dict) else mapping.items())
 
 
 def listed(names: Mapping[str, Any] | Sequence[str]) -> str:

@@ -63,15 +63,15 @@ def _check_types(state: StateDict, suffix: str) -> None:
     kinds = {(value.dtype, value.is_quantized): (key, value) for key, value in state.items()}
     for key, value in kinds.values():
         try:
-            sample = {key: _plain(value.flatten()[:1])}
+            sample = {key: _plain(value[(slice(0, 1),) * value.dim()])}
             if suffix == '.safetensors':
                 _safetensors(sample, {})
             else:
                 torch.save(sample, io.BytesIO())
         except Exception as error:  # each format has its own way to say so
             raise WeightsError(
-                f'{key} is {value.dtype}, which cannot be written to a {suffix or "torch.save"} file here: take another '
-                'suffix (.pth, .safetensors), or another torch'
+                f'{key} is {value.dtype}, which cannot be written to a {suffix or "torch.save"} file here: take '
+                'another suffix (.pth, .safetensors), or another torch'
             ) from error
 
 

@@ -107,7 +107,7 @@ def has_begun(*, work_dir: Path, folder: Path, template: str) -> bool:
 
 def _found(folder: Path, templates: Sequence[str]) -> list[_Found]:
     """Checkpoints by the time they were written, newest first: a folder can hold higher steps of an older run."""
-    found = {}
+    found: dict[Path, _Found] = {}
     for template, path in _candidates(folder, templates):
         step = step_of(path.relative_to(folder).as_posix(), template)
         if step is not None:

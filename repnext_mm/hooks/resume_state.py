@@ -270,7 +270,7 @@ def _is_history(buffer: HistoryBuffer) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= value < 2**63
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < 2**63
 
 
 def _is_number(value: Any) -> bool:

@@ -47,6 +47,11 @@ def test_names_and_files(model: dict[str, Any]):
     assert model['In Collection'] in [collection['Name'] for collection in COLLECTIONS]
     if 'Weights' in model:  # in this very arch, of this very task
         arch = model['Metadata']['Architecture'].lower().replace('-', '_')
+        if arch.startswith('convnext'):  # named after the top-1
+            kind = 'replaced' if 'modified' in arch else 'baseline'
+            digits = round(100 * model['Results'][0]['Metrics']['Top 1 Accuracy'])
+            assert model['Weights'].endswith(f'/v1.0/convnext_femto_120e_{kind}_{digits}.pth')
+            return
         assert re.search(rf'/v1\.0/{arch}_(distill_300e\.pth|sz224\S+|coco\.pth|ade20k\.pth)$', model['Weights'])
 
 

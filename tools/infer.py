@@ -18,6 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:0' (default: the best there is)")
     parser.add_argument('--score-threshold', type=float, default=0.3, help='hide weaker detections')
     parser.add_argument('--no-fuse', action='store_true', help='run the trained form of the backbone')
+    parser.add_argument('--ema', action='store_true', help='take the averaged weights of the file')
     parser.add_argument(
         '--trust-pickle', action='store_true', help='let checkpoints build any object, which can run any code in them'
     )
@@ -36,6 +37,7 @@ def main() -> None:
             device=args.device,
             score_threshold=args.score_threshold,
             fuse=not args.no_fuse,
+            ema=args.ema,
             trust_pickle=args.trust_pickle,
             options=args.cfg_options,
             report=print,

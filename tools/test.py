@@ -23,6 +23,7 @@ def parse_args() -> argparse.Namespace:
         help="test-time augmentation by the config's tta_model and tta_pipeline; of detectors, boxes only",
     )
     parser.add_argument('--no-fuse', action='store_true', help='test the trained form of the backbone')
+    parser.add_argument('--ema', action='store_true', help='test the averaged weights of the file')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='overrides such as data_root=/data/coco'
     )
@@ -46,6 +47,7 @@ def main() -> None:
             show_dir=args.show_dir,
             tta=args.tta,
             fuse=not args.no_fuse,
+            ema=args.ema,
             options=args.cfg_options,
             launcher=args.launcher,
         )

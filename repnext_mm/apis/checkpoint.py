@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -20,9 +22,8 @@ from repnext_mm.apis.weights import reading_safely
 from repnext_mm.benchmark.branchwise import branch_by_branch
 from repnext_mm.checkpoints import (
     Recognised,
-    check_fits,
+    is_averaged,
     is_torchscript,
-    model_state,
     one_sentence,
     plain_metadata,
     read_checkpoint,
@@ -30,10 +31,12 @@ from repnext_mm.checkpoints import (
     shown_entries,
     state_dict_of,
     unsafe_globals,
+    weights_in,
     write_checkpoint,
     writer_of,
 )  # fmt: skip
 from repnext_mm.models import ARCHITECTURES
+from repnext_mm.models.pretrained import deployed_like, fit_to_model
 from repnext_mm.reparam import FusionReport, fuse, relative_error, within
 
 _TOLERANCE = 1e-6  # of a fused file, in float64: far above rounding, far below what a wrong fusing gives
@@ -50,8 +53,9 @@ class Inspection:
     tensors: int = 0
     parameters: int = 0  # numbers in floating-point tensors, norm statistics included
     dtypes: Mapping[str, int] | None = None
-    averaged: bool = False  # holds averaged (EMA) weights too
+    averaged: bool = False  # holds averaged (EMA) weights
     entries: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()  # the entries that hold weights, ''  being the content itself
 
 
 def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
@@ -72,7 +76,8 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
     if unsafe and not trust_pickle:
         return Inspection(kind=kind, unsafe=unsafe)
     content = read_checkpoint(path, trust_pickle=trust_pickle)
-    state = state_dict_of(content)
+    networks = weights_in(content)
+    state = _likeliest(content, networks)
     return Inspection(
         kind=kind,
         unsafe=unsafe,
@@ -81,19 +86,30 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
         tensors=len(state),
         parameters=sum(value.numel() for value in state.values() if value.is_floating_point()),
         dtypes=dict(Counter(str(value.dtype).removeprefix('torch.') for value in state.values())),
-        averaged=bool({'ema_state_dict', 'state_dict_ema', 'model_ema'} & content.keys()),
+        averaged=any(is_averaged(name, content) for name in networks),
         entries=tuple(shown_entries(content)),
+        networks=tuple(networks),
     )
 
 
-def convert_file(path: str | Path, out: str | Path, *, trust_pickle: bool = False) -> Path:
+def convert_file(
+    path: str | Path, out: str | Path, *, prefix: str | None = None, ema: bool = False, trust_pickle: bool = False
+) -> Path:
     """Write the weights of any readable file as plain tensors; ``out`` may end in ``.safetensors``.
+
+    Args:
+        path: see ``read_checkpoint``; with ``trust_pickle``, also a file of a whole module.
+        out: where to.
+        prefix: the entry (``'model_ema.'``) or the start of the keys to take; by itself, the likeliest entry.
+        ema: take the averaged weights.
+        trust_pickle: see ``read_checkpoint``.
 
     Raises:
         FileNotFoundError, ValueError: see ``read_checkpoint``.
     """
     content = read_checkpoint(path, trust_pickle=trust_pickle)
-    return write_checkpoint(out, state_dict_of(content), meta=_kept_metadata(content))
+    state = state_dict_of(content, prefix=prefix, ema=ema)
+    return write_checkpoint(out, state, meta=_kept_metadata(content))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +122,24 @@ class FusedFile:
     errors: tuple[float, ...]  # relative, per level of the backbone or of a classifier's scores, in float64
 
 
-def fuse_file(path: str | Path, config_path: str | Path, out: str | Path, *, trust_pickle: bool = False) -> FusedFile:
+def fuse_file(
+    path: str | Path, config_path: str | Path, out: str | Path, *, ema: bool = False, trust_pickle: bool = False
+) -> FusedFile:
     """Fuse a model's backbone, and write the fused weights and the config that loads them.
 
     Args:
         path: weights of the whole model that the config describes.
         config_path: the config of a detector, segmentor or classifier, or one whose ``model`` is a bare backbone.
         out: the fused file; the config is written beside it, with the suffix ``.py``.
+        ema: take the averaged weights.
         trust_pickle: see ``read_checkpoint``.
 
     Raises:
         FileNotFoundError, ValueError: the file cannot be read, or does not fit the config.
     """
     config = load_config(config_path)
-    model = load_model(config, path, trust_pickle=trust_pickle).eval()
+    model = load_model(config, path, ema=ema, trust_pickle=trust_pickle)
+    model.eval()  # of some backbones, it returns None
     exact = _double(_compared(model))
     probe = torch.randn(1, _input_channels(exact), 65, 97).double()
     # against every branch apart: the train form merges by the functions that fuse
@@ -140,8 +160,17 @@ def fuse_file(path: str | Path, config_path: str | Path, out: str | Path, *, tru
     return FusedFile(weights=written, config=deploy, report=report, errors=errors)
 
 
-def load_model(config: Config, path: str | Path, *, trust_pickle: bool = False) -> nn.Module:
+def load_model(
+    config: Config, path: str | Path, *, ema: bool = False, testing: bool = False, trust_pickle: bool = False
+) -> nn.Module:
     """Build a config's model and load a file of the whole model into it, strictly.
+
+    Args:
+        config: of the model.
+        path: its weights.
+        ema: take the averaged weights.
+        testing: the model is not to be trained: fused weights make it the deploy form.
+        trust_pickle: see ``read_checkpoint``.
 
     Raises:
         FileNotFoundError, ValueError: the file cannot be read, or does not fit.
@@ -152,8 +181,10 @@ def load_model(config: Config, path: str | Path, *, trust_pickle: bool = False) 
     settings.pop('init_cfg', None)
     with building(config), reading_safely(trust_pickle=trust_pickle):  # some read weights while they are built
         model: nn.Module = MODELS.build(settings)
-    state = model_state(read_checkpoint(path, trust_pickle=trust_pickle))
-    kept, _ = check_fits(state, model.state_dict(), name=type(model).__name__, source=str(path))
+    content = read_checkpoint(path, trust_pickle=trust_pickle)
+    if testing:
+        deployed_like(model, content, ema=ema)
+    kept, _ = fit_to_model(model, content, source=str(path), ema=ema)
     model.load_state_dict(kept, strict=True)
     return model
 
@@ -165,8 +196,10 @@ class Comparison:
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
     other_shape: tuple[str, ...]
+    other_dtype: tuple[str, ...]  # compared all the same, by their values
     differences: Mapping[str, float]  # largest absolute difference of the tensors that both have, if it is not 0
     equal: int  # tensors without any difference
+    tensors: tuple[int, int]  # of the first and of the second
 
 
 def compare_files(first: str | Path, second: str | Path, *, trust_pickle: bool = False) -> Comparison:
@@ -183,8 +216,10 @@ def compare_files(first: str | Path, second: str | Path, *, trust_pickle: bool =
         only_first=tuple(key for key in a if key not in b),
         only_second=tuple(key for key in b if key not in a),
         other_shape=shapes,
+        other_dtype=tuple(key for key in both if a[key].dtype != b[key].dtype),
         differences={key: value for key, value in distances.items() if value != 0},
         equal=sum(value == 0 for value in distances.values()),
+        tensors=(len(a), len(b)),
     )
 
 
@@ -199,7 +234,9 @@ def compare_outputs(
         FileNotFoundError, ValueError: a file cannot be read or does not fit its config, or the outputs differ in shape.
     """
     pairs = ((first, first_config), (second, second_config))
-    models = [load_model(load_config(config), path).eval() for path, config in pairs]
+    models = [load_model(load_config(config), path) for path, config in pairs]
+    for model in models:
+        model.eval()
     reference, other = (_double(_compared(model)) for model in models)
     return relative_error(other, reference, torch.randn(1, _input_channels(reference), 65, 97).double())
 
@@ -239,5 +276,49 @@ def _input_channels(backbone: nn.Module) -> int:
     return next(parameter.shape[1] for parameter in backbone.parameters() if parameter.dim() == 4)
 
 
+def _likeliest(content: Mapping[str, Any], networks: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """The weights that a file is described by: where nothing tells which are meant, the first of the most tensors."""
+    try:
+        return state_dict_of(content)
+    except ValueError:
+        if len(networks) < 2:
+            raise
+        return state_dict_of({'': max(networks.values(), key=len)})
+
+
 def _distance(a: Tensor, b: Tensor) -> float:
-    return (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+    """The largest absolute difference, infinite where one is NaN or its type has no arithmetic and its bytes differ."""
+    if not a.numel():
+        return 0.0
+    try:
+        a, b = _comparable(a), _comparable(b)
+    except (NotImplementedError, RuntimeError, TypeError):  # a type that torch stores, and does not compute with
+        same = a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b))
+        return 0.0 if same else math.inf
+    if not (a.is_floating_point() or a.is_complex() or b.is_floating_point() or b.is_complex()):
+        first, second = a.numpy().astype(object), b.numpy().astype(object)  # Python's integers are exact
+        return float(abs(first - second).max()) if not np.array_equal(first, second) else 0.0
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    a, b = a.to(wide), b.to(wide)
+    differing = (a != b) & ~(a.isnan() & b.isnan())
+    if not differing.any():
+        return 0.0
+    largest = (a[differing] - b[differing]).abs().max().item()
+    return math.inf if math.isnan(largest) else largest
+
+
+def _comparable(value: Tensor) -> Tensor:
+    """The numbers of a tensor in a type that NumPy knows."""
+    value = value.detach().cpu()
+    value = value.dequantize() if value.is_quantized else value
+    value = value.resolve_conj().resolve_neg() if value.is_complex() else value.resolve_neg()
+    if value.is_complex():
+        return value.to(torch.complex128)
+    if value.is_floating_point():
+        return value.to(torch.float64)
+    value.numpy()
+    return value
+
+
+def _bytes(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous().view(torch.uint8)

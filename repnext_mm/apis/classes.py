@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from repnext_mm.apis.config import innermost_datasets
+from repnext_mm.checkpoints import plain_dict
 
 
 def classes_in_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,8 +17,11 @@ def classes_in_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
     meta = content.get('meta')
     if not isinstance(meta, Mapping):
         return {}
+    meta = plain_dict(meta)
     known = meta.get('dataset_meta')
-    if not isinstance(known, Mapping):
+    if isinstance(known, Mapping):
+        known = plain_dict(known)
+    else:
         known = {name.lower(): meta[name] for name in ('CLASSES', 'PALETTE') if name in meta}
     return dict(known) if isinstance(known.get('classes'), list | tuple) else {}
 

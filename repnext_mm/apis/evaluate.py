@@ -32,13 +32,15 @@ def prepare_test(
     show_dir: str | None = None,
     tta: bool = False,
     fuse: bool = True,
+    ema: bool = False,
     options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
     """Read a test config, apply what the command line says, and check all that can be checked at once.
 
     ``out`` is a .pkl file for the predictions, ``show_dir`` a folder for annotated pictures. ``fuse=False`` takes
-    FuseBackboneHook out of the config; nothing puts it into a config that lacks it.
+    FuseBackboneHook out of the config; nothing puts it into a config that lacks it. ``ema`` takes the averaged weights
+    of the checkpoint. Fused weights are tested in deploy form, whatever form the config builds.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
@@ -54,7 +56,7 @@ def prepare_test(
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     config.load_from, config.resume = checkpoint, False
-    load_strictly(config)
+    load_strictly(config, testing=True, ema=ema)
     drop_initial_weights(config.model)
     if not fuse:
         config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]

@@ -23,8 +23,9 @@ from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.apis.picture import existing, fit_picture
 from repnext_mm.apis.preflight import check_checkpoint, check_model
 from repnext_mm.apis.weights import reading_safely, resolved
-from repnext_mm.checkpoints import check_fits, model_state, read_checkpoint
+from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.hooks import FuseBackboneHook
+from repnext_mm.models.pretrained import deployed_like, fit_to_model
 
 
 def annotate_image(
@@ -36,6 +37,7 @@ def annotate_image(
     device: str | None = None,
     score_threshold: float = 0.3,
     fuse: bool = True,
+    ema: bool = False,
     trust_pickle: bool = False,
     options: Mapping[str, Any] | None = None,
     report: Callable[[str], object] | None = None,
@@ -43,8 +45,9 @@ def annotate_image(
     """Run a detector, segmentor or classifier on one image, its backbone fused, and save the annotated picture.
 
     Class names come from the checkpoint, or from the config's test data set where the checkpoint has none; a classifier
-    without either has numbered classes. ``score_threshold`` in [0, 1] hides weak detections. For ``trust_pickle``, see
-    ``run_training``. ``report`` is called with each of a classifier's five surest classes, as text, best first.
+    without either has numbered classes. ``score_threshold`` in [0, 1] hides weak detections. ``ema`` takes the averaged
+    weights of the checkpoint. For ``trust_pickle``, see ``run_training``. ``report`` is called with each of a
+    classifier's five surest classes, as text, best first.
 
     A picture of more than ``repnext_mm.apis.picture.MAX_PIXELS`` is scaled down.
 
@@ -77,7 +80,9 @@ def annotate_image(
     with fit_picture(image) as picture:
         if scope == 'mmpretrain':
             with _told_of(image):
-                found = _classified(picture, config, checkpoint, device=device, fuse=fuse, trust_pickle=trust_pickle)
+                found = _classified(
+                    picture, config, checkpoint, device=device, fuse=fuse, ema=ema, trust_pickle=trust_pickle
+                )
             for item in found:
                 if report is not None:
                     report(str(item))
@@ -85,7 +90,7 @@ def annotate_image(
                 _write(draft, draw_classes(picture, found))
             return place / picture.name
         with building(config), reading_safely(trust_pickle=trust_pickle):
-            inferencer = _inferencer(config, checkpoint, device=device)
+            inferencer = _inferencer(config, checkpoint, device=device, ema=ema)
         if fuse:
             inferencer.model = _fused(inferencer.model)
         settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
@@ -140,10 +145,10 @@ def _drafted(place: Path, name: str) -> Iterator[Path]:
 
 
 def _classified(
-    image: Path, config: Config, checkpoint: str, *, device: str, fuse: bool, trust_pickle: bool
+    image: Path, config: Config, checkpoint: str, *, device: str, fuse: bool, ema: bool, trust_pickle: bool
 ) -> tuple[ClassScore, ...]:
     file = resolved(checkpoint)
-    model: Any = load_model(config, file, trust_pickle=trust_pickle).to(device).eval()
+    model: Any = load_model(config, file, ema=ema, testing=True, trust_pickle=trust_pickle).to(device).eval()
     if fuse:
         model = _fused(model)
     known = classes_in_checkpoint(read_checkpoint(file, trust_pickle=trust_pickle)) or classes_of_config(config)
@@ -151,7 +156,7 @@ def _classified(
     return top_classes(model, image, pipeline=pipeline, names=known.get('classes'))
 
 
-def _inferencer(config: Config, checkpoint: str, *, device: str) -> Any:
+def _inferencer(config: Config, checkpoint: str, *, device: str, ema: bool) -> Any:
     """mmdet's or mmseg's inferencer; where a checkpoint does not name its classes, the config's data set does."""
     scope = config.default_scope
     init_default_scope(scope)
@@ -164,7 +169,8 @@ def _inferencer(config: Config, checkpoint: str, *, device: str) -> Any:
             meta = checkpoint.get('meta') or {}
             if not {'dataset_meta', 'CLASSES'} & meta.keys():
                 meta = {**meta, 'dataset_meta': names}
-            weights, _ = check_fits(model_state(checkpoint), model.state_dict(), source=source)
+            deployed_like(model, checkpoint, ema=ema)
+            weights, _ = fit_to_model(model, checkpoint, source=source, ema=ema)
             checkpoint = {'state_dict': weights, 'meta': meta}
             super()._load_weights_to_model(model, checkpoint, cfg)
 

@@ -17,6 +17,7 @@ from repnext_mm.apis.processes import check_strategy, fit_to_machine, set_launch
 from repnext_mm.apis.run import build_runner
 from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
 from repnext_mm.apis.weights import load_strictly, reading_safely
+from repnext_mm.hooks.newest_checkpoint import USUAL, has_begun
 
 
 def prepare_training(
@@ -97,9 +98,10 @@ _MIXED_PRECISION = {
 
 def _has_begun(config: Config) -> bool:
     """Whether there may be a checkpoint to go on from, as far as the working directory tells."""
-    elsewhere = ((config.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
     folder = Path(config.work_dir)
-    return elsewhere is not None or (folder / 'last_checkpoint').exists() or any(folder.glob('*.pth'))
+    template = hook.get('filename_tmpl') or USUAL[0]
+    return hook.get('out_dir') is not None or has_begun(work_dir=folder, folder=folder, template=template)
 
 
 def _enable_amp(config: Config) -> None:

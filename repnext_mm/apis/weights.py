@@ -17,9 +17,10 @@ from mmengine.runner.checkpoint import (
     get_mmcls_models,
     get_torchvision_models,
 )
+from torch import Tensor
 
 from repnext_mm.apis.run import NotBuiltError
-from repnext_mm.checkpoints import WeightsError, model_state, read_checkpoint
+from repnext_mm.checkpoints import WeightsError, model_state, read_checkpoint, weights_in
 
 _ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
     'torchvision': get_torchvision_models,
@@ -48,7 +49,9 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
             content = {**content, 'meta': {key: value for key, value in meta.items() if key != 'config'}}
         if 'state_dict' in content:
             return dict(content)
-        return {'state_dict': model_state(content), 'meta': content.get('meta', {})}
+        # Other entries come along: StrictLoadHook chooses by the model, this by the names alone.
+        others = {key: value for key, value in content.items() if not isinstance(value, Tensor)}
+        return {'meta': {}, **others, 'state_dict': _likeliest_weights(content)}
 
     schemes, handlers = dict(CheckpointLoader._schemes), dict(file_handlers)
     CheckpointLoader.register_scheme(list(schemes), load_from_repnext_mm, force=True)
@@ -59,6 +62,15 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
     finally:
         CheckpointLoader._schemes = schemes
         file_handlers.update(handlers)
+
+
+def _likeliest_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    if len(weights_in(content)) > 1:
+        try:
+            return model_state(content)
+        except WeightsError:  # several networks
+            return {}
+    return model_state(content)
 
 
 def safe_handler(suffix: str, handler: BaseFileHandler) -> BaseFileHandler:
@@ -126,10 +138,11 @@ def resolved(address: str) -> str:
     return book[name]
 
 
-def load_strictly(config: Config, *, without: Sequence[str] = ()) -> None:
+def load_strictly(config: Config, *, without: Sequence[str] = (), **options: Any) -> None:
     """Put StrictLoadHook into a config that lacks it.
 
-    ``without`` are prefixes of keys in the file that the model to test does not have on purpose.
+    ``without`` are prefixes of keys in the file that the model to test does not have on purpose; ``options`` are others
+    of the hook.
     """
     hooks = list(config.get('custom_hooks') or [])
     strict = next((h for h in hooks if isinstance(h, dict) and str(h.get('type')).endswith('StrictLoadHook')), None)
@@ -138,4 +151,5 @@ def load_strictly(config: Config, *, without: Sequence[str] = ()) -> None:
         hooks.append(strict)
     if without:
         strict['reset'] = [*strict.get('reset', ()), *without]
+    strict.update({name: value for name, value in options.items() if value})
     config.custom_hooks = hooks

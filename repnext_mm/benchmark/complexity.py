@@ -52,7 +52,7 @@ def repnext_complexity(
     num_classes: int = 1000,
     forms: Sequence[str] = FORMS,
 ) -> dict[str, dict[str, Complexity]]:
-    """RepNeXt in each of ``TRAIN_FORMS`` and ``forms``: its ``'backbone'``, and the authors' whole ``'classifier'``.
+    """RepNeXt in each of ``TRAIN_FORMS`` and ``forms`` that it has: its backbone, and the authors' whole classifier.
 
     The classifier has two heads of a norm and a linear layer each, which fuse into one layer.
 
@@ -71,11 +71,11 @@ def repnext_complexity(
         alone = _complexity(model, lambda m: m(image))
         heads = norm + linear + norm + linear if form in TRAIN_FORMS else linear
         found[form] = {'backbone': alone, 'classifier': alone + heads}
-    return found
+    return _different(found)
 
 
 def model_complexity(config: Config, *, shape: Shape, forms: Sequence[str] = FORMS) -> dict[str, dict[str, Complexity]]:
-    """A config's whole model, part by part, in each of ``TRAIN_FORMS`` and ``forms``; the last part is ``'total'``.
+    """A config's whole model, part by part, in each form that it has; the last part is ``'total'``.
 
     Only what runs at test time counts. The heads behind a detector's proposals work on ``test_cfg.rpn.max_per_img``
     proposals and ``test_cfg.rcnn.max_per_img`` masks, the most there can be.
@@ -96,7 +96,7 @@ def model_complexity(config: Config, *, shape: Shape, forms: Sequence[str] = FOR
     for name, form in _forms(model, forms):
         parts = {part: _complexity(module, run) for part, module, run in _parts(form, image)}
         found[name] = {**parts, 'total': sum(parts.values(), start=Complexity(parameters=0, macs=0, norms=0))}
-    return found
+    return _different(found)
 
 
 def build_without_data(settings: Mapping[str, Any]) -> Any:
@@ -109,7 +109,8 @@ def build_without_data(settings: Mapping[str, Any]) -> Any:
             raise
         # Some read values of tensors while they are built (MMPretrain's ConvNeXt: its rates of dropped paths).
         model = MODELS.build(dict(settings)).to('meta')
-    return model.eval()
+    model.eval()  # of some backbones, it returns None
+    return model
 
 
 class _Bare(nn.Module):
@@ -121,8 +122,23 @@ class _Bare(nn.Module):
 def _forms(model: nn.Module, forms: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
     yield 'branch_by_branch', branch_by_branch(model)
     yield 'train', model
+    seen = [_structure(model)]
     for form in forms:
-        yield form, fuse(model, form=form)[0]
+        fused = fuse(model, form=form)[0]
+        if _structure(fused) not in seen:  # some forms are for networks of several scales
+            seen.append(_structure(fused))
+            yield form, fused
+
+
+def _structure(model: nn.Module) -> tuple[list[Any], list[Any]]:
+    shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+    return [(name, type(module)) for name, module in model.named_modules()], shapes
+
+
+def _different(found: dict[str, dict[str, Complexity]]) -> dict[str, dict[str, Complexity]]:
+    """Without the row of branches where there are none: it is then that of the train form."""
+    apart, train = TRAIN_FORMS
+    return {form: parts for form, parts in found.items() if form != apart or parts != found[train]}
 
 
 def _complexity(module: Any, run: Callable[[Any], object]) -> Complexity:

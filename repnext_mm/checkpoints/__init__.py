@@ -2,14 +2,15 @@
 
 from ._reader import is_torchscript, unsafe_globals
 from .errors import WeightsError
-from .load import LoadReport, backbone_state, check_fits, load_strictly
+from .load import LoadReport, backbone_state, check_fits, fit, load_strictly
 from .read import StateDict, is_whole_file, one_sentence, read_checkpoint
 from .recognise import Recognised, recognise, writer_of
-from .state import model_state, shown_entries, state_dict_of
+from .state import is_averaged, model_state, plain_dict, shown_entries, state_dict_of, weights_in
 from .write import plain_metadata, published_name, write_checkpoint
 
 __all__ = [
-    'LoadReport', 'Recognised', 'StateDict', 'WeightsError', 'backbone_state', 'check_fits', 'is_torchscript',
-    'is_whole_file', 'load_strictly', 'model_state', 'one_sentence', 'plain_metadata', 'published_name',
-    'read_checkpoint', 'recognise', 'shown_entries', 'state_dict_of', 'unsafe_globals', 'write_checkpoint', 'writer_of',
+    'LoadReport', 'Recognised', 'StateDict', 'WeightsError', 'backbone_state', 'check_fits', 'fit', 'is_averaged',
+    'is_torchscript', 'is_whole_file', 'load_strictly', 'model_state', 'one_sentence', 'plain_dict', 'plain_metadata',
+    'published_name', 'read_checkpoint', 'recognise', 'shown_entries', 'state_dict_of', 'unsafe_globals', 'weights_in',
+    'write_checkpoint', 'writer_of',
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._reader import NotReadError, RefusedGlobalError, format_of, is_torchscript, is_whole_file, read_file
 from .download import downloaded
@@ -38,6 +38,8 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[
     local = _local(path)
     with one_sentence(path):
         content = _content(local, trust_pickle=trust_pickle)
+    if isinstance(content, nn.Module):  # of a trusted file
+        content = {'model': content}
     if not isinstance(content, Mapping):
         raise WeightsError(f'{path} holds a {type(content).__name__}: a weight file is a dict of tensors')
     return content

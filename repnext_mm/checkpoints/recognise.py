@@ -9,11 +9,17 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .state import plain_dict
+
 FORMS = {  # a key that only this form of a backbone has
     'train': re.compile(r'conv_s\.conv_3_3\.weight$|channel_mixer\.0\.conv\.weight$'),
     'merged': re.compile(r'blocks\.\d+\.token_mixer\.conv\.weight$'),
     'fused': re.compile(r'conv_s\.weight$|channel_mixer\.0\.weight$'),
 }
+
+
+_LAST_OF_BLOCK = re.compile(r'(?:^|\.)stages\.(\d{1,3})\.blocks\.(\d{1,3})\.channel_mixer\.2(?:\.conv)?\.weight$')
+_SHOWN = 200  # characters of dimensions
 
 
 class ArchLike(Protocol):
@@ -34,7 +40,7 @@ class Recognised:
     task: str  # 'backbone', 'classifier', 'detector', 'segmentor' or 'unknown'
     form: str  # 'train', 'keep_norms' (what the authors call fused), 'default' (no norms), 'merged' or 'unknown'
     arch: str | None  # a name of the table, or the dimensions found
-    prefix: str  # of the backbone's keys: '' or 'backbone.'
+    prefix: str  # of the backbone's keys: '', 'backbone.' or longer
 
 
 def recognise(state: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]) -> Recognised:
@@ -44,15 +50,18 @@ def recognise(state: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]
         state: the weights.
         architectures: the table of known architectures by name.
     """
-    prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+    prefix = _prefix(state)
     backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return Recognised(_task(state), _form(backbone), _arch(backbone, architectures), prefix)
+    whole = prefix.removesuffix('backbone.')
+    below = {key.removeprefix(whole).split('.')[0] for key in state if key.startswith(whole)}
+    return Recognised(_task(below), _form(backbone), _arch(backbone, architectures), prefix)
 
 
 def writer_of(content: Mapping[str, Any]) -> str:
     """Which program wrote a checkpoint, by the entries beside the weights."""
     meta = content.get('meta')
     if isinstance(meta, Mapping):
+        meta = plain_dict(meta)
         for name in ('mmengine', 'mmdet', 'mmseg'):
             version = meta.get(f'{name}_version')
             if isinstance(version, str) and version[:40].isprintable():
@@ -65,8 +74,15 @@ def writer_of(content: Mapping[str, Any]) -> str:
     return 'unknown'
 
 
-def _task(state: Mapping[str, Tensor]) -> str:
-    tops = {key.split('.')[0] for key in state}
+def _prefix(state: Mapping[str, Tensor]) -> str:
+    starts = {key[: found.start()] for key in state if (found := _LAST_OF_BLOCK.search(key))}
+    if len(starts) == 1:
+        start = starts.pop()
+        return f'{start}.' if start else ''
+    return 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+
+
+def _task(tops: set[str]) -> str:
     if tops & {'roi_head', 'rpn_head', 'bbox_head', 'mask_head'}:
         return 'detector'
     if 'decode_head' in tops:
@@ -90,7 +106,7 @@ def _arch(backbone: Mapping[str, Tensor], architectures: Mapping[str, ArchLike])
     widths: dict[int, int] = {}
     depths: dict[int, int] = {}
     for key, value in backbone.items():
-        found = re.match(r'stages\.(\d{1,3})\.blocks\.(\d{1,3})\.channel_mixer\.2(?:\.conv)?\.weight$', key)
+        found = _LAST_OF_BLOCK.match(key)
         if found and value.dim():
             stage, block = int(found[1]), int(found[2])
             widths[stage] = value.shape[0]
@@ -103,4 +119,5 @@ def _arch(backbone: Mapping[str, Tensor], architectures: Mapping[str, ArchLike])
     for name, arch in architectures.items():
         if (tuple(arch.embed_dims), tuple(arch.depths), arch.token_mixer) == (dims, counts, mixer):
             return name
-    return f'embed_dims={dims}, depths={counts}, token_mixer={mixer!r}'
+    dimensions = f'embed_dims={dims}, depths={counts}'
+    return f'{dimensions[:_SHOWN]}{"..." if len(dimensions) > _SHOWN else ""}, token_mixer={mixer!r}'

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from .errors import WeightsError
 from .read import StateDict
 
 HASH_DIGITS = 8
@@ -32,17 +37,17 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
 
     Raises:
         FileNotFoundError: the folder does not exist.
+        WeightsError: a tensor is of a type that the format does not hold.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'no folder {path.parent} to write {path.name} to: make it first')
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    _check_types(state, path.suffix)
+    tensors = {key: _plain(value) for key, value in state.items()}
     draft = path.with_name(f'.{path.name}-{uuid4().hex}')
     try:
         if path.suffix == '.safetensors':
-            from safetensors.torch import save  # save_file would make the file private
-
-            draft.write_bytes(save(tensors, metadata={key: str(value) for key, value in (meta or {}).items()}))
+            draft.write_bytes(_safetensors(tensors, {key: str(value) for key, value in (meta or {}).items()}))
         else:
             torch.save({'state_dict': tensors, 'meta': dict(meta or {})}, draft)
         with open(draft, 'rb') as file:
@@ -51,6 +56,36 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def _check_types(state: StateDict, suffix: str) -> None:
+    """Write one number of each type to memory: what a format holds differs between versions."""
+    kinds = {(value.dtype, value.is_quantized): (key, value) for key, value in state.items()}
+    for key, value in kinds.values():
+        try:
+            sample = {key: _plain(value[(slice(0, 1),) * value.dim()])}
+            if suffix == '.safetensors':
+                _safetensors(sample, {})
+            else:
+                torch.save(sample, io.BytesIO())
+        except Exception as error:  # each format has its own way to say so
+            raise WeightsError(
+                f'{key} is {value.dtype}, which cannot be written to a {suffix or "torch.save"} file here: take '
+                'another suffix (.pth, .safetensors), or another torch'
+            ) from error
+
+
+def _safetensors(tensors: StateDict, metadata: dict[str, str]) -> bytes:
+    from safetensors.torch import save  # save_file would make the file private
+
+    return save(tensors, metadata=metadata)
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A tensor with numbers of its own, in its dtype; views that only note a conjugation or a sign are worked out."""
+    value = value.detach().cpu()
+    value = value.resolve_conj() if value.is_complex() else value
+    return value.resolve_neg().clone().contiguous() if not value.is_quantized else value.clone().contiguous()
 
 
 def plain_metadata(meta: Any) -> Any:
@@ -71,7 +106,9 @@ def plain_metadata(meta: Any) -> Any:
             )
         if isinstance(value, Mapping):
             return {str(key): plain(part, depth + 1) for key, part in value.items() if part is not None}
-        if hasattr(value, 'tolist'):  # arrays and their numbers, tensors
+        if isinstance(value, np.ndarray | np.generic | Tensor):
+            if math.prod(max(size, 1) for size in value.shape) > _MAX_PARTS:  # also where one size is 0
+                return type(value).__name__
             value = value.tolist()
         if isinstance(value, list | tuple):
             return [plain(part, depth + 1) for part in value]

@@ -118,7 +118,9 @@ class AtomicCheckpointHook(CheckpointHook):
                 draft.write_text(path)
         if self.max_keep_ckpts > 0:
             while len(kept) > self.max_keep_ckpts:
-                self._remove(self.filename_tmpl.format(kept.pop(0)))
+                outdated = self.filename_tmpl.format(kept.pop(0))
+                if outdated != name:  # a template without a number has one name for all
+                    self._remove(outdated)
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', kept)
 
@@ -167,7 +169,8 @@ class AtomicCheckpointHook(CheckpointHook):
         hub = runner.message_hub
         ids = hub.runtime_info.get('keep_ckpt_ids')
         if ids is not None:
-            hub.update_info('keep_ckpt_ids', [step for step in ids if isinstance(step, int)])
+            numbered = self.filename_tmpl.format(0) != self.filename_tmpl.format(1)  # else they name one file
+            hub.update_info('keep_ckpt_ids', [step for step in ids if isinstance(step, int)] if numbered else [])
         for key in [key for key in hub.runtime_info if key.startswith('best_ckpt')]:
             name = osp.basename(str(hub.get_info(key)))
             hub.update_info(key, osp.join(self._folder(runner), name) if name.startswith('best_') else None)
@@ -180,7 +183,8 @@ class AtomicCheckpointHook(CheckpointHook):
             with drafted(folder / _PROBE) as draft:
                 draft.write_bytes(b'0')
             (folder / _PROBE).unlink()
-            left = [*sweep_drafts(folder), *sweep_drafts(Path(runner.work_dir))]
+            depth = self.filename_tmpl.count('/')
+            left = [*sweep_drafts(folder, depth=depth), *sweep_drafts(Path(runner.work_dir))]
         if left:
             runner.logger.info(f'Removed what a killed run had begun to write: {", ".join(left)}')
         for name in map(str, runner.message_hub.runtime_info.get(_OUTDATED) or ()):

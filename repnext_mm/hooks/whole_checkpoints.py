@@ -63,7 +63,8 @@ class WholeSaves:
         place = Path(out_dir, filename)
         drafting = drafted(place) if is_main_process() else nullcontext(draft_path(place))
         with saying_why(place, last=self._last()), drafting as draft:
-            self._runner.save_checkpoint(out_dir, draft.name, *arguments, **options)
+            place.parent.mkdir(parents=True, exist_ok=True)  # a name may hold folders
+            self._runner.save_checkpoint(out_dir, str(draft.relative_to(out_dir)), *arguments, **options)
             if not isinstance(self._runner, Runner):  # FlexibleRunner: every process may write a part
                 barrier()
 

@@ -38,9 +38,9 @@ def drafted(path: Path) -> Iterator[Path]:
         _remove(draft)
 
 
-def sweep_drafts(folder: Path) -> list[str]:
-    """Remove the drafts that killed processes left in a folder; returns their names."""
-    drafts = sorted(folder.glob(f'.*{DRAFT_SUFFIX}'))
+def sweep_drafts(folder: Path, *, depth: int = 0) -> list[str]:
+    """Remove the drafts that killed processes left in a folder and ``depth`` levels below; returns their names."""
+    drafts = sorted(path for level in range(depth + 1) for path in folder.glob('*/' * level + f'.*{DRAFT_SUFFIX}'))
     for draft in drafts:
         _remove(draft)
     return [draft.name for draft in drafts]

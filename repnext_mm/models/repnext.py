@@ -37,8 +37,8 @@ class RepNeXt(StagedBackbone):
             folded on the fly, which saves time and memory.
         with_cp: recompute activations in the backward pass to save memory.
         deploy: build the deploy form, for inference with a fused checkpoint.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, trust_pickle=False)`` loads a file strictly,
-            heads and necks left out; other entries are mmengine's.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, ema=False, trust_pickle=False)`` loads a file
+            strictly, heads and necks left out; other entries are mmengine's.
         pretrained: not supported; present because stock mmseg configs set it.
 
     Raises:
@@ -99,11 +99,17 @@ class RepNeXt(StagedBackbone):
         return [[self.stem], *([stage] for stage in self.stages)]
 
     def load_pretrained(
-        self, checkpoint: str, *, prefix: str | None = None, map_location: str = 'cpu', trust_pickle: bool = False
+        self,
+        checkpoint: str,
+        *,
+        prefix: str | None = None,
+        ema: bool = False,
+        map_location: str = 'cpu',
+        trust_pickle: bool = False,
     ) -> LoadReport:
         """See ``repnext_mm.models.pretrained``."""
         return load_pretrained(
-            self, checkpoint, prefix=prefix, map_location=map_location, trust_pickle=trust_pickle
+            self, checkpoint, prefix=prefix, ema=ema, map_location=map_location, trust_pickle=trust_pickle
         )
 
     def switch_to_deploy(self) -> RepNeXt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from repnext_mm.checkpoints import LoadReport, backbone_state, load_strictly, read_checkpoint, state_dict_of
+from repnext_mm.checkpoints import LoadReport, WeightsError, fit, read_checkpoint, state_dict_of
 from repnext_mm.nn import REP_UNITS, PatchMerging, PatchStem, UnitBlock, UnitStage
 from repnext_mm.reparam import fuse
 from .staged_backbone import StagedBackbone
@@ -57,8 +58,8 @@ class RepNeXtU(StagedBackbone):
         deploy: build the deploy form, for inference with a fused checkpoint.
         keep_shortcut: of the deploy form that ``deploy`` and ``switch_to_deploy`` make. Without shortcuts a block is a
             plain chain of layers, with almost twice the weights. ``reparam.fuse(model, form='no_shortcut')`` too.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, trust_pickle=False)`` loads a file strictly,
-            heads and necks left out; other entries are mmengine's.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, ema=False, trust_pickle=False)`` loads a file
+            strictly, heads and necks left out; other entries are mmengine's.
         pretrained: not supported; present because stock mmseg configs set it.
 
     Raises:
@@ -134,7 +135,13 @@ class RepNeXtU(StagedBackbone):
         return self
 
     def load_pretrained(
-        self, checkpoint: str, *, prefix: str | None = None, map_location: str = 'cpu', trust_pickle: bool = False
+        self,
+        checkpoint: str,
+        *,
+        prefix: str | None = None,
+        ema: bool = False,
+        map_location: str = 'cpu',
+        trust_pickle: bool = False,
     ) -> LoadReport:
         """Load the backbone's part of a file strictly; ``map_location`` is mmengine's and does not matter here.
 
@@ -142,13 +149,19 @@ class RepNeXtU(StagedBackbone):
             FileNotFoundError, ValueError: the file cannot be read or does not fit; the backbone is then unchanged.
         """
         content = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
-        state, dropped = backbone_state(state_dict_of(content), prefix=prefix)
-        found, wanted = _form(state), _form(self.state_dict())
-        if found and found != wanted:
-            raise ValueError(f'{checkpoint} holds {found}, this backbone is {wanted}: {_HOW[found]}')
-        unused = tuple(key for key in state if '.conv_repara.' in key)  # the authors' train form has a dead 7x7
-        kept = {key: value for key, value in state.items() if key not in unused}
-        return load_strictly(self, kept, dropped=(*dropped, *unused), source=checkpoint)
+        own = self.state_dict()
+        try:
+            state, report = fit(
+                content, own, name=type(self).__name__, source=checkpoint, prefix=prefix, ema=ema, part=True,
+                unused=['conv_repara'],  # the authors' train form has a dead 7x7
+            )  # fmt: skip
+        except WeightsError as error:
+            found, wanted = _form(state_dict_of(content, prefix=prefix, ema=ema)), _form(own)
+            if found and found != wanted:
+                raise WeightsError(f'{checkpoint} holds {found}, this backbone is {wanted}: {_HOW[found]}') from error
+            raise
+        self.load_state_dict(state, strict=True)
+        return report
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay, after ConvNeXt's grouping.
@@ -209,8 +222,8 @@ _HOW = {
 
 def _form(keys: Iterable[str]) -> str:
     names = list(keys)
-    if not any(name.startswith('downsample_layers.') for name in names):
-        return ''  # no RepNeXtU: the missing keys tell
+    if not any(re.search(r'(^|\.)downsample_layers\.', name) for name in names):
+        return ''  # not a RepNeXtU: the missing keys tell
     if any('.dwconv1.' in name for name in names):
         return 'the train form'
     shortcuts = not any('.block.' in name for name in names)

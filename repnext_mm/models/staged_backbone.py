@@ -24,8 +24,8 @@ class StagedBackbone(BaseModule):
         out_indices: the stages to return, in ascending order.
         frozen_stages: ``-1`` freezes nothing, ``0`` the stem, ``k`` the stem and the first ``k`` stages.
         norm_eval: keep batch norms (SyncBN included) in eval mode while training.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, trust_pickle=False)`` loads a file strictly;
-            other entries are mmengine's.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, ema=False, trust_pickle=False)`` loads a file
+            strictly; other entries are mmengine's.
         pretrained: not supported.
 
     Raises:
@@ -67,7 +67,13 @@ class StagedBackbone(BaseModule):
 
     @abstractmethod
     def load_pretrained(
-        self, checkpoint: str, *, prefix: str | None = None, map_location: str = 'cpu', trust_pickle: bool = False
+        self,
+        checkpoint: str,
+        *,
+        prefix: str | None = None,
+        ema: bool = False,
+        map_location: str = 'cpu',
+        trust_pickle: bool = False,
     ) -> LoadReport:
         """Load the backbone's part of a file strictly; see ``repnext_mm.checkpoints.read_checkpoint``."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -19,7 +20,7 @@ from repnext_mm.apis.checkpoint import (
     inspect_file,
     load_model,
 )  # fmt: skip
-from repnext_mm.checkpoints import load_strictly, read_checkpoint, write_checkpoint
+from repnext_mm.checkpoints import load_strictly, plain_metadata, read_checkpoint, write_checkpoint
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam import count_norms, fuse
 from tests.checkpoints import files
@@ -172,3 +173,94 @@ def test_arguments_of_ones_own_training_are_kept_out(tmp_path, golden_state):
     source = files.authors_training(tmp_path / 'own.pth', files.typed(golden_state))
     assert isinstance(read_checkpoint(source)['args'], argparse.Namespace)
     assert 'args' not in torch.load(convert_file(source, tmp_path / 'plain.pth'), weights_only=True)
+
+
+def test_the_raw_or_the_averaged_weights_are_converted(tmp_path):
+    raw, averaged = {'w': torch.zeros(2)}, {'w': torch.ones(2)}
+    torch.save({'model': raw, 'model_ema': averaged}, tmp_path / 'both.pth')
+    for options, expected in (({}, 0), ({'ema': True}, 1), ({'prefix': 'model_ema'}, 1), ({'prefix': 'model.'}, 0)):
+        written = convert_file(tmp_path / 'both.pth', tmp_path / 'out.pth', **options)
+        assert torch.load(written, weights_only=True)['state_dict']['w'][0] == expected
+    torch.save({'student': raw, 'teacher': averaged}, tmp_path / 'two.pth')
+    with pytest.raises(ValueError, match='student, teacher all hold weights: choose one with prefix='):
+        convert_file(tmp_path / 'two.pth', tmp_path / 'out.pth')
+    assert inspect_file(tmp_path / 'two.pth').networks == ('student', 'teacher')
+
+
+@pytest.mark.parametrize('wrap', [lambda m: m, lambda m: {'ema': m, 'epoch': 1}], ids=['alone', 'in a dict'])
+def test_a_whole_module_is_converted_with_trust_only(wrap, tmp_path):
+    model = RepNeXt('m0')
+    torch.save(wrap(model), tmp_path / 'module.pth')
+    with pytest.raises(ValueError, match='--trust-pickle'):
+        convert_file(tmp_path / 'module.pth', tmp_path / 'out.pth')
+    written = convert_file(tmp_path / 'module.pth', tmp_path / 'out.pth', trust_pickle=True)
+    state = torch.load(written, weights_only=True)['state_dict']
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def _quantized(values):
+    return torch.quantize_per_tensor(torch.tensor(values), 0.5, 0, torch.qint8)
+
+
+COMPARED = {
+    'complex': (torch.tensor([1 + 1j]), torch.tensor([1 + 3j]), 2.0),
+    'conjugate': (torch.tensor([1 + 1j]), torch.tensor([1 + 1j]).conj(), 2.0),
+    'big integers': (torch.tensor([2**53]), torch.tensor([2**53 + 1]), 1.0),
+    'ends of int64': (torch.tensor([-(2**63)]), torch.tensor([2**63 - 1]), 2.0**64),
+    'bool': (torch.tensor([True]), torch.tensor([False]), 1.0),
+    'uint8': (torch.tensor([0], dtype=torch.uint8), torch.tensor([255], dtype=torch.uint8), 255.0),
+    'float16': (torch.tensor([1.0]).half(), torch.tensor([1.5]).half(), 0.5),
+    'bfloat16': (torch.tensor([1.0]).bfloat16(), torch.tensor([1.5]).bfloat16(), 0.5),
+    'float8': (torch.tensor([1.0]).to(torch.float8_e4m3fn), torch.tensor([1.5]).to(torch.float8_e4m3fn), 0.5),
+    'quantized': (_quantized([1.0]), _quantized([2.5]), 1.5),
+    'NaN in one': (torch.tensor([1.0]), torch.tensor([float('nan')]), float('inf')),
+    'NaN in both': (torch.tensor([float('nan'), 1.0]), torch.tensor([float('nan'), 1.0]), 0.0),
+    'infinite in both': (torch.tensor([float('inf')]), torch.tensor([float('inf')]), 0.0),
+    'signs of infinity': (torch.tensor([float('inf')]), torch.tensor([-float('inf')]), float('inf')),
+    'float and double': (torch.tensor([0.1]), torch.tensor([0.1]).double(), 0.0),
+    'integer and float': (torch.tensor([2]), torch.tensor([2.5]), 0.5),
+    'empty': (torch.zeros(0, 3), torch.zeros(0, 3), 0.0),
+}
+
+
+@pytest.mark.parametrize('name', COMPARED)
+def test_every_dtype_is_compared_honestly(name, tmp_path):
+    first, second, expected = COMPARED[name]
+    for index, value in enumerate((first, second)):
+        torch.save({'state_dict': {'w': value, 'other': torch.ones(1)}}, tmp_path / f'{index}.pth')
+    a, b = tmp_path / '0.pth', tmp_path / '1.pth'
+    found = compare_files(a, b, trust_pickle=True)  # what a reader takes is not the question here
+    assert found.differences == ({'w': expected} if expected else {})
+    assert found.equal == (1 if expected else 2)
+    assert found.other_dtype == (('w',) if first.dtype != second.dtype else ())
+    assert found.tensors == (2, 2)
+    converted = convert_file(a, tmp_path / 'out.pth', trust_pickle=True)
+    same = compare_files(a, converted, trust_pickle=True)
+    assert (same.equal, same.differences, same.other_dtype) == (2, {}, ())
+
+
+def test_a_type_without_arithmetic_is_compared_by_its_bytes(tmp_path):
+    names = [name for name in ('bits8', 'float8_e8m0fnu', 'uint16', 'uint64') if hasattr(torch, name)]
+    for name in names:
+        dtype = getattr(torch, name)
+        values = [torch.tensor([number], dtype=torch.uint8).repeat(dtype.itemsize).view(dtype) for number in (1, 2)]
+        for index, value in enumerate(values):
+            torch.save({'state_dict': {'w': value}}, tmp_path / f'{index}.pth')
+        found = compare_files(tmp_path / '0.pth', tmp_path / '1.pth', trust_pickle=True)
+        assert found.equal == 0, name
+        assert compare_files(tmp_path / '0.pth', tmp_path / '0.pth', trust_pickle=True).equal == 1, name
+
+
+def test_metadata_of_any_size_is_written_or_named(tmp_path):
+    meta = {'dataset_meta': {'classes': ['a'], 'big': np.zeros((10**6,)), 'empty': np.zeros((2**40, 0))}}
+    assert plain_metadata(meta)['dataset_meta'] == {'classes': ['a'], 'big': 'ndarray', 'empty': 'ndarray'}
+
+
+@pytest.mark.parametrize(('suffix', 'value'), [
+    ('.safetensors', _quantized([1.0])), ('.safetensors', torch.zeros(1, dtype=torch.bits8)),
+    ('.pth', torch.zeros(1, dtype=torch.uint8).view(getattr(torch, 'int4', torch.bits4x2))),
+], ids=['quantized', 'bits', 'int4'])  # fmt: skip
+def test_a_type_that_a_format_does_not_hold_is_named(suffix, value, tmp_path):
+    with pytest.raises(ValueError, match=f'w is {value.dtype}, which cannot be written to a {suffix} file'):
+        write_checkpoint(tmp_path / f'out{suffix}', {'w': value})
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from repnext_mm.hooks.newest_checkpoint import NoWholeCheckpointError, newest_whole
+from repnext_mm.hooks.newest_checkpoint import NoWholeCheckpointError, has_begun, newest_whole, step_of
 from repnext_mm.hooks.whole_files import is_whole
 from tests.hooks.tiny_run import make_runner
 
@@ -30,8 +30,8 @@ def folder(run, tmp_path):
     return tmp_path
 
 
-def choose(folder):
-    return newest_whole(work_dir=folder, folder=folder, template='epoch_{}.pth')
+def choose(folder, template='epoch_{}.pth'):
+    return newest_whole(work_dir=folder, folder=folder, template=template)
 
 
 def truncate(path):
@@ -120,3 +120,81 @@ def test_training_starts_where_there_is_none(tmp_path):
     runner.train()
     assert runner._load_from is None
     assert (runner.epoch, runner.iter) == (1, 2)
+
+
+TEMPLATES = ['epoch_{}.pth', '{}', '{}.pt', 'ckpt-{:04d}.ckpt', 'run.{0}.tar', '{:x}.bin', 'at {:,}', 'a/{}/w.pth',
+             'last.pth', 'model[1]*{}.pth', '{{x}}_{}.pth', 'x/iter_{:08d}']  # fmt: skip
+
+
+@pytest.mark.parametrize('template', TEMPLATES)
+def test_steps_of_any_template(template):
+    for step in (0, 1, 12, 1500, 123456):
+        expected = step if template.format(step) != template.format(step + 1) else 0
+        assert step_of(template.format(step), template) == expected
+    for name in ('', 'epoch_x.pth', 'best_score_epoch_3.pth', 'x' * 5000):
+        assert step_of(name, template) is None
+
+
+@pytest.mark.parametrize('template', TEMPLATES)
+def test_names_of_any_template(template, run, tmp_path):
+    """The record first; without it, or when it is torn, what the template finds."""
+    for step in (1, 2, 10):
+        path = tmp_path / template.format(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((run / 'epoch_1.pth').read_bytes())
+        os.utime(path, (step, step))
+    newest, before = (str(tmp_path / template.format(step)) for step in (10, 2))
+    assert choose(tmp_path, template).path == newest
+    (tmp_path / 'last_checkpoint').write_text(newest)
+    assert choose(tmp_path, template) == (newest, '')
+    (tmp_path / 'last_checkpoint').write_text('/moved/' + template.format(10))
+    assert choose(tmp_path, template).path == newest
+    if newest != before:
+        truncate(tmp_path / template.format(10))
+        assert choose(tmp_path, template).path == before
+
+
+def test_a_moved_run_goes_on_from_its_own_files(folder, run):
+    """Also while those at the old place are still there."""
+    (folder / 'last_checkpoint').write_text(str(run / 'epoch_2.pth'))
+    os.utime(folder / 'last_checkpoint', (10, 10))
+    path, note = choose(folder)
+    assert path == str(folder / 'epoch_2.pth')
+    assert 'in another folder' in note
+
+
+def test_a_relative_record_of_another_folder(folder, monkeypatch):
+    (folder / 'last_checkpoint').write_text('work_dirs/run/epoch_3.pth')
+    os.utime(folder / 'last_checkpoint', (10, 10))
+    assert choose(folder).path == str(folder / 'epoch_3.pth')
+
+
+def test_a_run_that_counted_otherwise_before(folder):
+    """By epochs first, by iterations now."""
+    assert choose(folder, 'iter_{}.pth') == (str(folder / 'epoch_3.pth'), '')
+    (folder / 'last_checkpoint').unlink()
+    assert choose(folder, 'iter_{}.pth').path == str(folder / 'epoch_3.pth')
+    (folder / 'iter_9.pth').write_bytes((folder / 'epoch_3.pth').read_bytes())
+    assert choose(folder, 'epoch_{}.pth').path == str(folder / 'iter_9.pth')
+
+
+def test_whether_a_run_has_begun(folder, tmp_path):
+    assert has_begun(work_dir=folder, folder=folder, template='epoch_{}.pth')
+    assert not has_begun(work_dir=tmp_path / 'new', folder=tmp_path / 'new', template='{}')
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other/pretrained.pth').touch()
+    assert not has_begun(work_dir=tmp_path / 'other', folder=tmp_path / 'other', template='epoch_{}.pth')
+    (tmp_path / 'other/7.ckpt').touch()
+    assert has_begun(work_dir=tmp_path / 'other', folder=tmp_path / 'other', template='{}.ckpt')
+
+
+@pytest.mark.parametrize('template', ['last.pth', '{}/w.pth', '{}'])
+def test_training_saves_and_goes_on_under_any_template(template, tmp_path):
+    make_runner(tmp_path / 'run', length=2, filename_tmpl=template, max_keep_ckpts=1).train()
+    assert (tmp_path / 'run' / template.format(2)).is_file()
+    runner = make_runner(tmp_path / 'run', length=3, filename_tmpl=template, max_keep_ckpts=1, resume=True)
+    runner.train()
+    assert (runner.epoch, runner.iter) == (3, 6)
+    assert runner._load_from == str(tmp_path / 'run' / template.format(2))
+    assert (tmp_path / 'run' / template.format(3)).is_file()
+    assert template == 'last.pth' or not (tmp_path / 'run' / template.format(2)).exists()

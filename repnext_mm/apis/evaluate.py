@@ -17,6 +17,7 @@ from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model
 from repnext_mm.apis.processes import fit_to_machine, set_launcher
 from repnext_mm.apis.run import build_runner
 from repnext_mm.apis.weights import load_strictly, reading_safely
+from repnext_mm.models import type_name
 from repnext_mm.models.box_tta import predicts_masks
 
 _DUMPERS = {'mmdet': 'DumpDetResults'}  # encodes masks; the others dump as they are
@@ -97,7 +98,7 @@ def drop_initial_weights(model: Any) -> None:
 
 
 def _is_fuse_hook(hook: Any) -> bool:
-    return isinstance(hook, dict) and str(hook.get('type')).rpartition('.')[2] == 'FuseBackboneHook'
+    return isinstance(hook, dict) and type_name(hook.get('type')) == 'FuseBackboneHook'
 
 
 def _enable_tta(config: Config, path: str | Path) -> None:
@@ -107,11 +108,11 @@ def _enable_tta(config: Config, path: str | Path) -> None:
             f"--tta: config '{path}' has no {' and no '.join(missing)}: add them as in configs/_base_/, or test "
             'without --tta'
         )
-    kind = config.tta_model['type']
+    kind = type_name(config.tta_model['type'])
     if predicts_masks(config.model):
         if kind != 'BoxTTAModel':
             raise ValueError(
-                f"--tta: tta_model.type='{kind}' cannot merge the masks of '{config.model['type']}': set "
+                f"--tta: tta_model.type='{kind}' cannot merge the masks of '{type_name(config.model['type'])}': set "
                 "tta_model.type='BoxTTAModel', which merges and evaluates boxes only, or test without --tta"
             )
         load_strictly(config, without=['roi_head.mask_head'])
@@ -131,7 +132,7 @@ def _enable_drawing(config: Config, show_dir: str) -> None:
             "'SegVisualizationHook' or 'VisualizationHook' to the config's default_hooks"
         )
     folder = os.path.abspath(show_dir)  # relative ones would land in the run's own folder
-    kind = str(hook.get('type')).rpartition('.')[2]
+    kind = type_name(hook.get('type'))
     if kind == 'DetVisualizationHook':
         hook.update(draw=True, test_out_dir=folder)
     elif kind == 'SegVisualizationHook':  # draws through the visualizer, which owns the folder

@@ -15,9 +15,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from repnext_mm.apis.config import replace_type
+from repnext_mm.models import type_name
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-_SYNC_NORMS = {'SyncBN': 'BN', 'MMSyncBN': 'BN', 'mmcv.SyncBN': 'BN', 'NaiveSyncBN': 'BN'}
+_SYNC_NORMS = dict.fromkeys(('SyncBN', 'SyncBatchNorm', 'MMSyncBN', 'NaiveSyncBN'), 'BN')
 _RANKS = {  # (RANK, WORLD_SIZE, LOCAL_RANK) as each launcher names them
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
@@ -106,11 +107,11 @@ def _wrapper(config: Config) -> dict[str, Any]:
 def _strategy(config: Config) -> str:
     if config.get('runner_type') != 'FlexibleRunner':
         return ''
-    return str((config.get('strategy') or {}).get('type', '')).rpartition('.')[2]
+    return type_name((config.get('strategy') or {}).get('type', ''))
 
 
 def _clips(optim_wrapper: Mapping[str, Any]) -> bool:
-    kind = str(optim_wrapper.get('type')).rpartition('.')[2]
+    kind = type_name(optim_wrapper.get('type'))
     return bool(optim_wrapper.get('clip_grad')) or kind.startswith('AdaptiveClip')
 
 

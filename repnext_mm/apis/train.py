@@ -16,6 +16,7 @@ from repnext_mm.apis.processes import check_strategy, fit_to_machine, set_launch
 from repnext_mm.apis.run import build_runner
 from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
 from repnext_mm.apis.weights import load_strictly, reading_safely
+from repnext_mm.models import type_name
 
 
 def prepare_training(
@@ -83,7 +84,7 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
 def _give_memory_back(config: Config) -> None:
     """Put ReturnMemoryHook into a config that lacks it."""
     hooks = list(config.get('custom_hooks') or [])
-    if not any(isinstance(hook, dict) and str(hook.get('type')).endswith('ReturnMemoryHook') for hook in hooks):
+    if not any(isinstance(hook, dict) and type_name(hook.get('type')) == 'ReturnMemoryHook' for hook in hooks):
         config.custom_hooks = [*hooks, dict(type='ReturnMemoryHook')]
 
 
@@ -101,7 +102,7 @@ def _has_begun(config: Config) -> bool:
 
 
 def _enable_amp(config: Config) -> None:
-    kind = config.optim_wrapper.get('type', 'OptimWrapper')
+    kind = type_name(config.optim_wrapper.get('type', 'OptimWrapper'))
     if kind not in {*_MIXED_PRECISION, *_MIXED_PRECISION.values()}:
         raise ValueError(
             f"--amp cannot replace optim_wrapper.type='{kind}': it knows {' and '.join(_MIXED_PRECISION)} only; write "

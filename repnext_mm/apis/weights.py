@@ -18,6 +18,7 @@ from mmengine.runner.checkpoint import (
 
 from repnext_mm.apis.run import NotBuiltError
 from repnext_mm.checkpoints import WeightsError, model_state, read_checkpoint
+from repnext_mm.models import type_name
 
 _ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
     'torchvision': get_torchvision_models,
@@ -94,7 +95,7 @@ def load_strictly(config: Config, *, without: Sequence[str] = ()) -> None:
     ``without`` are prefixes of keys in the file that the model to test does not have on purpose.
     """
     hooks = list(config.get('custom_hooks') or [])
-    strict = next((h for h in hooks if isinstance(h, dict) and str(h.get('type')).endswith('StrictLoadHook')), None)
+    strict = next((h for h in hooks if isinstance(h, dict) and type_name(h.get('type')) == 'StrictLoadHook'), None)
     if strict is None:
         strict = dict(type='StrictLoadHook')
         hooks.append(strict)

@@ -17,7 +17,7 @@ from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.apis.preflight import check_checkpoint, check_model, unwrapped
 from repnext_mm.apis.weights import reading_safely
 from repnext_mm.hooks import FuseBackboneHook
-from repnext_mm.models import ARCHITECTURES, RepNeXt
+from repnext_mm.models import ARCHITECTURES, RepNeXt, type_name
 from repnext_mm.models.pretrained import load_pretrained
 from repnext_mm.nn import TwoHeads
 from repnext_mm.reparam import Form, FusionReport, fuse, replaced
@@ -108,8 +108,8 @@ def _backbone(
     settings: Mapping[str, Any], checkpoint: str | None, normalisation: Normalisation | None, trust_pickle: bool
 ) -> Part:
     settings = {key: value for key, value in settings.items() if key != 'init_cfg'}
-    if str(settings.get('type')).rpartition('.')[2] != 'RepNeXt':
-        raise ValueError(f'backbone {settings.get("type")} is not exported here: this tool is for RepNeXt')
+    if type_name(settings.get('type')) != 'RepNeXt':
+        raise ValueError(f'backbone {type_name(settings.get("type"))} is not exported here: this tool is for RepNeXt')
     backbone: RepNeXt = MODELS.build(settings)
     if checkpoint is not None:
         load_pretrained(backbone, checkpoint, trust_pickle=trust_pickle)
@@ -119,8 +119,8 @@ def _backbone(
 def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Module:
     if config.get('default_scope') == 'mmdet' or 'bbox_head' in config.model or 'roi_head' in config.model:
         raise ValueError(
-            f"a whole '{config.model.get('type')}' is not exported here, since its boxes need operators of their own: "
-            'use mmdeploy, which calls switch_to_deploy() itself, or export its backbone (part=backbone)'
+            f"a whole '{type_name(config.model.get('type'))}' is not exported here, since its boxes need operators "
+            'of their own: use mmdeploy, which calls switch_to_deploy() itself, or export its backbone (part=backbone)'
         )
     if checkpoint is not None:
         return load_model(config, checkpoint, trust_pickle=trust_pickle).eval()

@@ -6,8 +6,9 @@ from .cls_head import build_cls_head
 from .convnext_downsample import build_convnext_with_mixed_downsample
 from .repnext import RepNeXt
 from .repnext_u import UNIT_ARCHITECTURES, RepNeXtU, UnitArch
+from .type_name import type_name
 
 __all__ = [
     'ARCHITECTURES', 'UNIT_ARCHITECTURES', 'Arch', 'RepNeXt', 'RepNeXtU', 'UnitArch', 'build_box_tta',
-    'build_cls_head', 'build_convnext_with_mixed_downsample', 'resolve_arch',
+    'build_cls_head', 'build_convnext_with_mixed_downsample', 'resolve_arch', 'type_name',
 ]  # fmt: skip

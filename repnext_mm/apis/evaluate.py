@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model, unwrapped
-from repnext_mm.apis.processes import fit_to_machine, set_launcher
+from repnext_mm.apis.processes import check_precision, fit_to_machine, set_launcher
 from repnext_mm.apis.run import build_runner
 from repnext_mm.apis.weights import load_strictly, reading_safely
 from repnext_mm.models import type_name
@@ -51,6 +51,7 @@ def prepare_test(
     set_launcher(config, launcher)
     if config.get('runner_type') == 'FlexibleRunner':
         config.pop('runner_type')  # a test shards nothing, and fusing needs whole weights
+    check_precision(config, stages=('test',))
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     config.load_from, config.resume = checkpoint, False

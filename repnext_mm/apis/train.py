@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model, check_teacher
-from repnext_mm.apis.processes import check_strategy, fit_to_machine, set_launcher
+from repnext_mm.apis.processes import check_precision, check_strategy, fit_to_machine, set_launcher
 from repnext_mm.apis.run import build_runner
 from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
 from repnext_mm.apis.weights import load_strictly, reading_safely
@@ -51,6 +51,7 @@ def prepare_training(
     elif resume is not None:
         config.resume, config.load_from = True, resume
     check_strategy(config)
+    check_precision(config, stages=('train', 'val'))
     check_model(config.model)
     if config.get('load_from'):
         check_checkpoint(config.load_from, given_as='--resume' if config.resume else 'load_from')
@@ -109,7 +110,7 @@ def _enable_amp(config: Config) -> None:
             'a mixed-precision wrapper into the config'
         )
     if get_device() == 'cpu':
-        raise ValueError('--amp needs a GPU, and there is none here: leave it away')
+        raise ValueError('--amp needs a GPU, and there is none here: omit it')
     config.optim_wrapper.type = _MIXED_PRECISION.get(kind, kind)
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.hooks import IterTimerHook, LoggerHook
 
-from repnext_mm.apis import evaluate, prepare_test, prepare_training, train
+from repnext_mm.apis import evaluate, prepare_test, prepare_training, processes, train
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = CONFIGS / 'mask_rcnn_repnext_m4_coco.py'
@@ -99,7 +99,8 @@ def test_amp(monkeypatch):
     monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
     with pytest.raises(ValueError, match='--amp needs a GPU'):
         prepare_training(COCO, amp=True, options=SCRATCH)
-    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
+    for module in (train, processes):
+        monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
     wrapper = prepare_training(COCO, amp=True, options=SCRATCH).optim_wrapper
     assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
 

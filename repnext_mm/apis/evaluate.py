@@ -12,6 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.runner import Runner
 
+from repnext_mm.apis.built import check_built
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model, unwrapped
 from repnext_mm.apis.processes import check_precision, fit_to_machine, set_launcher
@@ -73,6 +74,7 @@ def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
     """Test a prepared config; returns its metrics. For ``trust_pickle``, see ``run_training``.
 
     Raises:
+        NotBuiltError: a part of the config cannot be built, or what was built does not agree.
         WeightsError: the checkpoint cannot be read, or does not fit.
     """
     notes = fit_to_machine(config)
@@ -81,6 +83,7 @@ def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
         for note in notes:
             runner.logger.info(note)
         log_once(runner)
+        check_built(runner, config, stages=('test',))
         return runner.test()
 
 

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from repnext_mm.apis.built import check_built
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model, check_teacher
 from repnext_mm.apis.processes import check_precision, check_strategy, fit_to_machine, set_launcher
@@ -69,6 +70,7 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
 
     Raises:
         CheckpointNotSavedError: the disk is full, or the folder takes no file.
+        NotBuiltError: a part of the config cannot be built, or what was built does not agree.
         WeightsError: a weight file cannot be read, does not fit, or holds no training to go on from.
         NoWholeCheckpointError: there was a checkpoint to go on from, and none is whole.
     """
@@ -78,6 +80,7 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
         runner = build_runner(config)
         for note in notes:
             runner.logger.info(note)
+        check_built(runner, config, stages=('train', 'val'))
         runner.train()
     return runner
 

@@ -55,8 +55,9 @@ def show(done: ExportedPart, *, random: bool) -> None:
     errors = ', '.join(f'{name} {error:.1e}' for name, error in report.errors.items())
     shapes = ' and '.join('x'.join(map(str, shape)) for shape in report.shapes)
     opset = '' if report.opset is None else f' opset {report.opset}'
+    verb = 'replaced' if report.replaced else 'wrote'
     print(
-        f'{"replaced" if report.replaced else "wrote"} {report.path} ({report.format}{opset}, {report.size_bytes / 1e6:.1f} MB), form {done.form}, '
+        f'{verb} {report.path} ({report.format}{opset}, {report.size_bytes / 1e6:.1f} MB), form {done.form}, '
         f'relative error in {report.checked_in} at {shapes}: {errors}'
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from repnext_mm.apis.built import check_built
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model, unwrapped
 from repnext_mm.apis.processes import check_precision, fit_to_machine, set_launcher
-from repnext_mm.apis.run import build_runner
+from repnext_mm.apis.run import build_runner, earlier_files
 from repnext_mm.apis.weights import load_strictly, reading_safely
 from repnext_mm.models import type_name
 from repnext_mm.models.box_tta import predicts_masks
@@ -65,8 +67,13 @@ def prepare_test(
     check_files(config, stages=('test',))
     if show_dir is not None:
         _enable_drawing(config, show_dir)
+        names = earlier_files(show_dir)
+        if names:
+            _warn(f'--show-dir {show_dir} holds {names} already: images of the same names will be replaced')
     if out is not None:
         _enable_dump(config, out)
+        if os.path.exists(out):
+            _warn(f'--out {out} is there already: it will be replaced')
     return config
 
 
@@ -85,6 +92,10 @@ def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
         log_once(runner)
         check_built(runner, config, stages=('test',))
         return runner.test()
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)
 
 
 def log_once(runner: Runner) -> None:

@@ -14,7 +14,7 @@ from repnext_mm.apis.built import check_built
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model, check_teacher
 from repnext_mm.apis.processes import check_precision, check_strategy, fit_to_machine, set_launcher
-from repnext_mm.apis.run import build_runner
+from repnext_mm.apis.run import build_runner, earlier_files
 from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
 from repnext_mm.apis.weights import load_strictly, reading_safely
 from repnext_mm.models import type_name
@@ -75,9 +75,12 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
         NoWholeCheckpointError: there was a checkpoint to go on from, and none is whole.
     """
     _give_memory_back(config)
+    earlier = _earlier_run(config)
     notes = [*fit_to_machine(config), *keep_checkpoints_whole(config), *repeat_randomness(config)]
     with reading_safely(trust_pickle=trust_pickle):  # some models read weights while they are built
         runner = build_runner(config)
+        if earlier:
+            runner.logger.warning(earlier)
         for note in notes:
             runner.logger.info(note)
         check_built(runner, config, stages=('train', 'val'))
@@ -103,6 +106,15 @@ def _has_begun(config: Config) -> bool:
     elsewhere = ((config.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
     folder = Path(config.work_dir)
     return elsewhere is not None or (folder / 'last_checkpoint').exists() or any(folder.glob('*.pth'))
+
+
+def _earlier_run(config: Config) -> str:
+    """What a run that begins anew does to the checkpoints of another one in its folder."""
+    names = '' if config.get('resume') else earlier_files(config.work_dir, '*.pth')
+    return names and (
+        f'{config.work_dir} holds {names} of an earlier run: checkpoints of the same names will be replaced; --resume '
+        'goes on with that run, --work-dir names another folder'
+    )
 
 
 def _enable_amp(config: Config) -> None:

@@ -122,3 +122,26 @@ def test_metrics_are_written_by_the_first_process(first, left, monkeypatch):
     monkeypatch.setattr(evaluate, 'is_main_process', lambda: first)
     evaluate.log_once(runner)
     assert [type(hook).__name__ for hook in runner.hooks] == left
+
+
+def test_what_a_second_run_does_to_the_files_of_the_first_is_said(weights, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(evaluate, '_warn', said.append)
+    shown, out = tmp_path / 'shown', tmp_path / 'found.pkl'
+    prepare_test(COCO, weights, show_dir=str(shown), out=str(out))
+    assert not said
+    shown.mkdir()
+    for name in 'abcd':
+        (shown / f'{name}.jpg').touch()
+    out.touch()
+    prepare_test(COCO, weights, show_dir=str(shown), out=str(out))
+    assert len(said) == 2
+    assert 'a.jpg, b.jpg, c.jpg and 1 more already: images of the same names will be replaced' in said[0]
+    assert said[1].endswith('found.pkl is there already: it will be replaced')
+    folder = tmp_path / 'run'
+    config = prepare_training(COCO, options=SCRATCH, work_dir=str(folder))
+    assert not train._earlier_run(config)
+    folder.mkdir()
+    (folder / 'epoch_3.pth').touch()
+    assert 'holds epoch_3.pth of an earlier run' in train._earlier_run(config)
+    assert not train._earlier_run(prepare_training(COCO, options=SCRATCH, work_dir=str(folder), resume='auto'))

@@ -243,7 +243,7 @@ def _shape_only(tensor: Tensor) -> Tensor:
 
 def _forwards(model: Any) -> Iterator[Any]:
     """What a model does with images alone; parts where the whole asks for more."""
-    yield lambda image: model(image, mode='tensor')
+    yield model  # mode='tensor' is the default
     heads = getattr(model, 'auxiliary_head', None)
     for head in heads if isinstance(heads, nn.ModuleList) else [heads] if heads is not None else []:
         yield lambda image, head=head: head(model.extract_feat(image))

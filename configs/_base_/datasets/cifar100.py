@@ -1,5 +1,6 @@
 """CIFAR-100 enlarged to 224x224, with the augmentation of the RepViT recipe; put `cifar-100-python` into data_root."""
 
+dataset_type = 'CIFAR100'
 data_root = 'data/cifar100'
 rgb_mean = [123.675, 116.28, 103.53]  # MMPretrain's CIFAR pictures are RGB
 rgb_std = [58.395, 57.12, 57.375]
@@ -40,7 +41,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='RepeatAugSampler', num_repeats=3),
-    dataset=dict(type='CIFAR100', data_root=data_root, split='train', download=False, pipeline=train_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='train', download=False, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=768,
@@ -48,7 +49,7 @@ val_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='CIFAR100', data_root=data_root, split='test', download=False, pipeline=test_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='test', download=False, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 

@@ -1,5 +1,6 @@
 """ImageNet as in the RepViT recipe: strong augmentation, each picture three times, tested at 256 -> 224."""
 
+dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
@@ -42,7 +43,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='RepeatAugSampler', num_repeats=3),
-    dataset=dict(type='ImageNet', data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=384,
@@ -50,7 +51,7 @@ val_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='ImageNet', data_root=data_root, split='val', data_prefix='val', pipeline=test_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='val', data_prefix='val', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 

@@ -1,5 +1,6 @@
 """ImageNet as in the StarNet recipe: weak augmentation, either interpolation, tested at 248 -> 224 (crop 0.9)."""
 
+dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
@@ -48,7 +49,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='ImageNet', data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=512,
@@ -56,7 +57,7 @@ val_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='ImageNet', data_root=data_root, split='val', data_prefix='val', pipeline=test_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='val', data_prefix='val', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 

@@ -23,6 +23,11 @@ def parse_args() -> argparse.Namespace:
         help="test-time augmentation by the config's tta_model and tta_pipeline; of detectors, boxes only",
     )
     parser.add_argument('--no-fuse', action='store_true', help='test the trained form of the backbone')
+    parser.add_argument('--img-size', type=int, metavar='N', help='classification: pixels of the central crop')
+    parser.add_argument(
+        '--crop-pct', type=float, metavar='P',
+        help="classification: the crop's share of the short edge, as timm's validate.py has it",
+    )  # fmt: skip
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='overrides such as data_root=/data/coco'
     )
@@ -46,6 +51,8 @@ def main() -> None:
             show_dir=args.show_dir,
             tta=args.tta,
             fuse=not args.no_fuse,
+            img_size=args.img_size,
+            crop_pct=args.crop_pct,
             options=args.cfg_options,
             launcher=args.launcher,
         )

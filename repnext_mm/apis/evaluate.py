@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ def prepare_test(
     show_dir: str | None = None,
     tta: bool = False,
     fuse: bool = True,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
     options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
     """Read a test config, apply what the command line says, and check all that can be checked at once.
 
     ``out`` is a .pkl file for the predictions, ``show_dir`` a folder for annotated pictures. ``fuse=False`` takes
-    FuseBackboneHook out of the config; nothing puts it into a config that lacks it.
+    FuseBackboneHook out of the config; nothing puts it into a config that lacks it. ``img_size`` (pixels) and
+    ``crop_pct`` (in (0, 1]) are timm's: the short edge is resized to ``img_size / crop_pct``, and the middle is cut
+    out; of the two, the one not given stays as the config has it.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
@@ -62,6 +67,8 @@ def prepare_test(
     drop_initial_weights(config.model)
     if not fuse:
         config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]
+    if img_size is not None or crop_pct is not None:
+        _crop(config, img_size, crop_pct)
     if tta:
         _enable_tta(config, path)
     check_files(config, stages=('test',))
@@ -114,6 +121,26 @@ def drop_initial_weights(model: Any) -> None:
 
 def _is_fuse_hook(hook: Any) -> bool:
     return isinstance(hook, dict) and type_name(hook.get('type')) == 'FuseBackboneHook'
+
+
+def _crop(config: Config, img_size: int | None, crop_pct: float | None) -> None:
+    """Write another size into each pair of ``ResizeEdge`` and ``CenterCrop`` of the test pipelines."""
+    if img_size is not None and img_size < 32:
+        raise ValueError(f'--img-size {img_size} is too small: RepNeXt takes at least 32 pixels')
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise ValueError(f'--crop-pct {crop_pct} is not a share of the short edge: give more than 0, at most 1')
+    for dataset in innermost_datasets(config.test_dataloader['dataset']):
+        steps = {type_name(step['type']): step for step in dataset.get('pipeline') or ()}
+        resize, crop = steps.get('ResizeEdge') or {}, steps.get('CenterCrop') or {}
+        edge, size = resize.get('scale'), crop.get('crop_size')
+        if not isinstance(edge, int) or not isinstance(size, int):
+            raise ValueError(
+                '--img-size and --crop-pct change the ResizeEdge and CenterCrop of a classification pipeline, with a '
+                f'number each, and this one has {", ".join(steps) or "no steps"}: set its steps with --cfg-options'
+            )
+        share = size / edge if crop_pct is None else crop_pct
+        crop['crop_size'] = size if img_size is None else img_size
+        resize['scale'] = floor(crop['crop_size'] / share)
 
 
 def _enable_tta(config: Config, path: str | Path) -> None:

@@ -162,7 +162,8 @@ def _protocol(record: Record) -> list[str]:
         'train form on the same image ("error": largest difference over largest value), with random weights and norm '
         f'statistics. "x {REFERENCE_FORM}": how many times faster than the same arch fused with its norms kept, as '
         'the authors do it, in the same process. A classifier goes from the image to 1000 scores; of backbones, '
-        'RepNeXt returns four levels, peers the last one (no head, no pooling). "top-1": ImageNet-1K, as reported, not measured here.'
+        'RepNeXt returns four levels, peers the last one (no head, no pooling). "top-1": ImageNet-1K, as reported, not '
+        'measured here.'
     ]
 
 

@@ -13,8 +13,9 @@ _base_ = [
 ]
 
 width = 64
+data_preprocessor = dict(size=(160, 160))
 model = dict(
-    data_preprocessor=dict(size=(160, 160)),
+    data_preprocessor=data_preprocessor,
     neck=dict(out_channels=width, norm_cfg=dict(type='BN')),
     auxiliary_head=dict(
         type='FCNHead',

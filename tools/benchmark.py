@@ -27,7 +27,7 @@ from repnext_mm.benchmark.report import heading, markdown
 from repnext_mm.benchmark.run import run_jobs, steps
 from repnext_mm.benchmark.runtimes import DTYPES, MEMORY_FORMATS, RUNTIMES
 from repnext_mm.benchmark.training_step import SHAPES, measure_training_step
-from repnext_mm.benchmark.variants import AUTO, TRAIN_FORM, variants
+from repnext_mm.benchmark.variants import AUTO, PARTS, TRAIN_FORM, variants
 from repnext_mm.benchmark.whole_model import measure_whole_model
 from repnext_mm.models.arch import ARCHITECTURES
 from repnext_mm.reparam import FORMS
@@ -49,6 +49,10 @@ def parse_args() -> argparse.Namespace:
     what.add_argument(
         '--peers', nargs='*', default=[], metavar='NAME', help=f'fused networks of timm, or all: {", ".join(PEERS)}'
     )
+    what.add_argument(
+        '--part', choices=PARTS, default='backbone',
+        help="backbone (default): feature maps; classifier: all that the authors' speed_gpu.py times, to 1000 scores",
+    )  # fmt: skip
     what.add_argument(
         '--shape', nargs='+', metavar='NxCxHxW',
         help=f'default: 1x3x224x224; with --train {TRAIN_SHAPE}, or by name: {", ".join(SHAPES)}',
@@ -101,7 +105,7 @@ def run_inference(args: argparse.Namespace) -> int:
     }
     peers = PEERS if args.peers == ['all'] else args.peers
     jobs, skipped = plan(
-        variants(args.arch, args.forms if args.arch else [], peers),
+        variants(args.arch, args.forms if args.arch else [], peers, part=args.part),
         runtimes=args.runtime,
         shapes=[parse_shape(shape) for shape in args.shape or ['1x3x224x224']],
         dtypes=args.dtype,

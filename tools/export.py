@@ -6,7 +6,7 @@ import argparse
 
 from mmengine.config import DictAction
 
-from repnext_mm.export import SUFFIXES, ExportedPart, export_part
+from repnext_mm.export import DEFAULT_OPSET, OPSETS, PARTS, SUFFIXES, ExportedPart, export_part
 
 
 def parse_args() -> argparse.Namespace:
@@ -15,7 +15,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('source', help='config file, or an arch such as m1')
     parser.add_argument('out', help=f'the file; its end names the format: {ends}')
     parser.add_argument('--checkpoint', help='weights of the model, or of anything with this backbone')
-    parser.add_argument('--part', help='backbone, or model (default: the whole model that the config describes)')
+    parser.add_argument(
+        '--part', choices=PARTS,
+        help='backbone: feature maps, the default of an arch; classifier: scores, of an arch those of the authors\' '
+        'ImageNet classifier; model: all that a config describes, the default of a config',
+    )  # fmt: skip
     parser.add_argument('--form', default='default', help='deploy form, or auto: the fastest in this runtime, measured')
     parser.add_argument('--shape', nargs=4, type=int, default=(1, 3, 224, 224), metavar=('N', 'C', 'H', 'W'))
     parser.add_argument('--static', action='store_true', help='this shape only (default: any batch and size)')
@@ -23,6 +27,11 @@ def parse_args() -> argparse.Namespace:
         '--normalize', action=argparse.BooleanOptionalAction,
         help='mean and std inside the graph, which then takes RGB pixels from 0 to 255 (default: Core ML only)',
     )  # fmt: skip
+    parser.add_argument(
+        '--opset', type=int, metavar='N',
+        help=f'version of ONNX, {OPSETS[0]} to {OPSETS[-1]} with this torch (default: {DEFAULT_OPSET})',
+    )  # fmt: skip
+    parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
     parser.add_argument('--threads', type=int, help='of the runtime that --form auto measures in')
     parser.add_argument(
         '--trust-pickle', action='store_true', help='let the checkpoint build any object, which can run any code in it'
@@ -46,8 +55,9 @@ def show(done: ExportedPart, *, random: bool) -> None:
     errors = ', '.join(f'{name} {error:.1e}' for name, error in report.errors.items())
     shapes = ' and '.join('x'.join(map(str, shape)) for shape in report.shapes)
     opset = '' if report.opset is None else f' opset {report.opset}'
+    verb = 'replaced' if report.replaced else 'wrote'
     print(
-        f'wrote {report.path} ({report.format}{opset}, {report.size_bytes / 1e6:.1f} MB), form {done.form}, '
+        f'{verb} {report.path} ({report.format}{opset}, {report.size_bytes / 1e6:.1f} MB), form {done.form}, '
         f'relative error in {report.checked_in} at {shapes}: {errors}'
     )
 
@@ -65,6 +75,8 @@ def main() -> None:
             dynamic=not args.static,
             normalize=args.normalize,
             threads=args.threads,
+            opset=args.opset,
+            half=args.half,
             trust_pickle=args.trust_pickle,
             options=args.cfg_options,
         )

@@ -1,20 +1,21 @@
-"""Draw what a detector, a segmentor or a classifier sees in a picture; print a classifier's surest classes."""
+"""Draw what a detector, a segmentor or a classifier sees in images; print a classifier's surest classes."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from mmengine.config import DictAction
 
-from repnext_mm.apis import annotate_image
+from repnext_mm.apis import annotate_images
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('image', help='picture file')
+    parser.add_argument('image', nargs='+', help="image files, folders of images, or quoted patterns: 'in/*.jpg'")
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out-dir', default='work_dirs/infer', help='the picture goes to OUT_DIR/vis/')
+    parser.add_argument('--out-dir', default='work_dirs/infer', help='images go to OUT_DIR/vis/')
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:0' (default: the best there is)")
     parser.add_argument('--score-threshold', type=float, default=0.3, help='hide weaker detections')
     parser.add_argument('--no-fuse', action='store_true', help='run the trained form of the backbone')
@@ -29,7 +30,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        picture = annotate_image(
+        done = annotate_images(
             args.image,
             args.config,
             args.checkpoint,
@@ -44,7 +45,15 @@ def main() -> None:
         )
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    print(f'wrote {picture}')
+    for path in done.written:
+        print(f'{"replaced" if path in done.replaced else "wrote"} {path}')
+    for reason in done.failed.values():
+        print(f'error: {reason}', file=sys.stderr)
+    total = len(done.written) + len(done.failed)
+    if total > 1:
+        print(f'{len(done.written)} of {total} images annotated, {len(done.replaced)} in the place of earlier ones')
+    if done.failed:
+        raise SystemExit(1)
 
 
 if __name__ == '__main__':

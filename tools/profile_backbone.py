@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -31,13 +33,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--rounds', type=int, default=20)
+    parser.add_argument(
+        '--trace', metavar='FILE.json',
+        help='also write the profile of each form, or way to train, for chrome://tracing and Perfetto: FILE.FORM.json',
+    )  # fmt: skip
     return parser.parse_args()
+
+
+def trace_file(args: argparse.Namespace, name: str) -> Path:
+    path = Path(args.trace)
+    return path.with_name(f'{path.stem}.{name.replace(" ", "_")}.json')
 
 
 def profile_training(args: argparse.Namespace) -> tuple[str, str]:
     spots = find_step_spots(
         args.arch, shape=parse_shape(args.shape), memory_format=args.memory_format, norm_eval=args.norm_eval,
-        device=args.device, rounds=args.rounds,
+        device=args.device, rounds=args.rounds, trace=None if args.trace is None else partial(trace_file, args),
     )  # fmt: skip
     norms = 'eval' if args.norm_eval else 'train'
     return f'training step, norms in {norms} mode; {machine_line(spots)}', operations_table(spots)
@@ -50,6 +61,8 @@ def profile_inference(args: argparse.Namespace) -> tuple[str, str]:
         raise ValueError(f'--runtime {args.runtime} cannot be profiled here: {reason}')
     if args.by == 'module' and args.runtime != 'eager':
         raise ValueError(f'--by module: {args.runtime} knows no modules, profile --runtime eager')
+    if args.trace is not None and (args.by == 'module' or args.runtime not in ('eager', 'compile')):
+        raise ValueError('--trace: PyTorch writes it, profile --runtime eager or compile --by operation')
     image = torch.randn(parse_shape(args.shape)).to(args.device, DTYPES[args.dtype])
     image = image.contiguous(memory_format=MEMORY_FORMATS[args.memory_format])
     train_form = build_train_form(args.arch)
@@ -61,7 +74,7 @@ def profile_inference(args: argparse.Namespace) -> tuple[str, str]:
     spots = {
         form: find_hot_spots(
             network, image, rounds=args.rounds, runtime=args.runtime, threads=args.threads,
-            native=args.dtype == NATIVE,
+            native=args.dtype == NATIVE, trace=None if args.trace is None else trace_file(args, form),
         )
         for form, network in forms.items()
     }  # fmt: skip
@@ -73,8 +86,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
     try:
+        if args.trace is not None and not Path(args.trace).parent.is_dir():
+            raise FileNotFoundError(f"--trace: there is no folder '{Path(args.trace).parent}', make it first")
         title, table = profile_training(args) if args.train else profile_inference(args)
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     here = environment(torch.device(args.device).type)
     print(
@@ -82,6 +97,9 @@ def main() -> None:
         f'{args.threads} threads; {title}. Milliseconds.\n'
     )
     print(table)
+    if args.trace is not None:
+        for file in sorted(Path(args.trace).parent.glob(f'{Path(args.trace).stem}.*.json')):
+            print(f'wrote {file}')
 
 
 if __name__ == '__main__':

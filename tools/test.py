@@ -24,6 +24,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--no-fuse', action='store_true', help='test the trained form of the backbone')
     parser.add_argument('--ema', action='store_true', help='test the averaged weights of the file')
+    parser.add_argument('--img-size', type=int, metavar='N', help='classification: pixels of the central crop')
+    parser.add_argument(
+        '--crop-pct', type=float, metavar='P',
+        help="classification: the crop's share of the short edge, as timm's validate.py has it",
+    )  # fmt: skip
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='overrides such as data_root=/data/coco'
     )
@@ -48,6 +53,8 @@ def main() -> None:
             tta=args.tta,
             fuse=not args.no_fuse,
             ema=args.ema,
+            img_size=args.img_size,
+            crop_pct=args.crop_pct,
             options=args.cfg_options,
             launcher=args.launcher,
         )

@@ -2,12 +2,12 @@
 
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.evaluate import prepare_test, run_test
-from repnext_mm.apis.infer import annotate_image
+from repnext_mm.apis.infer import annotate_image, annotate_images
 from repnext_mm.apis.run import NotBuiltError
 from repnext_mm.apis.train import prepare_training, run_training
 from repnext_mm.checkpoints import WeightsError
 
 __all__ = [
-    'NotBuiltError', 'WeightsError', 'annotate_image', 'load_config', 'prepare_test', 'prepare_training', 'run_test',
-    'run_training',
+    'NotBuiltError', 'WeightsError', 'annotate_image', 'annotate_images', 'load_config', 'prepare_test',
+    'prepare_training', 'run_test', 'run_training',
 ]  # fmt: skip

@@ -35,7 +35,7 @@ from repnext_mm.checkpoints import (
     write_checkpoint,
     writer_of,
 )  # fmt: skip
-from repnext_mm.models import ARCHITECTURES
+from repnext_mm.models import ARCHITECTURES, type_name
 from repnext_mm.models.pretrained import deployed_like, fit_to_model
 from repnext_mm.reparam import FusionReport, fuse, relative_error, within
 
@@ -248,9 +248,10 @@ def _deploy_config(config: Config) -> Config:
     model = deploy.model
     drop_initial_weights(model)
     (model.backbone if 'backbone' in model else model)['deploy'] = True
-    if str((model.get('head') or {}).get('type')).rpartition('.')[2] == 'RepNeXtClsHead':
+    if type_name((model.get('head') or {}).get('type')) == 'RepNeXtClsHead':
         model.head['deploy'] = True
-    deploy.custom_hooks = [hook for hook in deploy.get('custom_hooks') or [] if hook['type'] != 'FuseBackboneHook']
+    hooks = deploy.get('custom_hooks') or []
+    deploy.custom_hooks = [hook for hook in hooks if type_name(hook['type']) != 'FuseBackboneHook']
     return deploy
 
 

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from repnext_mm.apis.config import innermost_datasets
 from repnext_mm.apis.preflight import unwrapped
+from repnext_mm.models import type_name
 
 
 def check_class_counts(config: Config, *, stages: tuple[str, ...]) -> None:
@@ -33,14 +34,14 @@ def check_class_counts(config: Config, *, stages: tuple[str, ...]) -> None:
         if not loader:
             continue
         for dataset in innermost_datasets(loader['dataset']):
-            kind = _name(dataset.get('type'))
+            kind = type_name(dataset.get('type'))
             if kind in ('ImageNet', 'CustomDataset'):
                 _check_folders(stage, dataset, kind, classes)
             elif kind in ('CIFAR10', 'CIFAR100', 'CIFAR100InBGR') and not dataset.get('download', True):
                 _check_cifar(stage, str(dataset.get('data_root') or ''), kind)
         evaluators = config.get(f'{stage}_evaluator') or []
         for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
-            if isinstance(evaluator, dict) and _name(evaluator.get('type')) == 'Accuracy':
+            if isinstance(evaluator, dict) and type_name(evaluator.get('type')) == 'Accuracy':
                 _check_topk(f'{stage}_evaluator', evaluator, classes)
 
 
@@ -109,7 +110,3 @@ def _md5(path: str) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _name(kind: Any) -> str:
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]

@@ -11,6 +11,8 @@ import torch
 from mmengine.dataset import Compose, pseudo_collate
 from numpy.typing import NDArray
 
+from repnext_mm.models import type_name
+
 _LEGIBLE = 320  # pixels of a picture's short side
 
 
@@ -80,7 +82,7 @@ def draw_classes(image: str | Path, found: Sequence[ClassScore]) -> NDArray[np.u
 
 def _loaded(model: Any, image: str | Path, pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a test pipeline starts with: a path, or the pixels."""
-    if any('Load' in str(step['type']) for step in pipeline):
+    if any('Load' in type_name(step['type']) for step in pipeline):
         return {'img_path': str(image)}
     import cv2
 

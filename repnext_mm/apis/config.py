@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from repnext_mm.apis.config_shape import check_shape
+from repnext_mm.models import type_name
 
 SCOPE_PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -46,6 +47,8 @@ def load_config(
             f"--cfg-options {options} do not fit config '{path}' ({error}): name keys as in the file, joined by dots"
         ) from error
     check_shape(config._cfg_dict, path=str(path))
+    if not config.get('default_scope'):
+        config.default_scope = _scope_of(config.get('model') or {})
     for loader in LOADERS:  # torch refuses persistent workers where there are none
         if config.get(loader) and config[loader].get('num_workers') == 0:
             config[loader]['persistent_workers'] = False
@@ -85,16 +88,16 @@ def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Any]:
 
 def without_teacher(model: Any) -> Any:
     """What is tested of a model's config: the student of a `DistilledClassifier`; any other model as it is."""
-    kind = str(model.get('type')).rpartition('.')[2]
-    return without_teacher(model['student']) if kind == 'DistilledClassifier' else model
+    return without_teacher(model['student']) if type_name(model.get('type')) == 'DistilledClassifier' else model
 
 
 def replace_type(node: Any, replacements: Mapping[str, str]) -> int:
-    """Rename, in place, the `type` of every dict in a nested config; returns how many it renamed."""
+    """Replace, in place, each `type` in a nested config by the name of it; returns how many it replaced."""
     renamed = 0
     if isinstance(node, dict):
-        if node.get('type') in replacements:
-            node['type'] = replacements[node['type']]
+        new = replacements.get(type_name(node['type'])) if 'type' in node else None
+        if new is not None:
+            node['type'] = new
             renamed += 1
         renamed += sum(replace_type(value, replacements) for value in node.values())
     elif isinstance(node, list | tuple):
@@ -122,6 +125,16 @@ def _move_root(config: Config, new: str) -> None:
         return node
 
     moved(config._cfg_dict)
+
+
+def _scope_of(model: Mapping[str, Any]) -> str | None:
+    """The package that a model's class is from: configs of classes name no scope, but names added to them need it."""
+    kind = model.get('type')
+    package = (kind if isinstance(kind, str) else str(getattr(kind, '__module__', ''))).partition('.')[0]
+    if package in SCOPE_PACKAGES:
+        return package
+    inner = (model.get(key) for key in ('module', 'student'))
+    return next((_scope_of(part) for part in inner if isinstance(part, Mapping)), None)
 
 
 def _check_scope(config: Config) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
+from math import floor
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from repnext_mm.apis.built import check_built
 from repnext_mm.apis.class_counts import check_class_counts
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_model, unwrapped
-from repnext_mm.apis.processes import fit_to_machine, set_launcher
-from repnext_mm.apis.run import build_runner
+from repnext_mm.apis.processes import check_precision, fit_to_machine, set_launcher
+from repnext_mm.apis.run import build_runner, earlier_files
 from repnext_mm.apis.weights import load_strictly, reading_safely
+from repnext_mm.models import type_name
 from repnext_mm.models.box_tta import predicts_masks
 
 _DUMPERS = {'mmdet': 'DumpDetResults'}  # encodes masks; the others dump as they are
@@ -33,6 +38,8 @@ def prepare_test(
     tta: bool = False,
     fuse: bool = True,
     ema: bool = False,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
     options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
@@ -40,7 +47,9 @@ def prepare_test(
 
     ``out`` is a .pkl file for the predictions, ``show_dir`` a folder for annotated pictures. ``fuse=False`` takes
     FuseBackboneHook out of the config; nothing puts it into a config that lacks it. ``ema`` takes the averaged weights
-    of the checkpoint. Fused weights are tested in deploy form, whatever form the config builds.
+    of the checkpoint. Fused weights are tested in deploy form, whatever form the config builds. ``img_size`` (pixels)
+    and ``crop_pct`` (in (0, 1]) are timm's: the short edge is resized to ``img_size / crop_pct``, and the middle is cut
+    out; of the two, the one not given stays as the config has it.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
@@ -53,6 +62,7 @@ def prepare_test(
     set_launcher(config, launcher)
     if config.get('runner_type') == 'FlexibleRunner':
         config.pop('runner_type')  # a test shards nothing, and fusing needs whole weights
+    check_precision(config, stages=('test',))
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     config.load_from, config.resume = checkpoint, False
@@ -60,14 +70,21 @@ def prepare_test(
     drop_initial_weights(config.model)
     if not fuse:
         config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]
+    if img_size is not None or crop_pct is not None:
+        _crop(config, img_size, crop_pct)
     if tta:
         _enable_tta(config, path)
     check_files(config, stages=('test',))
     check_class_counts(config, stages=('test',))
     if show_dir is not None:
         _enable_drawing(config, show_dir)
+        names = earlier_files(show_dir)
+        if names:
+            _warn(f'--show-dir {show_dir} holds {names} already: images of the same names will be replaced')
     if out is not None:
         _enable_dump(config, out)
+        if os.path.exists(out):
+            _warn(f'--out {out} is there already: it will be replaced')
     return config
 
 
@@ -75,6 +92,7 @@ def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
     """Test a prepared config; returns its metrics. For ``trust_pickle``, see ``run_training``.
 
     Raises:
+        NotBuiltError: a part of the config cannot be built, or what was built does not agree.
         WeightsError: the checkpoint cannot be read, or does not fit.
     """
     notes = fit_to_machine(config)
@@ -83,7 +101,12 @@ def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
         for note in notes:
             runner.logger.info(note)
         log_once(runner)
+        check_built(runner, config, stages=('test',))
         return runner.test()
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)
 
 
 def log_once(runner: Runner) -> None:
@@ -101,7 +124,27 @@ def drop_initial_weights(model: Any) -> None:
 
 
 def _is_fuse_hook(hook: Any) -> bool:
-    return isinstance(hook, dict) and str(hook.get('type')).rpartition('.')[2] == 'FuseBackboneHook'
+    return isinstance(hook, dict) and type_name(hook.get('type')) == 'FuseBackboneHook'
+
+
+def _crop(config: Config, img_size: int | None, crop_pct: float | None) -> None:
+    """Write another size into each pair of ``ResizeEdge`` and ``CenterCrop`` of the test pipelines."""
+    if img_size is not None and img_size < 32:
+        raise ValueError(f'--img-size {img_size} is too small: RepNeXt takes at least 32 pixels')
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise ValueError(f'--crop-pct {crop_pct} is not a share of the short edge: give more than 0, at most 1')
+    for dataset in innermost_datasets(config.test_dataloader['dataset']):
+        steps = {type_name(step['type']): step for step in dataset.get('pipeline') or ()}
+        resize, crop = steps.get('ResizeEdge') or {}, steps.get('CenterCrop') or {}
+        edge, size = resize.get('scale'), crop.get('crop_size')
+        if not isinstance(edge, int) or not isinstance(size, int):
+            raise ValueError(
+                '--img-size and --crop-pct change the ResizeEdge and CenterCrop of a classification pipeline, with a '
+                f'number each, and this one has {", ".join(steps) or "no steps"}: set its steps with --cfg-options'
+            )
+        share = size / edge if crop_pct is None else crop_pct
+        crop['crop_size'] = size if img_size is None else img_size
+        resize['scale'] = floor(crop['crop_size'] / share)
 
 
 def _enable_tta(config: Config, path: str | Path) -> None:
@@ -111,11 +154,11 @@ def _enable_tta(config: Config, path: str | Path) -> None:
             f"--tta: config '{path}' has no {' and no '.join(missing)}: add them as in configs/_base_/, or test "
             'without --tta'
         )
-    kind = config.tta_model['type']
+    kind = type_name(config.tta_model['type'])
     if predicts_masks(config.model):
         if kind != 'BoxTTAModel':
             raise ValueError(
-                f"--tta: tta_model.type='{kind}' cannot merge the masks of '{config.model['type']}': set "
+                f"--tta: tta_model.type='{kind}' cannot merge the masks of '{type_name(config.model['type'])}': set "
                 "tta_model.type='BoxTTAModel', which merges and evaluates boxes only, or test without --tta"
             )
         load_strictly(config, without=['roi_head.mask_head'])
@@ -135,7 +178,7 @@ def _enable_drawing(config: Config, show_dir: str) -> None:
             "'SegVisualizationHook' or 'VisualizationHook' to the config's default_hooks"
         )
     folder = os.path.abspath(show_dir)  # relative ones would land in the run's own folder
-    kind = str(hook.get('type')).rpartition('.')[2]
+    kind = type_name(hook.get('type'))
     if kind == 'DetVisualizationHook':
         hook.update(draw=True, test_out_dir=folder)
     elif kind == 'SegVisualizationHook':  # draws through the visualizer, which owns the folder

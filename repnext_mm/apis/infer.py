@@ -1,11 +1,13 @@
-"""Annotated pictures from a config and a checkpoint, through the ecosystem's own inferencers and visualizers."""
+"""Annotated images from a config and a checkpoint, through the ecosystem's own inferencers and visualizers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +19,10 @@ from mmengine.registry import init_default_scope
 
 from repnext_mm.apis.checkpoint import load_model
 from repnext_mm.apis.classes import classes_in_checkpoint, classes_of_config
-from repnext_mm.apis.classify import ClassScore, draw_classes, top_classes
+from repnext_mm.apis.classify import draw_classes, top_classes
 from repnext_mm.apis.config import building, innermost_datasets, load_config
 from repnext_mm.apis.evaluate import drop_initial_weights
-from repnext_mm.apis.picture import existing, fit_picture
+from repnext_mm.apis.picture import existing, fit_picture, found_images, renamed
 from repnext_mm.apis.preflight import check_checkpoint, check_model
 from repnext_mm.apis.weights import reading_safely, resolved
 from repnext_mm.checkpoints import read_checkpoint
@@ -28,8 +30,34 @@ from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models.pretrained import deployed_like, fit_to_model
 
 
-def annotate_image(
-    image: str | Path,
+@dataclass(frozen=True)
+class AnnotatedImages:
+    """What was written for several images, and why some were not."""
+
+    written: tuple[Path, ...]
+    replaced: tuple[Path, ...]  # of the written: where an earlier run had left a file of this name
+    failed: Mapping[str, str]  # image: sentence
+
+
+def annotate_image(image: str | Path, config_path: str | Path, checkpoint: str, **options: Any) -> Path:
+    """Run a detector, segmentor or classifier on one image, its backbone fused, and save the annotated image.
+
+    For the options, see ``annotate_images``.
+
+    Returns:
+        The path of the annotated image, ``out_dir/vis/NAME``.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
+    """
+    done = annotate_images([existing(image)], config_path, checkpoint, **options)
+    if done.failed:
+        raise ValueError(next(iter(done.failed.values())))
+    return done.written[0]
+
+
+def annotate_images(
+    images: Sequence[str | Path],
     config_path: str | Path,
     checkpoint: str,
     *,
@@ -41,62 +69,98 @@ def annotate_image(
     trust_pickle: bool = False,
     options: Mapping[str, Any] | None = None,
     report: Callable[[str], object] | None = None,
-) -> Path:
-    """Run a detector, segmentor or classifier on one image, its backbone fused, and save the annotated picture.
+) -> AnnotatedImages:
+    """Run a detector, segmentor or classifier on images, its backbone fused, and save the annotated images.
 
-    Class names come from the checkpoint, or from the config's test data set where the checkpoint has none; a classifier
-    without either has numbered classes. ``score_threshold`` in [0, 1] hides weak detections. ``ema`` takes the averaged
-    weights of the checkpoint. For ``trust_pickle``, see ``run_training``. ``report`` is called with each of a
-    classifier's five surest classes, as text, best first.
+    An image that cannot be annotated does not stop the others. One of more than
+    ``repnext_mm.apis.picture.MAX_PIXELS`` is scaled down.
 
-    A picture of more than ``repnext_mm.apis.picture.MAX_PIXELS`` is scaled down.
-
-    Returns:
-        The picture's path, ``out_dir/vis/NAME``; NAME ends in ``.png`` where OpenCV cannot write the image's format.
+    Args:
+        images: files, folders (their own images, not those of folders in them) and patterns such as ``'in/*.jpg'``.
+        config_path: of the model.
+        checkpoint: it names the classes, or else the config's test data set does; a classifier without either has
+            numbered ones.
+        out_dir: images go to ``out_dir/vis/NAME``; NAME ends in ``.png`` where OpenCV cannot write the image's format,
+            and has a number where two images of one call share it. Files of earlier calls are replaced.
+        device: such as ``'cpu'``; by default the best there is.
+        score_threshold: in [0, 1], hides weak detections.
+        fuse: run the fused backbone.
+        ema: take the averaged weights of the checkpoint.
+        trust_pickle: see ``run_training``.
+        options: overrides of the config.
+        report: called with the path of each image of several, and with each of a classifier's five surest classes, as
+            text, best first.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
     """
-    existing(image)
+    found = found_images(images)
+    annotate = _annotator(
+        config_path, checkpoint, device=device, score_threshold=score_threshold, fuse=fuse, ema=ema,
+        trust_pickle=trust_pickle, options=options,
+    )  # fmt: skip
+    say = report if report is not None else (lambda _: None)
+    place, written, replaced, failed = Path(out_dir) / 'vis', list[Path](), list[Path](), dict[str, str]()
+    for image in found:
+        if len(found) > 1:
+            say(str(image))
+        try:
+            with fit_picture(image) as picture, _told_of(image):
+                path = place / _free_name(picture.name, written)
+                there = path.exists()
+                with _drafted(path) as draft:
+                    annotate(picture, draft, say)
+        except (OSError, TypeError, ValueError) as error:
+            failed[str(image)] = str(error)
+            continue
+        written.append(path)
+        replaced += [path] * there
+    return AnnotatedImages(tuple(written), tuple(replaced), failed)
+
+
+def _annotator(
+    config_path: str | Path,
+    checkpoint: str,
+    *,
+    device: str | None,
+    score_threshold: float,
+    fuse: bool,
+    ema: bool,
+    trust_pickle: bool,
+    options: Mapping[str, Any] | None,
+) -> Callable[[Path, Path, Callable[[str], object]], object]:
+    """What reads an image, draws on it and writes it to a second path ``.../vis/NAME``, with the model loaded once."""
     if not 0 <= score_threshold <= 1:
         raise ValueError(f'score_threshold={score_threshold} is not a probability: choose one from 0 to 1')
     config = load_config(config_path, options=options)
     scope = config.get('default_scope')
     if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
         raise ValueError(
-            f"default_scope={scope!r} has no annotated pictures here: give a detection ('mmdet'), segmentation "
+            f"default_scope={scope!r} has no annotated images here: give a detection ('mmdet'), segmentation "
             "('mmseg') or classification ('mmpretrain') config"
         )
     if config.get('test_dataloader') is None:
         raise ValueError(
-            f"config '{config_path}' has no `test_dataloader`, whose pipeline prepares the picture: inherit a complete "
+            f"config '{config_path}' has no `test_dataloader`, whose pipeline prepares the image: inherit a complete "
             'config'
         )
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     device = _usable(device)
     drop_initial_weights(config.model)
-    place = Path(out_dir) / 'vis'
-    with fit_picture(image) as picture:
-        if scope == 'mmpretrain':
-            with _told_of(image):
-                found = _classified(
-                    picture, config, checkpoint, device=device, fuse=fuse, ema=ema, trust_pickle=trust_pickle
-                )
-            for item in found:
-                if report is not None:
-                    report(str(item))
-            with _drafted(place, picture.name) as draft, _told_of(image):
-                _write(draft, draw_classes(picture, found))
-            return place / picture.name
-        with building(config), reading_safely(trust_pickle=trust_pickle):
-            inferencer = _inferencer(config, checkpoint, device=device, ema=ema)
-        if fuse:
-            inferencer.model = _fused(inferencer.model)
-        settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
-        with _drafted(place, picture.name) as draft, _told_of(image):
-            inferencer(str(picture), out_dir=str(draft.parents[1]), **settings)
-    return place / picture.name
+    if scope == 'mmpretrain':
+        return _classifier(config, checkpoint, device=device, fuse=fuse, ema=ema, trust_pickle=trust_pickle)
+    with building(config), reading_safely(trust_pickle=trust_pickle):
+        inferencer = _inferencer(config, checkpoint, device=device, ema=ema)
+    if fuse:
+        inferencer.model = _fused(inferencer.model)
+    settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
+
+    def annotate(image: Path, draft: Path, say: Callable[[str], object]) -> None:
+        with renamed(image, draft.name) as source:  # the library keeps the name of what it reads
+            inferencer(str(source), out_dir=str(draft.parents[1]), **settings)
+
+    return annotate
 
 
 def _fused(model: Any) -> Any:
@@ -108,7 +172,7 @@ def _fused(model: Any) -> Any:
 
 @contextmanager
 def _told_of(image: str | Path) -> Iterator[None]:
-    """Say in one sentence that a picture does not pass, whatever transforms, network or drawing raise."""
+    """Say in one sentence that an image does not pass, whatever transforms, network or drawing raise."""
     try:
         yield
     except (OSError, TypeError, ValueError):
@@ -117,43 +181,53 @@ def _told_of(image: str | Path) -> Iterator[None]:
         reason = ' '.join(str(error).split())[:300]
         raise ValueError(
             f"image '{image}' does not pass the config's test pipeline and model ({type(error).__name__}: {reason}): "
-            'give a larger or less narrow one, or mend the config'
+            'give a larger or less narrow one, or fix the config'
         ) from error
 
 
-def _write(path: Path, pixels: Any) -> None:
-    import cv2
-
-    path.parent.mkdir()
-    cv2.imwrite(str(path), pixels)
-
-
 @contextmanager
-def _drafted(place: Path, name: str) -> Iterator[Path]:
-    """A path ``.../vis/NAME`` to write to; what is there afterwards is put into a folder at one stroke.
+def _drafted(path: Path) -> Iterator[Path]:
+    """A path ``.../vis/NAME`` to write to; what is there afterwards is put into its place at one stroke.
 
     Raises:
         ValueError: nothing was written.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=place, prefix='.draft-') as folder:
-        draft = Path(folder) / 'vis' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix='.draft-') as folder:
+        draft = Path(folder) / 'vis' / path.name
+        draft.parent.mkdir()
         yield draft
         if not draft.is_file():
-            raise ValueError(f"no picture can be written under the name '{name}': give a JPEG or PNG file")
-        os.replace(draft, place / name)
+            raise ValueError(f"no image can be written under the name '{path.name}': give a JPEG or PNG file")
+        os.replace(draft, path)
 
 
-def _classified(
-    image: Path, config: Config, checkpoint: str, *, device: str, fuse: bool, ema: bool, trust_pickle: bool
-) -> tuple[ClassScore, ...]:
+def _free_name(name: str, written: Sequence[Path]) -> str:
+    """The name, or one with a number, that no other image of this call has taken."""
+    taken, path = {path.name for path in written}, Path(name)
+    names = (f'{path.stem}_{number}{path.suffix}' for number in count(2))
+    return name if name not in taken else next(each for each in names if each not in taken)
+
+
+def _classifier(
+    config: Config, checkpoint: str, *, device: str, fuse: bool, ema: bool, trust_pickle: bool
+) -> Callable[[Path, Path, Callable[[str], object]], object]:
     file = resolved(checkpoint)
     model: Any = load_model(config, file, ema=ema, testing=True, trust_pickle=trust_pickle).to(device).eval()
     if fuse:
         model = _fused(model)
     known = classes_in_checkpoint(read_checkpoint(file, trust_pickle=trust_pickle)) or classes_of_config(config)
     pipeline = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
-    return top_classes(model, image, pipeline=pipeline, names=known.get('classes'))
+
+    def annotate(image: Path, draft: Path, say: Callable[[str], object]) -> None:
+        import cv2
+
+        found = top_classes(model, image, pipeline=pipeline, names=known.get('classes'))
+        for item in found:
+            say(str(item))
+        cv2.imwrite(str(draft), draw_classes(image, found))
+
+    return annotate
 
 
 def _inferencer(config: Config, checkpoint: str, *, device: str, ema: bool) -> Any:
@@ -190,5 +264,5 @@ def _usable(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device '{device}' cannot be used here ({error}): choose cpu or leave it away") from error
+        raise ValueError(f"device '{device}' cannot be used here ({error}): choose cpu or omit it") from error
     return device

@@ -3,27 +3,72 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.logging import print_log
 
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.jp2', '.pgm', '.ppm', '.tif', '.tiff', '.webp')
 MAX_PIXELS = 8_000_000  # a segmentor of 150 classes holds 5 GB of scores for as many
 
 
+def found_images(given: Sequence[str | Path]) -> list[Path]:
+    """The image files that files, folders and patterns stand for, each once: those of a folder by suffix, sorted.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or nothing fits a pattern.
+        ValueError: a folder holds no image.
+    """
+    found: list[Path] = []
+    for each in given:
+        path, pattern = Path(each), str(each)
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not files:
+                raise ValueError(
+                    f"folder '{path}' holds no image ({', '.join(SUFFIXES)}): give a folder of images, or a pattern "
+                    f"such as '{path}/*/*.jpg' for those in its folders"
+                )
+            found += files
+        elif not path.exists() and any(sign in pattern for sign in '*?['):
+            files = sorted(file for file in map(Path, glob(pattern, recursive=True)) if file.is_file())
+            if not files:
+                raise FileNotFoundError(f"nothing fits the pattern '{pattern}': relative ones start at {os.getcwd()}")
+            found += files
+        else:
+            found.append(existing(path))
+    return list(dict.fromkeys(found))
+
+
 def existing(image: str | Path) -> Path:
-    """The path of a picture.
+    """The path of an image file.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it is a folder.
     """
+    if Path(image).is_dir():
+        raise ValueError(f"image '{image}' is a folder: give one image file")
     if not Path(image).is_file():
-        raise FileNotFoundError(f"image '{image}' does not exist: give the path of one picture")
+        raise FileNotFoundError(f"image '{image}' does not exist: give the path of an image file")
     return Path(image)
+
+
+@contextmanager
+def renamed(image: Path, name: str) -> Iterator[Path]:
+    """The file under a name: itself, or a copy for the time of the context."""
+    if image.name == name:
+        yield image
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(shutil.copy(image, Path(folder) / name))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 
 from repnext_mm.apis.config import innermost_datasets
-from repnext_mm.models import RepNeXt
+from repnext_mm.models import RepNeXt, type_name
 
 
 def check_files(config: Config, *, stages: tuple[str, ...]) -> None:
@@ -63,7 +63,7 @@ def check_initial_weights(model: Mapping[str, Any]) -> None:
     backbone = unwrapped(model).get('backbone')
     init = backbone.get('init_cfg') if isinstance(backbone, dict) else None
     for part in init if isinstance(init, list | tuple) else [init]:
-        if not part or part.get('type') != 'Pretrained':
+        if not part or type_name(part.get('type')) != 'Pretrained':
             continue
         path = str(part.get('checkpoint'))
         if '://' not in path and not os.path.isfile(path):
@@ -96,7 +96,7 @@ def check_model(model: Mapping[str, Any]) -> None:
     """
     model = unwrapped(model)
     backbone = model.get('backbone')
-    if not isinstance(backbone, dict) or str(backbone.get('type')).rpartition('.')[2] != 'RepNeXt':
+    if not isinstance(backbone, dict) or type_name(backbone.get('type')) != 'RepNeXt':
         return
     arguments = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
     with torch.device('meta'):  # shapes only: no memory, no time

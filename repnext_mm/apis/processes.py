@@ -13,11 +13,15 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 
 from repnext_mm.apis.config import replace_type
+from repnext_mm.models import type_name
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-_SYNC_NORMS = {'SyncBN': 'BN', 'MMSyncBN': 'BN', 'mmcv.SyncBN': 'BN', 'NaiveSyncBN': 'BN'}
+_SYNC_NORMS = dict.fromkeys(('SyncBN', 'SyncBatchNorm', 'MMSyncBN', 'NaiveSyncBN'), 'BN')
+_MIXED_PRECISION_DEVICES = ('cuda', 'npu', 'mlu', 'musa')  # of mmengine's AmpOptimWrapper
 _RANKS = {  # (RANK, WORLD_SIZE, LOCAL_RANK) as each launcher names them
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
@@ -42,7 +46,7 @@ def set_launcher(config: Config, launcher: str) -> None:
     if missing:
         raise ValueError(
             f'launcher={launcher!r} needs the environment variable {missing[0]}, which it did not set: start through '
-            'tools/dist_train.sh, tools/slurm_train.sh or mpirun, or leave --launcher away'
+            'tools/dist_train.sh, tools/slurm_train.sh or mpirun, or omit --launcher'
         )
     if launcher != 'none' and 'MASTER_ADDR' not in os.environ and (launcher != 'slurm' or get_device() == 'cpu'):
         raise ValueError(
@@ -73,6 +77,28 @@ def check_strategy(config: Config) -> None:
         )
 
 
+def check_precision(config: Config, *, stages: tuple[str, ...]) -> None:
+    """Half precision is asked for only where mmengine has it, which is not on a CPU.
+
+    Raises:
+        ValueError: the loop of one of ``stages``, or an optimizer's wrapper, asks for it here.
+    """
+    device = get_device()
+    if device in _MIXED_PRECISION_DEVICES:
+        return
+    for stage in stages:
+        if (config.get(f'{stage}_cfg') or {}).get('fp16'):
+            raise ValueError(f'{stage}_cfg.fp16=True needs a GPU, and there is none here ({device}): omit it')
+    for key, wrapper in _wrappers('optim_wrapper', config.get('optim_wrapper')) if 'train' in stages else ():
+        kind = wrapper['type']
+        made = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+        if isinstance(made, type) and issubclass(made, AmpOptimWrapper):
+            raise ValueError(
+                f"{key}.type='{type_name(kind)}' trains in mixed precision, which needs a GPU, and there is none here "
+                f"({device}): set {key}.type='OptimWrapper' and omit its loss_scale"
+            )
+
+
 def fit_to_machine(config: Config) -> list[str]:
     """Without a GPU, drop synchronised norms and join a gloo group; returns lines for the log.
 
@@ -93,6 +119,14 @@ def fit_to_machine(config: Config) -> list[str]:
     return notes
 
 
+def _wrappers(key: str, part: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """The optimizer's wrapper, or the several of a model with several optimizers, under their keys."""
+    if not isinstance(part, Mapping):
+        return []
+    inner = [found for name, value in part.items() for found in _wrappers(f'{key}.{name}', value)]
+    return [(key, part), *inner] if 'type' in part else inner
+
+
 def _wrapper(config: Config) -> dict[str, Any]:
     """What a Runner wraps the model into."""
     default = dict(
@@ -106,11 +140,11 @@ def _wrapper(config: Config) -> dict[str, Any]:
 def _strategy(config: Config) -> str:
     if config.get('runner_type') != 'FlexibleRunner':
         return ''
-    return str((config.get('strategy') or {}).get('type', '')).rpartition('.')[2]
+    return type_name((config.get('strategy') or {}).get('type', ''))
 
 
 def _clips(optim_wrapper: Mapping[str, Any]) -> bool:
-    kind = str(optim_wrapper.get('type')).rpartition('.')[2]
+    kind = type_name(optim_wrapper.get('type'))
     return bool(optim_wrapper.get('clip_grad')) or kind.startswith('AdaptiveClip')
 
 

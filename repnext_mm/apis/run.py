@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -11,6 +13,12 @@ from repnext_mm.apis.config import building
 
 class NotBuiltError(ValueError):
     """A config from which no runner can be built, in one sentence."""
+
+
+def earlier_files(folder: str | Path, pattern: str = '*') -> str:
+    """A few names of what lies in a folder already, for a sentence about what may be replaced; '' if nothing does."""
+    names = sorted(path.name for path in Path(folder).glob(pattern)) if Path(folder).is_dir() else []
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
 def build_runner(config: Config) -> Runner:

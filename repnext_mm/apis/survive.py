@@ -6,8 +6,9 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
 
-_STOCK = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+from repnext_mm.models import type_name
 
 
 def keep_checkpoints_whole(config: Config) -> list[str]:
@@ -19,7 +20,7 @@ def keep_checkpoints_whole(config: Config) -> list[str]:
     default.setdefault('checkpoint', dict(type='CheckpointHook'))  # mmengine's own, where a config names none
     found = 0
     for hook in [*default.values(), *(config.get('custom_hooks') or ())]:
-        if isinstance(hook, dict) and hook.get('type') in _STOCK:
+        if isinstance(hook, dict) and _is_stock(hook.get('type')):
             hook['type'] = 'AtomicCheckpointHook'
             found += 1
     if not found:
@@ -33,15 +34,16 @@ def repeat_randomness(config: Config) -> list[str]:
     if (config.get('randomness') or {}).get('seed') is None:
         return []
     hooks = list(config.get('custom_hooks') or [])
-    if not any(isinstance(hook, dict) and _kind(hook) == 'SeedStepsHook' for hook in hooks):
+    if not any(isinstance(hook, dict) and type_name(hook.get('type')) == 'SeedStepsHook' for hook in hooks):
         config.custom_hooks = [*hooks, dict(type='SeedStepsHook')]
     loader = config.get('train_dataloader')
     sampler = loader.get('sampler') if isinstance(loader, dict) else None
-    if isinstance(sampler, dict) and _kind(sampler) != 'SeededSampler':
+    if isinstance(sampler, dict) and type_name(sampler.get('type')) != 'SeededSampler':
         config.train_dataloader.sampler = dict(type='SeededSampler', sampler=sampler)
     return ['The seed is fixed: every step and every sample is seeded by its place, so that a restart repeats it.']
 
 
-def _kind(part: dict[str, Any]) -> str:
-    kind = part.get('type')
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+def _is_stock(kind: Any) -> bool:
+    """Whether this is mmengine's own hook, not somebody's of the same name."""
+    made = HOOKS.get(kind) if isinstance(kind, str) and type_name(kind) == 'CheckpointHook' else kind
+    return made is CheckpointHook

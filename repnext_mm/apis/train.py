@@ -10,14 +10,16 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from repnext_mm.apis.built import check_built
 from repnext_mm.apis.class_counts import check_class_counts
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.preflight import check_checkpoint, check_files, check_initial_weights, check_model, check_teacher
-from repnext_mm.apis.processes import check_strategy, fit_to_machine, set_launcher
-from repnext_mm.apis.run import build_runner
+from repnext_mm.apis.processes import check_precision, check_strategy, fit_to_machine, set_launcher
+from repnext_mm.apis.run import build_runner, earlier_files
 from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
 from repnext_mm.apis.weights import load_strictly, reading_safely
 from repnext_mm.hooks.newest_checkpoint import USUAL, has_begun
+from repnext_mm.models import type_name
 
 
 def prepare_training(
@@ -52,6 +54,7 @@ def prepare_training(
     elif resume is not None:
         config.resume, config.load_from = True, resume
     check_strategy(config)
+    check_precision(config, stages=('train', 'val'))
     check_model(config.model)
     if config.get('load_from'):
         check_checkpoint(config.load_from, given_as='--resume' if config.resume else 'load_from')
@@ -70,15 +73,20 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
 
     Raises:
         CheckpointNotSavedError: the disk is full, or the folder takes no file.
+        NotBuiltError: a part of the config cannot be built, or what was built does not agree.
         WeightsError: a weight file cannot be read, does not fit, or holds no training to go on from.
         NoWholeCheckpointError: there was a checkpoint to go on from, and none is whole.
     """
     _give_memory_back(config)
+    earlier = _earlier_run(config)
     notes = [*fit_to_machine(config), *keep_checkpoints_whole(config), *repeat_randomness(config)]
     with reading_safely(trust_pickle=trust_pickle):  # some models read weights while they are built
         runner = build_runner(config)
+        if earlier:
+            runner.logger.warning(earlier)
         for note in notes:
             runner.logger.info(note)
+        check_built(runner, config, stages=('train', 'val'))
         runner.train()
     return runner
 
@@ -86,7 +94,7 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
 def _give_memory_back(config: Config) -> None:
     """Put ReturnMemoryHook into a config that lacks it."""
     hooks = list(config.get('custom_hooks') or [])
-    if not any(isinstance(hook, dict) and str(hook.get('type')).endswith('ReturnMemoryHook') for hook in hooks):
+    if not any(isinstance(hook, dict) and type_name(hook.get('type')) == 'ReturnMemoryHook' for hook in hooks):
         config.custom_hooks = [*hooks, dict(type='ReturnMemoryHook')]
 
 
@@ -104,15 +112,24 @@ def _has_begun(config: Config) -> bool:
     return hook.get('out_dir') is not None or has_begun(work_dir=folder, folder=folder, template=template)
 
 
+def _earlier_run(config: Config) -> str:
+    """What a run that begins anew does to the checkpoints of another one in its folder."""
+    names = '' if config.get('resume') else earlier_files(config.work_dir, '*.pth')
+    return names and (
+        f'{config.work_dir} holds {names} of an earlier run: checkpoints of the same names will be replaced; --resume '
+        'goes on with that run, --work-dir names another folder'
+    )
+
+
 def _enable_amp(config: Config) -> None:
-    kind = config.optim_wrapper.get('type', 'OptimWrapper')
+    kind = type_name(config.optim_wrapper.get('type', 'OptimWrapper'))
     if kind not in {*_MIXED_PRECISION, *_MIXED_PRECISION.values()}:
         raise ValueError(
             f"--amp cannot replace optim_wrapper.type='{kind}': it knows {' and '.join(_MIXED_PRECISION)} only; write "
             'a mixed-precision wrapper into the config'
         )
     if get_device() == 'cpu':
-        raise ValueError('--amp needs a GPU, and there is none here: leave it away')
+        raise ValueError('--amp needs a GPU, and there is none here: omit it')
     config.optim_wrapper.type = _MIXED_PRECISION.get(kind, kind)
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 

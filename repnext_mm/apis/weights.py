@@ -21,6 +21,7 @@ from torch import Tensor
 
 from repnext_mm.apis.run import NotBuiltError
 from repnext_mm.checkpoints import WeightsError, model_state, read_checkpoint, weights_in
+from repnext_mm.models import type_name
 
 _ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
     'torchvision': get_torchvision_models,
@@ -145,7 +146,7 @@ def load_strictly(config: Config, *, without: Sequence[str] = (), **options: Any
     of the hook.
     """
     hooks = list(config.get('custom_hooks') or [])
-    strict = next((h for h in hooks if isinstance(h, dict) and str(h.get('type')).endswith('StrictLoadHook')), None)
+    strict = next((h for h in hooks if isinstance(h, dict) and type_name(h.get('type')) == 'StrictLoadHook'), None)
     if strict is None:
         strict = dict(type='StrictLoadHook')
         hooks.append(strict)

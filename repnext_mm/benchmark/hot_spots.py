@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ def find_hot_spots(
     runtime: str = 'eager',
     threads: int | None = None,
     native: bool = False,
+    trace: Path | None = None,
 ) -> HotSpots:
     """Time a network, profile it, and measure what the machine could do.
 
@@ -62,6 +64,7 @@ def find_hot_spots(
         runtime: of ``PROFILED``; its own profiler is read, and timing runs without it.
         threads: of an exported runtime; PyTorch's are set for the whole process.
         native: let OpenVINO choose its precision.
+        trace: see ``eager_operations``; of eager or compiled PyTorch.
 
     Raises:
         ValueError: the runtime has no profile here.
@@ -77,7 +80,7 @@ def find_hot_spots(
         elif runtime == 'openvino':
             kinds = openvino_operations(network, image, rounds=rounds, threads=threads, native=native)
         else:
-            kinds = eager_operations(run, rounds=rounds, device=device)
+            kinds = eager_operations(run, rounds=rounds, device=device, trace=trace)
     gmacs = count_macs(lambda: network(image)) / 1e9
     gflops, gbs = matrix_gflops(image), bandwidth_gbs(image)
     return HotSpots(

@@ -31,14 +31,21 @@ _BY_NAME = {  # what a name contains, in this order
 }
 
 
-def eager_operations(call: Callable[[], object], *, rounds: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds per call and kind, of what PyTorch runs: eagerly, compiled, forward or backward."""
+def eager_operations(
+    call: Callable[[], object], *, rounds: int, device: torch.device, trace: Path | None = None
+) -> dict[str, float]:
+    """Milliseconds per call and kind, of what PyTorch runs: eagerly, compiled, forward or backward.
+
+    ``trace`` is a file for the profile of all calls, as Chrome's trace viewer and Perfetto read it.
+    """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == 'cuda' else [])
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*Profiler clears events')  # of earlier cycles: there is one
         with profile(activities=activities, record_shapes=True) as profiler:
             for _ in range(rounds):
                 call()
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
     named_device = hasattr(FunctionEventAvg(), 'self_device_time_total')  # torch 2.1 calls it cuda
     on = 'cpu' if device.type != 'cuda' else 'device' if named_device else 'cuda'
     found: dict[str, float] = defaultdict(float)

@@ -23,19 +23,21 @@ class Trunk(nn.Module):
     """A classifier up to its last feature map: what a RepNeXt backbone computes, without pooling and head.
 
     This is timm's ``forward_features``; FastViT's includes a last convolution that its classifier alone needs.
+    ``whole`` goes on to the scores.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, *, whole: bool = False) -> None:
         super().__init__()
         self.classifier = classifier
+        self.whole = whole
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """``(N, 3, H, W)`` to the last feature map, as a tuple of one level."""
-        return (self.classifier.forward_features(x),)  # type: ignore[operator]
+        """``(N, 3, H, W)`` to the last feature map, or the scores, as a tuple of one level."""
+        return (self.classifier(x) if self.whole else self.classifier.forward_features(x),)  # type: ignore[operator]
 
 
-def build_peer(name: str) -> Trunk:
-    """A peer's trunk in train form and eval mode, with random weights.
+def build_peer(name: str, *, whole: bool = False) -> Trunk:
+    """A peer's trunk, or the whole classifier of 1000 classes, in train form and eval mode, with random weights.
 
     Raises:
         ValueError: an unknown name.
@@ -47,7 +49,7 @@ def build_peer(name: str) -> Trunk:
         raise ModuleNotFoundError('timm is not installed, and builds the peers: pip install timm', name='timm')
     import timm
 
-    return Trunk(timm.create_model(name, pretrained=False, num_classes=0)).eval()
+    return Trunk(timm.create_model(name, pretrained=False, num_classes=1000 if whole else 0), whole=whole).eval()
 
 
 def fuse_peer(trunk: Trunk) -> nn.Module:

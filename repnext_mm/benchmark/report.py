@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 from repnext_mm.benchmark.latency import quantiles
 from repnext_mm.benchmark.record import Record
 from repnext_mm.benchmark.reported import REPORTED, SOURCES, Reported
-from repnext_mm.benchmark.variants import REFERENCE_FORM
+from repnext_mm.benchmark.variants import CLASSIFIER, REFERENCE_FORM
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Row:
     @property
     def reported(self) -> Reported:
         """What the authors report of this network."""
-        return REPORTED[self.model]
+        found = REPORTED[self.model.removesuffix(CLASSIFIER)]
+        return replace(found, label=f'{found.label} classifier') if self.model.endswith(CLASSIFIER) else found
 
 
 def settings(record: Record) -> dict[Setting, list[Row]]:
@@ -160,8 +161,9 @@ def _protocol(record: Record) -> list[str]:
         'rounds. Times are by the wall clock, each call waited for. Each variant was first compared with the float32 '
         'train form on the same image ("error": largest difference over largest value), with random weights and norm '
         f'statistics. "x {REFERENCE_FORM}": how many times faster than the same arch fused with its norms kept, as '
-        'the authors do it, in the same process. RepNeXt returns four levels, peers the last one (no head, no '
-        'pooling). "top-1": ImageNet-1K, as reported, not measured here.'
+        'the authors do it, in the same process. A classifier goes from the image to 1000 scores; of backbones, '
+        'RepNeXt returns four levels, peers the last one (no head, no pooling). "top-1": ImageNet-1K, as reported, not '
+        'measured here.'
     ]
 
 
@@ -178,7 +180,7 @@ def _failures(record: Record) -> list[str]:
 
 
 def _sources(record: Record) -> list[str]:
-    models = {row['model'] for run in record['runs'] for row in run['variants']}
+    models = {row['model'].removesuffix(CLASSIFIER) for run in record['runs'] for row in run['variants']}
     known = [REPORTED[model] for model in REPORTED if model in models and REPORTED[model].source]
     recipes = dict.fromkeys((reported.source, reported.recipe, reported.family) for reported in known)
     return [

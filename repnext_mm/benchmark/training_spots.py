@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def find_step_spots(
     norm_eval: bool = False,
     device: torch.device | str = 'cpu',
     rounds: int = 5,
+    trace: Callable[[str], Path] | None = None,
 ) -> dict[str, StepSpots]:
     """Time, in turn, and profile ``online``, ``branches`` and ``merged once``, which has nothing to merge.
 
@@ -52,6 +54,7 @@ def find_step_spots(
         norm_eval: norms in eval mode, folded on the fly or, in ``merged once``, for good.
         device: where to train.
         rounds: timed steps of each way, and profiled ones.
+        trace: the file of each way, by name; see ``eager_operations``.
     """
     torch.manual_seed(0)
     images = torch.randn(shape).to(device, memory_format=MEMORY_FORMATS[memory_format])
@@ -66,7 +69,8 @@ def find_step_spots(
     gflops, gbs = matrix_gflops(images), bandwidth_gbs(images)
     spots = {}
     for name, way in ways.items():
-        kinds = eager_operations(calls[name], rounds=rounds, device=images.device)
+        file = None if trace is None else trace(name)
+        kinds = eager_operations(calls[name], rounds=rounds, device=images.device, trace=file)
         gmacs = count_macs(lambda way=way: way.run(images)) / 1e9  # type: ignore[misc]
         spots[name] = StepSpots(
             latency=latency[name],

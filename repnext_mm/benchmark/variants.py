@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.benchmark.peers import PEERS, Trunk, build_peer, fuse_peer
+from repnext_mm.models import Classifier
 from repnext_mm.reparam import FORMS, Form, fuse
 
 TRAIN_FORM = 'train'  # the train form in eval mode: branches merged on the fly, norms folded on the fly
 AUTO = 'auto'  # per stage, what is fastest in eager PyTorch here
 PEER_FORM = 'fused'
+PARTS = ('backbone', 'classifier')
+CLASSIFIER = '-classifier'  # the end of a classifier's name, whose arch or timm name stands before it
 REFERENCE_FORM = 'keep_norms'  # what the authors call fused: ratios are against it
 
 TOLERANCE_FLOAT32 = 1e-4
@@ -41,8 +44,10 @@ class Variant(NamedTuple):
         return f'{self.model}/{self.form}'
 
 
-def variants(archs: Sequence[str], forms: Sequence[str], peers: Sequence[str] = ()) -> tuple[Variant, ...]:
-    """Every arch in every form, then the peers.
+def variants(
+    archs: Sequence[str], forms: Sequence[str], peers: Sequence[str] = (), *, part: str = 'backbone'
+) -> tuple[Variant, ...]:
+    """Every arch in every form, then the peers; as backbones, or as whole classifiers of 1000 classes.
 
     Raises:
         ValueError: an unknown or repeated name, or nothing at all.
@@ -56,7 +61,11 @@ def variants(archs: Sequence[str], forms: Sequence[str], peers: Sequence[str] = 
                 raise ValueError(f'unknown {kind} {name!r}: choose from {", ".join(known)}')
         if len(set(names)) < len(names):
             raise ValueError(f'{kind} given twice in {", ".join(names)}: name each once')
-    found = [Variant(arch, form) for arch in archs for form in forms] + [Variant(peer, PEER_FORM) for peer in peers]
+    if part not in PARTS:
+        raise ValueError(f'unknown part {part!r}: choose from {", ".join(PARTS)}')
+    end = CLASSIFIER if part == 'classifier' else ''
+    found = [Variant(arch + end, form) for arch in archs for form in forms]
+    found += [Variant(peer + end, PEER_FORM) for peer in peers]
     if not found:
         raise ValueError('nothing to time: name at least one arch with one form, or one peer')
     return tuple(found)
@@ -65,8 +74,19 @@ def variants(archs: Sequence[str], forms: Sequence[str], peers: Sequence[str] = 
 def build_train_form(model: str, *, seed: int = 0) -> nn.Module:
     """A network in float32, in train form and eval mode, on the CPU, with random weights and norm statistics."""
     torch.manual_seed(seed)
-    network = build_peer(model) if model in PEERS else MODELS.build({'type': 'RepNeXt', 'arch': model}).eval()
-    return randomise(network, seed=seed)
+    name, whole = model.removesuffix(CLASSIFIER), model.endswith(CLASSIFIER)
+    if name in PEERS:
+        return randomise(build_peer(name, whole=whole), seed=seed)
+    network = Scores(name) if whole else MODELS.build({'type': 'RepNeXt', 'arch': name})
+    return randomise(network.eval(), seed=seed)
+
+
+class Scores(Classifier):
+    """A classifier whose scores are a tuple of one level, like a backbone's."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        """``(N, 3, H, W)`` to ``((N, classes),)``."""
+        return (super().forward(x),)
 
 
 def resolved(train_form: nn.Module, form: str, *, image: Tensor) -> Form:

@@ -14,6 +14,7 @@ import torch
 from repnext_mm.benchmark.latency import Latency, quantiles, wall_times, warm_up
 from repnext_mm.benchmark.observed import Observed
 from repnext_mm.benchmark.variants import error, randomise
+from repnext_mm.models import type_name
 
 FORMS = ('train', 'fused')
 SYNTHETIC_SIZE = (480, 640)  # pixels, of most COCO pictures
@@ -150,8 +151,8 @@ def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) ->
 
     if 'backbone' not in config.model or 'data_preprocessor' not in config.model:
         raise ValueError(
-            f"model '{config.model.get('type')}' has no backbone and data_preprocessor: give the config of a detector "
-            'or a segmentor, or time a backbone alone'
+            f"model '{type_name(config.model.get('type'))}' has no backbone and data_preprocessor: give the "
+            'config of a detector or a segmentor, or time a backbone alone'
         )
     if checkpoint is not None:
         return load_model(config, checkpoint, trust_pickle=trust_pickle)
@@ -172,7 +173,7 @@ def _hook(config: Any) -> Any:
     from repnext_mm.hooks import FuseBackboneHook
 
     for settings in config.get('custom_hooks') or []:
-        if str(settings['type']).rpartition('.')[2] == 'FuseBackboneHook':
+        if type_name(settings['type']) == 'FuseBackboneHook':
             known = {key: value for key, value in settings.items() if key not in ('type', 'priority')}
             return FuseBackboneHook(**known)
     return FuseBackboneHook()
@@ -187,7 +188,7 @@ def _pipeline(config: Any) -> Callable[[dict[str, Any]], Any]:
     if not config.get('test_dataloader'):
         raise ValueError(f"config '{config.filename}' has no test_dataloader: its pipeline prepares the image")
     steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
-    return Compose([step for step in steps if not str(step['type']).rpartition('.')[2].startswith('Load')])
+    return Compose([step for step in steps if not type_name(step['type']).startswith('Load')])
 
 
 def _picture(path: str | Path | None) -> tuple[np.ndarray, str]:

@@ -14,14 +14,18 @@ def build_foreground_iou(
     *,
     ignore_index: int = 255,
     iou_metrics: Sequence[str] = ('mIoU',),
+    nan_to_num: int | None = None,
+    beta: int = 1,
     collect_device: str = 'cpu',
     prefix: str | None = None,
     output_dir: str | None = None,
     format_only: bool = False,
+    keep_results: bool = False,
 ) -> BaseMetric:
     """mmseg's ``IoUMetric`` whose means leave out class 0, the background.
 
-    Background pixels that are predicted as a digit still count: they enlarge that digit's union.
+    Background pixels that are predicted as a digit still count: they enlarge that digit's union. ``keep_results`` is
+    what mmseg's own ``tools/test.py --out`` writes into every metric, and ``IoUMetric`` does not use it.
     """
     from mmseg.evaluation import IoUMetric
 
@@ -37,6 +41,8 @@ def build_foreground_iou(
     return ForegroundIoU(
         ignore_index=ignore_index,
         iou_metrics=list(iou_metrics),
+        nan_to_num=nan_to_num,
+        beta=beta,
         collect_device=collect_device,
         prefix=prefix,
         output_dir=output_dir,

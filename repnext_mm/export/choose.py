@@ -34,6 +34,8 @@ def choose_form(
     dynamic: bool = True,
     threads: int | None = None,
     rounds: int = 30,
+    opset: int | None = None,
+    half: bool = False,
 ) -> Choice:
     """Export every form that keeps no norms, time them in turns in the format's own runtime, keep the fastest.
 
@@ -56,7 +58,10 @@ def choose_form(
             path = Path(folder) / f'{form}{SUFFIXES[format][0]}'
             graph, _ = part.fused(form)
             try:
-                export_model(graph, path, format=format, shape=shape, dynamic=dynamic, reference=part.reference)
+                export_model(
+                    graph, path, format=format, shape=shape, dynamic=dynamic, reference=part.reference, opset=opset,
+                    half=half,
+                )  # fmt: skip
             except RuntimeError as error:
                 refused[form] = str(error)
                 continue

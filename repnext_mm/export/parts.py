@@ -17,13 +17,13 @@ from repnext_mm.apis.evaluate import drop_initial_weights
 from repnext_mm.apis.preflight import check_checkpoint, check_model, unwrapped
 from repnext_mm.apis.weights import reading_safely
 from repnext_mm.hooks import FuseBackboneHook
-from repnext_mm.models import ARCHITECTURES, RepNeXt
+from repnext_mm.models import ARCHITECTURES, Classifier, RepNeXt, load_classifier, type_name
 from repnext_mm.models.pretrained import load_pretrained
 from repnext_mm.nn import TwoHeads
 from repnext_mm.reparam import Form, FusionReport, fuse, replaced
 from .graphs import IMAGENET, Normalisation, Normalised, SegmentorLogits, without_frozen_sizes
 
-PARTS = ('backbone', 'model')
+PARTS = ('backbone', 'classifier', 'model')
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Part:
 
         ``form`` is as in ``repnext_mm.reparam.fuse``, names from the backbone on.
         """
-        if isinstance(self.network, RepNeXt):
+        if isinstance(self.network, RepNeXt | Classifier):
             network, report = fuse(self.network, form=form)
         else:
             network, report = FuseBackboneHook(form=form).fuse_backbone(self.network)
@@ -72,8 +72,9 @@ def load_part(
     Args:
         source: an arch such as ``'m1'``, or a config file of any OpenMMLab project with a RepNeXt backbone.
         checkpoint: weights of the whole model, or, for a backbone, of anything that holds one; random without.
-        part: ``'backbone'`` (the feature maps) or ``'model'`` (mmseg: logits; mmpretrain: scores before the softmax);
-            by default the model, and the backbone where the source is one.
+        part: ``'backbone'`` (the feature maps), ``'classifier'`` (scores before the softmax; of an arch, the authors'
+            for ImageNet) or ``'model'`` (mmseg: logits; mmpretrain: the classifier). By default the backbone of an
+            arch, and the model of a config.
         normalize: put the config's mean and standard deviation (ImageNet's for an arch) into the graph, which then
             takes RGB pixels from 0 to 255.
         trust_pickle: see ``read_checkpoint``.
@@ -88,7 +89,11 @@ def load_part(
         check_checkpoint(checkpoint, given_as='checkpoint')
     if str(source) in ARCHITECTURES:
         if part == 'model':
-            raise ValueError(f"arch '{source}' is a backbone: give a config to export a whole model")
+            raise ValueError(
+                f"arch '{source}' names no model: take part 'backbone' or 'classifier', or give a config"
+            )
+        if part == 'classifier':
+            return _classifier(str(source), checkpoint, IMAGENET if normalize else None, trust_pickle)
         return _backbone({'type': 'RepNeXt', 'arch': str(source)}, checkpoint, IMAGENET if normalize else None,
                          trust_pickle)  # fmt: skip
     if not Path(source).is_file() and not Path(source).suffix:
@@ -101,6 +106,8 @@ def load_part(
     if part == 'backbone' or 'backbone' not in settings:
         return _backbone(settings.get('backbone', settings), checkpoint, normalisation, trust_pickle)
     network = _model(config, checkpoint, trust_pickle)
+    if part == 'classifier' and _output_name(network) != 'scores':
+        raise ValueError(f"a '{type(network).__name__}' is not a classifier: take part 'model' or 'backbone'")
     return Part(network, (_output_name(network),), normalisation)
 
 
@@ -108,19 +115,26 @@ def _backbone(
     settings: Mapping[str, Any], checkpoint: str | None, normalisation: Normalisation | None, trust_pickle: bool
 ) -> Part:
     settings = {key: value for key, value in settings.items() if key != 'init_cfg'}
-    if str(settings.get('type')).rpartition('.')[2] != 'RepNeXt':
-        raise ValueError(f'backbone {settings.get("type")} is not exported here: this tool is for RepNeXt')
+    if type_name(settings.get('type')) != 'RepNeXt':
+        raise ValueError(f'backbone {type_name(settings.get("type"))} is not exported here: this tool is for RepNeXt')
     backbone: RepNeXt = MODELS.build(settings)
     if checkpoint is not None:
         load_pretrained(backbone, checkpoint, trust_pickle=trust_pickle)
     return Part(backbone.eval(), tuple(f'stage_{index + 1}' for index in backbone.out_indices), normalisation)
 
 
+def _classifier(arch: str, checkpoint: str | None, normalisation: Normalisation | None, trust_pickle: bool) -> Part:
+    if checkpoint is None:
+        return Part(Classifier(arch).eval(), ('scores',), normalisation)
+    classifier, _ = load_classifier(arch, checkpoint, trust_pickle=trust_pickle)
+    return Part(classifier.eval(), ('scores',), normalisation)
+
+
 def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Module:
     if config.get('default_scope') == 'mmdet' or 'bbox_head' in config.model or 'roi_head' in config.model:
         raise ValueError(
-            f"a whole '{config.model.get('type')}' is not exported here, since its boxes need operators of their own: "
-            'use mmdeploy, which calls switch_to_deploy() itself, or export its backbone (part=backbone)'
+            f"a whole '{type_name(config.model.get('type'))}' is not exported here, since its boxes need operators "
+            'of their own: use mmdeploy, which calls switch_to_deploy() itself, or export its backbone (part=backbone)'
         )
     if checkpoint is not None:
         return load_model(config, checkpoint, trust_pickle=trust_pickle).eval()

@@ -11,7 +11,7 @@ from repnext_mm.reparam import Form, FusionReport, check_form
 from .choose import Choice, choose_form
 from .parts import load_part
 from .suffix import check_format, format_of
-from .write import ExportReport, export_model
+from .write import ExportReport, check_options, export_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ def export_part(
     dynamic: bool = True,
     normalize: bool | None = None,
     threads: int | None = None,
+    opset: int | None = None,
+    half: bool = False,
     trust_pickle: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> ExportedPart:
@@ -45,7 +47,7 @@ def export_part(
         path: its end names the format, see ``format_of``.
         form: as in ``repnext_mm.reparam.fuse``, per stage too (``{'stages.0': 'dense'}``), or ``'auto'``: see
             ``choose_form``.
-        shape, dynamic: see ``export_model``.
+        shape, dynamic, opset, half: see ``export_model``.
         normalize: see ``load_part``; by default for Core ML only, which takes pictures.
         threads: of the runtime that ``'auto'`` measures in.
 
@@ -54,6 +56,7 @@ def export_part(
     """
     format = format_of(path)
     check_format(format)
+    check_options(format, opset=opset, half=half)
     if form != 'auto':
         check_form(form)
     chosen = load_part(
@@ -66,7 +69,9 @@ def export_part(
     )
     choice = None
     if form == 'auto':
-        choice = choose_form(chosen, format=format, shape=shape, dynamic=dynamic, threads=threads)
+        choice = choose_form(
+            chosen, format=format, shape=shape, dynamic=dynamic, threads=threads, opset=opset, half=half
+        )
         form = choice.form
     graph, fusion = chosen.fused(form)
     report = export_model(
@@ -77,5 +82,7 @@ def export_part(
         dynamic=dynamic,
         reference=chosen.reference,
         output_names=chosen.output_names,
+        opset=opset,
+        half=half,
     )
     return ExportedPart(export=report, fusion=fusion, form=form, choice=choice)

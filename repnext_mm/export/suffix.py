@@ -29,6 +29,11 @@ def format_of(path: str | Path) -> str:
     for format, suffixes in SUFFIXES.items():
         if suffix in suffixes:
             return format
+    if suffix == '.mlmodel':
+        raise ValueError(
+            f"'{path}' would be a Core ML neuralnetwork, which Core ML superseded by programs (iOS 15, macOS 12) and "
+            'which is not written here: let it end with .mlpackage, any later device runs it'
+        )
     known = ', '.join(f'{"/".join(suffixes)} ({format})' for format, suffixes in SUFFIXES.items())
     raise ValueError(f"'{path}' does not name its format: let it end with {known}")
 

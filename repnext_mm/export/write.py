@@ -19,9 +19,11 @@ from .graphs import Normalised
 from .parity import parity, probes
 from .runtimes import RUNTIMES, Run, open_exported
 from .suffix import SUFFIXES, check_format
-from .writers import MIN_SIZE, WRITERS, traced
+from .writers import MIN_SIZE, OPSETS, WRITERS, traced
 
 TOLERANCE = 1e-4
+HALF_TOLERANCE = 5e-3  # float16 rounds each weight by up to 5e-4 of it; seen are 5e-4 of the largest output
+HALVES = ('onnx', 'openvino')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class ExportReport:
     shapes: tuple[tuple[int, ...], ...]  # of the inputs that were compared
     checked_in: str  # the runtime
     opset: int | None  # of ONNX
+    replaced: bool  # an earlier file of this name
 
 
 def export_model(
@@ -46,7 +49,9 @@ def export_model(
     dynamic: bool = True,
     reference: nn.Module | None = None,
     output_names: Sequence[str] | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    opset: int | None = None,
+    half: bool = False,
 ) -> ExportReport:
     """Write a model, run the file in its own runtime, and publish it only when its outputs are the model's.
 
@@ -61,7 +66,10 @@ def export_model(
         dynamic: let batch, height and width be others later. Compared at another batch and an odd size too.
         reference: what to compare with, such as the model before fusing; ``model`` by default.
         output_names: one per output; ``output_0``, ... by default.
-        tolerance: the largest relative error accepted.
+        tolerance: the largest relative error accepted; by default 1e-4, and 5e-3 with ``half``.
+        opset: of ONNX; by default 20 with torch 2.9 or newer, else 17. Gelu is written as Erf before 20.
+        half: store the weights of ONNX or OpenVINO in float16: a file of half the size. They are cast back when it is
+            opened, and computed with in what the runtime chooses.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -70,7 +78,10 @@ def export_model(
     """
     path = Path(path)
     check_format(format)
+    check_options(format, opset=opset, half=half)
     _check(model, path, format, shape)
+    tolerance = (HALF_TOLERANCE if half else TOLERANCE) if tolerance is None else tolerance
+    chosen = {key: value for key, value in (('opset', opset), ('half', half or None)) if value is not None}
     pixels = format == 'coreml' and isinstance(model, Normalised)
     if pixels and shape[0] != 1:
         raise ValueError(f'Core ML takes one image at a time, not {shape[0]}: give a shape 1 x C x H x W')
@@ -85,13 +96,13 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         draft = Path(folder) / path.name
         try:
-            WRITERS[format](model, draft, example=example, output_names=names, dynamic=dynamic)
+            WRITERS[format](model, draft, example=example, output_names=names, dynamic=dynamic, **chosen)
         except Exception as error:  # converters raise everything
             raise RuntimeError(
                 f'{type(model).__name__} cannot be written as {format} with {_sizes(dynamic)} ({_first_line(error)}): '
                 + ('fuse it first (repnext_mm.reparam.fuse)' if _in_train_form(model) else _way_out(dynamic))
             ) from error
-        run, checked_in = _runtime(model, draft, format, example)
+        run, checked_in = _runtime(model, draft, format, example, dynamic)
         errors = _errors(run, reference, inputs, format, dynamic)
         if not within(errors, tolerance):
             listed = ', '.join(f'{name} {error:.1e}' for name, error in zip(names, errors, strict=True))
@@ -101,8 +112,11 @@ def export_model(
                 f'{_way_out(dynamic)}'
             )
         del run  # a runtime may hold its file open
-        opset = _opset(draft) if format == 'onnx' else None
+        written = _opset(draft) if format == 'onnx' else None
+        if opset not in (None, written):
+            raise RuntimeError(f'{path.name} was not written: asked for opset {opset}, torch wrote {written}')
         size = sum(file.stat().st_size for file in Path(folder).rglob('*') if file.is_file())
+        replaced = path.exists()
         _publish(draft, path)
     return ExportReport(
         path=path,
@@ -111,8 +125,27 @@ def export_model(
         errors=dict(zip(names, errors, strict=True)),
         shapes=tuple(tuple(image.shape) for image in inputs),
         checked_in=checked_in,
-        opset=opset,
+        opset=written,
+        replaced=replaced,
     )
+
+
+def check_options(format: str, *, opset: int | None = None, half: bool = False) -> None:
+    """The format has an opset, or half precision, where one is asked for.
+
+    Raises:
+        ValueError: it does not, or torch does not write this opset.
+    """
+    if opset is not None and format != 'onnx':
+        raise ValueError(f'opset {opset} is a version of ONNX, and the format is {format!r}: omit it')
+    if opset is not None and opset not in OPSETS:
+        raise ValueError(
+            f'opset {opset} is not written here: torch {torch.__version__} and RepNeXt give {OPSETS[0]} to '
+            f'{OPSETS[-1]}, choose one of these'
+        )
+    if half and format not in HALVES:
+        reason = 'is in half precision anyway' if format == 'coreml' else 'keeps the weights as they are'
+        raise ValueError(f'half precision is for {" and ".join(HALVES)}, and {format!r} {reason}: omit it')
 
 
 def _check(model: nn.Module, path: Path, format: str, shape: Sequence[int]) -> None:
@@ -130,13 +163,21 @@ def _check(model: nn.Module, path: Path, format: str, shape: Sequence[int]) -> N
     kinds = {f'{parameter.dtype} on {parameter.device}' for parameter in model.parameters()} - {'torch.float32 on cpu'}
     if kinds:
         raise ValueError(
-            f'{type(model).__name__} has parameters in {", ".join(sorted(kinds))}: export model.cpu().float()'
+            f'{type(model).__name__} has parameters in {", ".join(sorted(kinds))}: export model.cpu().float(), with '
+            'half=True for float16 weights in the file'
         )
 
 
-def _runtime(model: nn.Module, draft: Path, format: str, example: torch.Tensor) -> tuple[Run, str]:
+def _runtime(
+    model: nn.Module, draft: Path, format: str, example: torch.Tensor, dynamic: bool
+) -> tuple[Run, str]:
     if format in RUNTIMES:
-        return open_exported(draft, format=format), RUNTIME_NAMES[format]
+        try:
+            return open_exported(draft, format=format), RUNTIME_NAMES[format]
+        except Exception as error:  # runtimes raise their own
+            raise RuntimeError(
+                f'{RUNTIME_NAMES[format]} does not open the {format} file ({_first_line(error)}): {_way_out(dynamic)}'
+            ) from error
     trace = traced(model, example)
     return (lambda image: trace(image)), 'the trace it was converted from'
 

@@ -7,6 +7,8 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
+from .type_name import type_name
+
 
 @MODELS.register_module(name='BoxTTAModel')
 def build_box_tta(*, module: dict[str, Any], tta_cfg: dict[str, Any], data_preprocessor: Any = None) -> nn.Module:
@@ -31,8 +33,8 @@ def without_masks(model: dict[str, Any]) -> dict[str, Any]:
         return type(model)({**model, 'roi_head': type(head)(kept)})
     if predicts_masks(model):
         raise ValueError(
-            f"BoxTTAModel cannot take the masks out of a '{model.get('type')}': it knows `roi_head.mask_head` only; "
-            'test this model without --tta'
+            f"BoxTTAModel cannot take the masks out of a '{type_name(model.get('type'))}': it knows "
+            '`roi_head.mask_head` only; test this model without --tta'
         )
     return model
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.checkpoints import LoadReport
+from .type_name import type_name
 
 MIN_SIZE = 32  # pixels: the stride of the last stage
 
@@ -104,8 +105,8 @@ class StagedBackbone(BaseModule):
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; pre-trained files load strictly and safely, unlike mmengine's default."""
         entries = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
-        pretrained = [cfg for cfg in entries if cfg.get('type') == 'Pretrained']
-        declared, self.init_cfg = self.init_cfg, [cfg for cfg in entries if cfg.get('type') != 'Pretrained'] or None
+        pretrained = [cfg for cfg in entries if type_name(cfg.get('type')) == 'Pretrained']
+        declared, self.init_cfg = self.init_cfg, [cfg for cfg in entries if cfg not in pretrained] or None
         try:
             super().init_weights()
         finally:

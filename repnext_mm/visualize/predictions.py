@@ -18,6 +18,7 @@ from repnext_mm.demo.digit_sheet import ClassifiedDigit, predicted_digits
 from repnext_mm.demo.panels import Panel, predicted_pairs
 from repnext_mm.demo.sheet import draw_sheet
 from repnext_mm.hooks import FuseBackboneHook
+from repnext_mm.models import type_name
 from repnext_mm.visualize.canvas import new_figure, save_png
 
 _COLUMNS = 8
@@ -90,7 +91,7 @@ def occurring(pairs: Sequence[tuple[Panel, Panel]]) -> tuple[list[tuple[Panel, P
 def _missing_truth(config: Config, model: Any) -> str | None:
     """The step that the test pipeline lacks to have a truth to compare with, if any."""
     steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
-    loading = [step for step in steps if 'Annotations' in str(step['type'])]
+    loading = [step for step in steps if 'Annotations' in type_name(step['type'])]
     if config.default_scope == 'mmpretrain' or (config.default_scope == 'mmseg' and loading):
         return None  # a classifier's data always have it
     if config.default_scope == 'mmseg':

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from repnext_mm.apis.checkpoint import load_model
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.weights import reading_safely
-from repnext_mm.models import RepNeXt
+from repnext_mm.models import RepNeXt, type_name
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, RGB
 
@@ -111,7 +111,7 @@ def see(subject: Subject, path: str | Path, *, size: int = 224) -> Seen:
     init_default_scope(config.get('default_scope', 'mmengine'))
     steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
     # a picture of the user's has no annotations
-    pipeline = Compose([step for step in steps if 'Annotations' not in str(step['type'])])
+    pipeline = Compose([step for step in steps if 'Annotations' not in type_name(step['type'])])
     item = pipeline({'img_path': str(path), 'img_id': 0})
     if not isinstance(item, dict) or not isinstance(item.get('inputs'), Tensor):
         raise ValueError(f"the test pipeline of '{config.filename}' makes no single picture: leave out augmentation")

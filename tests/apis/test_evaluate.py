@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.hooks import IterTimerHook, LoggerHook
 
-from repnext_mm.apis import evaluate, prepare_test, prepare_training, train
+from repnext_mm.apis import evaluate, prepare_test, prepare_training, processes, train
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = CONFIGS / 'mask_rcnn_repnext_m4_coco.py'
@@ -99,7 +99,8 @@ def test_amp(monkeypatch):
     monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
     with pytest.raises(ValueError, match='--amp needs a GPU'):
         prepare_training(COCO, amp=True, options=SCRATCH)
-    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
+    for module in (train, processes):
+        monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
     wrapper = prepare_training(COCO, amp=True, options=SCRATCH).optim_wrapper
     assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
 
@@ -121,3 +122,47 @@ def test_metrics_are_written_by_the_first_process(first, left, monkeypatch):
     monkeypatch.setattr(evaluate, 'is_main_process', lambda: first)
     evaluate.log_once(runner)
     assert [type(hook).__name__ for hook in runner.hooks] == left
+
+
+def test_what_a_second_run_does_to_the_files_of_the_first_is_said(weights, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(evaluate, '_warn', said.append)
+    shown, out = tmp_path / 'shown', tmp_path / 'found.pkl'
+    prepare_test(COCO, weights, show_dir=str(shown), out=str(out))
+    assert not said
+    shown.mkdir()
+    for name in 'abcd':
+        (shown / f'{name}.jpg').touch()
+    out.touch()
+    prepare_test(COCO, weights, show_dir=str(shown), out=str(out))
+    assert len(said) == 2
+    assert 'a.jpg, b.jpg, c.jpg and 1 more already: images of the same names will be replaced' in said[0]
+    assert said[1].endswith('found.pkl is there already: it will be replaced')
+    folder = tmp_path / 'run'
+    config = prepare_training(COCO, options=SCRATCH, work_dir=str(folder))
+    assert not train._earlier_run(config)
+    folder.mkdir()
+    (folder / 'epoch_3.pth').touch()
+    assert 'holds epoch_3.pth of an earlier run' in train._earlier_run(config)
+    assert not train._earlier_run(prepare_training(COCO, options=SCRATCH, work_dir=str(folder), resume='auto'))
+
+
+CLASSIFIER = CONFIGS / 'repnext_m0_imagenet.py'
+
+
+@pytest.mark.parametrize(('given', 'crop', 'edge'), [
+    (dict(img_size=256), 256, 292), (dict(crop_pct=0.9), 224, 248), (dict(img_size=192, crop_pct=0.95), 192, 202),
+    (dict(crop_pct=1.0), 224, 224),
+], ids=['size', 'share', 'both', 'all of it'])  # fmt: skip
+def test_size_and_share_of_the_crop_are_those_of_timm(given, crop, edge, weights):
+    steps = {step.type: step for step in prepare_test(CLASSIFIER, weights, **given).test_dataloader.dataset.pipeline}
+    assert (steps['CenterCrop'].crop_size, steps['ResizeEdge'].scale) == (crop, edge)
+
+
+@pytest.mark.parametrize(('path', 'given', 'words'), [
+    (CLASSIFIER, dict(img_size=16), '--img-size 16 is too small'), (CLASSIFIER, dict(crop_pct=1.5), '--crop-pct 1.5'),
+    (COCO, dict(img_size=224), 'of a classification pipeline.*this one has LoadImageFromFile, Resize'),
+], ids=['small', 'share', 'detector'])  # fmt: skip
+def test_a_crop_that_cannot_be(path, given, words, weights):
+    with pytest.raises(ValueError, match=words):
+        prepare_test(path, weights, **given)

@@ -2,8 +2,11 @@
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
 
 from repnext_mm.apis import processes
+from repnext_mm.apis.processes import check_precision
+from repnext_mm.training.adaptive_clip import AdaptiveClipAmpOptimWrapper
 
 
 @pytest.fixture
@@ -49,3 +52,36 @@ def test_launcher_that_did_not_start_this_process(monkeypatch, launcher, variabl
 def test_unknown_launcher():
     with pytest.raises(ValueError, match="launcher='bsub' is unknown"):
         processes.set_launcher(config(), 'bsub')
+
+
+AMP = [
+    'AmpOptimWrapper', 'mmengine.AmpOptimWrapper', 'mmengine.optim.AmpOptimWrapper', AmpOptimWrapper,
+    'AdaptiveClipAmpOptimWrapper', AdaptiveClipAmpOptimWrapper,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', AMP, ids=str)
+def test_mixed_precision_of_a_config_needs_a_gpu(kind, monkeypatch):
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    name = str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+    for wrapper, key in (
+        (dict(type=kind), 'optim_wrapper'),
+        (dict(constructor='Own', generator=dict(type=kind)), r'optim_wrapper\.generator'),
+    ):
+        config = Config(dict(optim_wrapper=wrapper))
+        with pytest.raises(ValueError, match=rf"{key}\.type='{name}' trains in mixed precision.* a GPU.*none here"):
+            check_precision(config, stages=('train', 'val'))
+        check_precision(config, stages=('test',))
+        with monkeypatch.context() as gpu:
+            gpu.setattr(processes, 'get_device', lambda: 'cuda')
+            check_precision(config, stages=('train', 'val'))
+
+
+@pytest.mark.parametrize('stage', ['val', 'test'])
+def test_half_precision_of_a_loop_needs_a_gpu(stage, monkeypatch):
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    config = Config({f'{stage}_cfg': dict(type='Any', fp16=True)})
+    with pytest.raises(ValueError, match=rf'{stage}_cfg\.fp16=True needs a GPU'):
+        check_precision(config, stages=(stage,))
+    check_precision(Config({f'{stage}_cfg': dict(fp16=False)}), stages=(stage,))
+    check_precision(Config(dict(optim_wrapper=dict(type='OptimWrapper'))), stages=('train', 'val', 'test'))

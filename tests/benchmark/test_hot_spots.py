@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -28,6 +30,19 @@ def test_a_network():
     assert spots.floor_ms >= spots.arithmetic_ms == pytest.approx(2e3 * spots.gmacs / spots.matrix_gflops)
     assert spots.bandwidth_gbs > 0.1
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_trace_for_the_browser(tmp_path):
+    run_tool(
+        ROOT / 'tools/profile_backbone.py', '--arch', 'm0', '--forms', 'default', '--shape', '1x3x32x32', '--rounds',
+        '1', '--trace', 'trace.json', cwd=tmp_path,
+    )  # fmt: skip
+    events = json.loads((tmp_path / 'trace.default.json').read_text())['traceEvents']
+    assert {'aten::conv2d', 'aten::gelu'} <= {event.get('name') for event in events}
+    shown = run_tool(
+        ROOT / 'tools/profile_backbone.py', '--by', 'module', '--trace', 'trace.json', cwd=tmp_path, expect=1
+    )
+    assert 'error: --trace: PyTorch writes it' in shown
 
 
 @pytest.mark.parametrize('runtime', [

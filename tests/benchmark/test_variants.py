@@ -87,6 +87,19 @@ def test_variants_are_arch_by_form_then_peers():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize('form', ['default', 'keep_norms', {'stages.2': 'dense'}], ids=str)
+def test_a_whole_classifier_by_name(form):
+    name = variants(['m0'], ['train'], ['resnet50'], part='classifier')
+    assert name == (Variant('m0-classifier', 'train'), Variant('resnet50-classifier', PEER_FORM))
+    classifier = build_train_form('m0-classifier')
+    with torch.no_grad():
+        (scores,) = references = classifier(IMAGE)
+        assert scores.shape == (1, 1000)
+        assert error(in_form(classifier, form, image=IMAGE)(IMAGE), references) <= 1e-5
+    with pytest.raises(ValueError, match="unknown part 'head': choose from backbone, classifier"):
+        variants(['m0'], ['train'], part='head')
+
+
 @pytest.mark.parametrize(
     ('names', 'message'),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.export import RUNTIMES, SUFFIXES, export_model, format_of, open_exported, write
+from repnext_mm.export import OPSETS, RUNTIMES, SUFFIXES, export_model, format_of, open_exported, write
+from repnext_mm.export.write import check_options
 from repnext_mm.reparam import FORMS, fuse
 from tests.conftest import worst_error
 from tests.export.networks import tiny
@@ -70,6 +72,56 @@ def test_openvino_native_precision_is_an_option(tmp_path):
     assert output.isfinite().all()
     with pytest.raises(ValueError, match="unknown precision 'int8': choose one of float32, native"):
         open_exported(tmp_path / 'net.xml', format='openvino', precision='int8')
+
+
+@pytest.mark.parametrize('opset', [11, 17, 18])
+def test_onnx_of_a_version(opset, tmp_path):
+    import onnx
+
+    if opset not in OPSETS:
+        pytest.skip(f'torch {torch.__version__} writes up to {OPSETS[-1]}')
+    network, path = fuse(tiny(out_indices=(3,)))[0], tmp_path / 'net.onnx'
+    report = export_model(network, path, format='onnx', shape=SHAPE, opset=opset)
+    content = onnx.load(str(path))
+    assert [entry.version for entry in content.opset_import if not entry.domain] == [opset]
+    assert (report.opset, report.replaced) == (opset, False)
+    assert not any(node.op_type == 'Gelu' for node in content.graph.node)
+    assert max(report.errors.values()) < 1e-5
+    assert export_model(network, path, format='onnx', shape=SHAPE, opset=opset).replaced
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['net.onnx', 'net.xml'])
+def test_weights_in_half_precision(name, tmp_path):
+    network = fuse(tiny(out_indices=(3,)))[0]
+    whole = export_model(network, tmp_path / f'whole.{name[4:]}', format=format_of(name), shape=SHAPE)
+    half = export_model(network, tmp_path / name, format=format_of(name), shape=SHAPE, half=True)
+    assert half.size_bytes < 0.85 * whole.size_bytes  # graphs of a tiny network weigh something, too
+    assert 1e-5 < max(half.errors.values()) < 5e-3
+    rounded = copy.deepcopy(network).half().float()
+    image = torch.randn(2, 3, 79, 41)
+    (output,) = open_exported(tmp_path / name, format=format_of(name))(image)
+    assert worst_error(output, rounded(image)[0]) < 1e-5
+
+
+def test_weights_that_half_precision_does_not_hold(tmp_path):
+    network = fuse(tiny(out_indices=(3,)))[0]
+    network.stages[3].blocks[0].channel_mixer[0].weight.data[0, 0] = 1e5
+    with pytest.raises(RuntimeError, match='was not written'):
+        export_model(network, tmp_path / 'net.onnx', format='onnx', shape=SHAPE, half=True)
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize(('format', 'given', 'words'), [
+    ('onnx', dict(opset=8), r'opset 8 is not written here: torch .* give 11 to'),
+    ('onnx', dict(opset=99), 'opset 99 is not written here'),
+    ('openvino', dict(opset=17), "opset 17 is a version of ONNX, and the format is 'openvino'"),
+    ('torchscript', dict(half=True), "half precision is for onnx and openvino, and 'torchscript' keeps the weights"),
+    ('coreml', dict(half=True), "'coreml' is in half precision anyway"),
+])  # fmt: skip
+def test_options_of_other_formats(format, given, words):
+    with pytest.raises(ValueError, match=words):
+        check_options(format, **given)
 
 
 class Frozen(nn.Module):
@@ -154,6 +206,8 @@ def test_wrong_arguments_are_one_sentence(tmp_path, monkeypatch):
 def test_format_of_a_name():
     assert [format_of(f'a/net{end}') for end in ('.onnx', '.pt', '.torchscript', '.xml', '.mlpackage')] == [
         'onnx', 'torchscript', 'torchscript', 'openvino', 'coreml']  # fmt: skip
+    with pytest.raises(ValueError, match=r"'net.mlmodel' would be a Core ML neuralnetwork.*end with .mlpackage"):
+        format_of('net.mlmodel')
     with pytest.raises(ValueError, match=r"'net.tflite' does not name its format: let it end with .onnx"):
         format_of('net.tflite')
 

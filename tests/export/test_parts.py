@@ -78,6 +78,34 @@ def test_classifier_scores_with_normalisation(tmp_path):
 
 
 @torch.no_grad()
+def test_the_authors_classifier_by_arch(tmp_path, golden_state):
+    torch.save({'model': {key: value.float() for key, value in golden_state.items()}}, tmp_path / 'm0.pth')
+    part = load_part('m0', part='classifier', checkpoint=str(tmp_path / 'm0.pth'))
+    done = export_part('m0', tmp_path / 'm0.pt', part='classifier', checkpoint=str(tmp_path / 'm0.pth'),
+                       shape=(1, 3, 64, 64))  # fmt: skip
+    assert (list(done.export.errors), done.fusion.norms_after) == (['scores'], 0)
+    image = torch.randn(2, 3, 65, 47)
+    (scores,) = open_exported(tmp_path / 'm0.pt', format='torchscript')(image)
+    assert scores.shape == (2, 1000)
+    assert worst_error(scores, part.network(image)) < 1e-5
+    assert load_part('m0', part='classifier').network.head.head.linear.out_features == 1000
+    mmpretrain = {f'backbone.{key}' if not key.startswith('head.') else key: value[:7] if 'linear' in key else value
+                  for key, value in golden_state.items()}  # fmt: skip
+    torch.save({'state_dict': mmpretrain}, tmp_path / 'seven.pth')
+    seven = load_part('m0', part='classifier', checkpoint=str(tmp_path / 'seven.pth')).network
+    assert seven(image).shape == (2, 7)
+    with pytest.raises(ValueError, match='does not fit this Classifier'):
+        load_part('m1', part='classifier', checkpoint=str(tmp_path / 'm0.pth'))
+
+
+def test_part_classifier_of_a_config(tmp_path):
+    (tmp_path / 'cls.py').write_text(CLASSIFIER)
+    assert load_part(tmp_path / 'cls.py', part='classifier').output_names == ('scores',)
+    with pytest.raises(ValueError, match="a 'EncoderDecoder' is not a classifier: take part 'model' or 'backbone'"):
+        load_part(CONFIGS / 'semantic_fpn_repnext_m0_digits.py', part='classifier', options=SMALL_SEGMENTOR)
+
+
+@torch.no_grad()
 def test_backbone_of_a_detector_from_a_checkpoint(tmp_path):
     detector = {'model.backbone': BACKBONE | {'out_indices': [1, 3]}, 'model.neck.in_channels': [16, 64]}
     network = tiny()
@@ -100,8 +128,8 @@ def test_backbone_of_a_detector_from_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize('arguments, said', [
     (dict(source='m9'), "'m9' is neither an arch"),
-    (dict(source='m0', part='model'), "arch 'm0' is a backbone"),
-    (dict(source='m0', part='neck'), "unknown part 'neck': choose one of backbone, model"),
+    (dict(source='m0', part='model'), "arch 'm0' names no model: take part 'backbone' or 'classifier'"),
+    (dict(source='m0', part='neck'), "unknown part 'neck': choose one of backbone, classifier, model"),
     (dict(source='m0', checkpoint='none.pth'), "checkpoint 'none.pth' does not exist"),
     (dict(source='none.py'), "config 'none.py' does not exist"),
 ])  # fmt: skip

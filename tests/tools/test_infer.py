@@ -12,8 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from repnext_mm.apis import annotate_image
+from repnext_mm.apis import annotate_image, annotate_images
 from repnext_mm.apis.classify import ClassScore, draw_classes, top_classes
+from repnext_mm.apis.picture import found_images
 from repnext_mm.datasets.scene import compose_scene
 from tests.tools.running import ROOT, run_tool
 
@@ -91,8 +92,8 @@ def test_the_tool_says_where_the_picture_is(image, checkpoints, tmp_path):
         (dict(score_threshold=3.0), r'score_threshold=3\.0 is not a probability'),
         (dict(device='cuda:99'), r"device 'cuda:99' cannot be used here"),
         (dict(device='gpu'), r"device 'gpu' cannot be used here"),
-        (dict(options={'default_scope': 'mmpose'}), r"default_scope='mmpose' has no annotated pictures"),
-        (dict(options={'test_dataloader': None}), 'has no `test_dataloader`, whose pipeline prepares the picture'),
+        (dict(options={'default_scope': 'mmpose'}), r"default_scope='mmpose' has no annotated images"),
+        (dict(options={'test_dataloader': None}), 'has no `test_dataloader`, whose pipeline prepares the image'),
     ],
 )
 def test_what_cannot_be_done_is_said(changed, words, image, checkpoints):
@@ -231,3 +232,73 @@ def test_a_small_picture_is_enlarged_to_be_read(tmp_path):
     drawn = draw_classes(tmp_path / 'small.png', [ClassScore(3, None, 0.9), ClassScore(1, None, 0.05)])
     assert drawn.shape == (320, 480, 3)
     assert drawn.min() < 60
+
+
+def written(folder):
+    return sorted(path.name for path in (folder / 'vis').iterdir())
+
+
+def test_images_of_folders_patterns_and_files_are_each_annotated_once(image, classifier, tmp_path):
+    folder, other = tmp_path / 'in', tmp_path / 'other'
+    for place in (folder, other, folder / 'inner'):
+        place.mkdir()
+        cv2.imwrite(str(place / 'a.png'), cv2.imread(str(image)))
+    (folder / 'notes.txt').write_text('not an image')
+    (folder / 'b.jpg').write_text('not an image either')
+    said = []
+    given = [folder, str(tmp_path / '*' / 'a.png'), folder / 'a.png']
+    done = annotate_images(given, CLASSIFICATION, str(classifier), out_dir=tmp_path, device='cpu', report=said.append)
+    assert [path.name for path in done.written] == ['a.png', 'a_2.png']
+    assert written(tmp_path) == ['a.png', 'a_2.png']
+    assert not done.replaced
+    assert list(done.failed) == [str(folder / 'b.jpg')]
+    assert 'cannot be read' in done.failed[str(folder / 'b.jpg')]
+    assert [line for line in said if '/' in line] == [str(folder / 'a.png'), str(folder / 'b.jpg'),
+                                                      str(other / 'a.png')]  # fmt: skip
+    assert len([line for line in said if '281' in line]) == 2
+    again = annotate_images([other], CLASSIFICATION, str(classifier), out_dir=tmp_path, device='cpu')
+    assert again.replaced == again.written == (tmp_path / 'vis' / 'a.png',)
+
+
+def test_two_images_of_one_name_of_a_segmentor(image, checkpoints, tmp_path):
+    for place in ('one', 'two'):
+        (tmp_path / place).mkdir()
+        cv2.imwrite(str(tmp_path / place / 'a.png'), cv2.imread(str(image)))
+    done = annotate_images(
+        [tmp_path / 'one', tmp_path / 'two'], SEGMENTATION, str(checkpoints[SEGMENTATION]), out_dir=tmp_path,
+        device='cpu', options=SMALL,
+    )  # fmt: skip
+    assert not done.failed
+    assert written(tmp_path) == ['a.png', 'a_2.png']
+    assert np.array_equal(*(cv2.imread(str(path)) for path in done.written))
+
+
+@pytest.mark.parametrize(('given', 'words'), [
+    ('folder', r"folder '.*folder' holds no image \(\.jpg, .*a pattern such as '.*folder/\*/\*\.jpg'"),
+    ('folder/*.jpg', r"nothing fits the pattern '.*\*\.jpg'"),
+    ('absent', r"image '.*absent' does not exist"),
+])  # fmt: skip
+def test_where_there_are_no_images(given, words, tmp_path):
+    (tmp_path / 'folder' / 'inner').mkdir(parents=True)
+    with pytest.raises((FileNotFoundError, ValueError), match=words):
+        found_images([tmp_path / given])
+    with pytest.raises((FileNotFoundError, ValueError), match='is a folder: give one|does not exist'):
+        annotate_image(tmp_path / given, CLASSIFICATION, 'any.pth')
+
+
+def test_the_tool_says_what_became_of_each_image(image, classifier, tmp_path, monkeypatch, capsys):
+    tool = str(ROOT / 'tools/infer.py')
+    (tmp_path / 'broken.jpg').write_text('not an image')
+    arguments = [str(image), 'broken.jpg', str(CLASSIFICATION), str(classifier), '--device', 'cpu']
+    monkeypatch.chdir(tmp_path)
+    for verb, replaced in (('wrote', 0), ('replaced', 1)):
+        monkeypatch.setattr('sys.argv', [tool, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(tool, run_name='__main__')
+        assert ended.value.code == 1
+        out, err = capsys.readouterr()
+        assert out.splitlines()[-2:] == [
+            f'{verb} work_dirs/infer/vis/scene.jpg',
+            f'1 of 2 images annotated, {replaced} in the place of earlier ones',
+        ]
+        assert "error: image 'broken.jpg' cannot be read" in err

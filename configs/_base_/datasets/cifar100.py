@@ -3,6 +3,7 @@
 Its images are RGB; CIFAR100InBGR gives them in the order that the augmentation weighs colors in.
 """
 
+dataset_type = 'CIFAR100InBGR'
 data_root = 'data/cifar100'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
@@ -43,7 +44,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='RepeatAugSampler', num_repeats=3),
-    dataset=dict(type='CIFAR100InBGR', data_root=data_root, split='train', download=False, pipeline=train_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='train', download=False, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=768,
@@ -51,7 +52,7 @@ val_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='CIFAR100InBGR', data_root=data_root, split='test', download=False, pipeline=test_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='test', download=False, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 

@@ -1,5 +1,6 @@
 """Handwritten digits, 8x8 pixels enlarged to 32x32; the files are made on first use."""
 
+dataset_type = 'DigitImages'
 data_root = 'data/digits'
 
 train_pipeline = [
@@ -15,14 +16,14 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='DigitImages', data_root=data_root, split='train', pipeline=train_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=128,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='DigitImages', data_root=data_root, split='val', pipeline=test_pipeline, test_mode=True),
+    dataset=dict(type=dataset_type, data_root=data_root, split='val', pipeline=test_pipeline, test_mode=True),
 )
 test_dataloader = val_dataloader
 

@@ -1,5 +1,6 @@
 """Digit scenes with instance masks, 256x256; the files are made on first use."""
 
+dataset_type = 'DigitScenes'
 data_root = 'data/digit_scenes'
 
 train_pipeline = [
@@ -21,7 +22,7 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='DigitScenes', task='instance', split='train', data_root=data_root, pipeline=train_pipeline
+        type=dataset_type, task='instance', split='train', data_root=data_root, pipeline=train_pipeline
     ),
 )
 val_dataloader = dict(
@@ -30,7 +31,7 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='DigitScenes', task='instance', split='val', data_root=data_root, pipeline=test_pipeline, test_mode=True
+        type=dataset_type, task='instance', split='val', data_root=data_root, pipeline=test_pipeline, test_mode=True
     ),
 )
 test_dataloader = val_dataloader

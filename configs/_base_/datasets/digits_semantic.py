@@ -1,5 +1,6 @@
 """Digit scenes with semantic masks: background and ten digits, fed at 160x160, scored at 256x256; made on first use."""
 
+dataset_type = 'DigitScenes'
 data_root = 'data/digit_scenes'
 crop_size = (160, 160)
 
@@ -22,7 +23,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
-        type='DigitScenes', task='semantic', split='train', data_root=data_root, pipeline=train_pipeline
+        type=dataset_type, task='semantic', split='train', data_root=data_root, pipeline=train_pipeline
     ),
 )
 val_dataloader = dict(
@@ -31,7 +32,7 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='DigitScenes', task='semantic', split='val', data_root=data_root, pipeline=test_pipeline, test_mode=True
+        type=dataset_type, task='semantic', split='val', data_root=data_root, pipeline=test_pipeline, test_mode=True
     ),
 )
 test_dataloader = val_dataloader

@@ -4,6 +4,7 @@ Images are read as the authors' loader reads them: by Pillow, and as they are st
 names. (OpenCV, the library's default, turns them, and decodes the CMYK images of ImageNet otherwise.)
 """
 
+dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
@@ -53,7 +54,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='ImageNet', data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=512,
@@ -61,7 +62,7 @@ val_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='ImageNet', data_root=data_root, split='val', data_prefix='val', pipeline=test_pipeline),
+    dataset=dict(type=dataset_type, data_root=data_root, split='val', data_prefix='val', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 

@@ -1,16 +1,17 @@
 """Semantic FPN on RepNeXt-M0; another arch overrides `backbone.arch` and `neck.in_channels`."""
 
+data_preprocessor = dict(  # by this name for tools of mmseg, too
+    type='SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=(512, 512),  # of training crops; test images keep their size
+)
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),  # of training crops; test images keep their size
-    ),
+    data_preprocessor=data_preprocessor,
     backbone=dict(type='RepNeXt', arch='m0', norm_cfg=dict(type='BN'), norm_eval=False),
     neck=dict(type='FPN', in_channels=[40, 80, 160, 320], out_channels=256, num_outs=4),
     decode_head=dict(

@@ -1,7 +1,18 @@
 """The algebra of re-parameterization and the surgery that applies it; torch only."""
 
 from .as_kernels import as_linear, as_pointwise, average_pool, norm_alone
-from .fuse import FORMS, FURTHER_FORMS, Form, Fusible, FusionReport, check_form, count_norms, count_parameters, fuse
+from .fuse import (
+    FORMS,
+    FURTHER_FORMS,
+    Form,
+    Fusible,
+    FusionReport,
+    check_form,
+    count_norms,
+    count_parameters,
+    fuse,
+    fused_or_kept,
+)  # fmt: skip
 from .grouped import concat_grouped, ungroup
 from .kernel import Affine, Kernel, convolve, exact, folds, read, read_norm, to_conv, to_linear
 from .laws import add, average, chain, chain_biased, concat, dilate, embed, identity, norm_after, norm_before, split
@@ -15,7 +26,7 @@ __all__ = [
     'FORMS', 'FURTHER_FORMS', 'Affine', 'Form', 'Fusible', 'FusionReport', 'Kernel', 'add', 'as_linear',
     'as_pointwise', 'average', 'average_pool', 'chain', 'chain_biased', 'check_form', 'concat', 'concat_grouped',
     'convolve', 'count_norms', 'count_parameters', 'dilate', 'eliminate_shortcut', 'embed', 'exact', 'folds', 'fuse',
-    'hooks_of_all_modules', 'identity', 'is_intercepted', 'is_plain', 'norm_after', 'norm_alone', 'norm_before',
-    'pointwise_after', 'pointwise_before', 'read', 'read_norm', 'relative_error', 'replaced', 'split', 'to_conv',
-    'to_linear', 'ungroup', 'why_called', 'why_intercepted', 'within',
+    'fused_or_kept', 'hooks_of_all_modules', 'identity', 'is_intercepted', 'is_plain', 'norm_after', 'norm_alone',
+    'norm_before', 'pointwise_after', 'pointwise_before', 'read', 'read_norm', 'relative_error', 'replaced', 'split',
+    'to_conv', 'to_linear', 'ungroup', 'why_called', 'why_intercepted', 'within',
 ]  # fmt: skip

@@ -95,7 +95,7 @@ def gelu(x: Tensor, act: nn.GELU, *, made_by: nn.Module | None) -> Tensor:
 
 def add_shortcut(y: Tensor, shortcut: Tensor, *, made_by: nn.Module) -> Tensor:
     """``y + shortcut``, written over ``y`` where ``may_overwrite``."""
-    return y.add_(shortcut) if y.dtype == shortcut.dtype and may_overwrite(y, made_by) else y + shortcut
+    return y.add_(shortcut) if may_overwrite(y, made_by) and y.dtype == shortcut.dtype else y + shortcut
 
 
 def may_overwrite(x: Tensor, made_by: nn.Module | None) -> bool:

@@ -73,13 +73,13 @@ class DenseMixer(nn.Module):
             seen = called_one_by_one(x) or torch.onnx.is_in_onnx_export() or bool(self.conv._forward_hooks)
             if not seen:
                 return self._corrected(y)
-        ones = torch.ones(1, self.border.in_channels, height, 1, dtype=y.dtype, device=y.device)
+        ones = y.new_ones([1, self.border.in_channels, height, 1])
         return y + F.pad(self.border(ones), (0, 0, 0, 0, self.kept, 0))
 
     def _corrected(self, y: Tensor) -> Tensor:
         height = y.shape[2]
         rows = min(self.reach, height)
-        ones = y.new_ones(1, self.border.in_channels, 2 * self.reach, 1)
+        ones = y.new_ones([1, self.border.in_channels, 2 * self.reach, 1])
         correction = self.border(ones).to(y.dtype)  # from the weights as they are now
         large = y[:, self.kept :]
         large[:, :, :rows] += correction[:, :, :rows]

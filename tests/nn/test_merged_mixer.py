@@ -13,7 +13,8 @@ from tests.conftest import randomise, worst_error
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}
 SIZES = [(1, 1), (2, 7), (5, 5), (9, 6), (10, 10), (11, 3), (24, 17)]
 MIXED = {'stages.0': 'dense', 'stages.2': 'half', 'stages.2.blocks.1': 'dense'}
-CONVOLUTIONS = {'default': 4, 'keep_norms': 4, 'half': 3, 'three_quarters': 3, 'dense': 2}  # the second one reads a column of ones
+# the second one of 'dense' reads a column of ones
+CONVOLUTIONS = {'default': 4, 'keep_norms': 4, 'half': 3, 'three_quarters': 3, 'dense': 2}
 
 
 @pytest.fixture(scope='module')

@@ -43,6 +43,8 @@ class NormLinear(Fusible):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C) -> (N, classes)``."""
+        if isinstance(self.norm, nn.BatchNorm2d):  # timm's convert_splitbn_model makes such ones of all batch norms
+            return self.linear(self.norm(x[:, :, None, None]).flatten(1))
         return self.linear(self.norm(x))
 
     def fused(self, form: str) -> nn.Module:

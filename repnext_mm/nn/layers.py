@@ -83,7 +83,9 @@ class OverwritingSequential(nn.Sequential):
 
 def overwriting(layers: nn.Sequential) -> OverwritingSequential:
     """The same layers, with a GELU that overwrites the output of the layer before it."""
-    return OverwritingSequential(*layers).train(layers.training)
+    new = OverwritingSequential(*layers)
+    new.training = layers.training  # not train(), which would change the layers, and the source has them too
+    return new
 
 
 def gelu(x: Tensor, act: nn.GELU, *, made_by: nn.Module | None) -> Tensor:

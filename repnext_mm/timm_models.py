@@ -123,7 +123,7 @@ class TimmRepNeXt(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """A new head, with another pooling where one is given; on the device and in the dtype of the stem by default."""
+        """A new head, with another pooling where one is given; device and dtype are by default the stem's."""
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.num_classes = num_classes

@@ -3,9 +3,10 @@
 The modules, and the keys of the weights, are those of the backbone; this file speaks timm's interface only.
 """
 
-from __future__ import annotations
+# without deferred annotations: torch.fx and TorchScript read them
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class TimmRepNeXt(nn.Module):
         global_pool: timm's name of a pooling, or ``''`` for none.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth rate of the last block.
+        device: where the weights are made, ``'meta'`` included.
+        dtype: of the weights.
     """
 
     def __init__(
@@ -46,9 +49,13 @@ class TimmRepNeXt(nn.Module):
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        backbone = RepNeXt(arch, in_channels=in_chans, drop_path_rate=drop_path_rate)
+        with nullcontext() if device is None else torch.device(device):
+            backbone = RepNeXt(arch, in_channels=in_chans, drop_path_rate=drop_path_rate).to(dtype=dtype)
+        self.in_chans = in_chans
         self.stem, self.stages = backbone.stem, nn.Sequential(*backbone.stages)
         self.num_features = backbone.arch.embed_dims[-1]
         self.feature_info = [
@@ -108,15 +115,23 @@ class TimmRepNeXt(nn.Module):
         """The head: two norm+linear layers, or the identity without classes."""
         return self.head
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head, with another pooling where one is given."""
+    def reset_classifier(
+        self,
+        num_classes: int,
+        global_pool: str | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """A new head, with another pooling where one is given; device and dtype are by default the stem's."""
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.num_classes = num_classes
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        head = TwoHeadLinear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
         like = next(self.stem.parameters())
-        self.head = head.to(like.device, like.dtype).train(self.training)
+        with torch.device(like.device if device is None else device):
+            head = TwoHeadLinear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(dtype=like.dtype if dtype is None else dtype).train(self.training)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from repnext_mm.checkpoints import LoadReport
 from repnext_mm.nn import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage, Stem, depthwise
@@ -45,8 +45,9 @@ class RepNeXt(StagedBackbone):
         ValueError: an argument makes no RepNeXt.
     """
 
-    stem: nn.Module
-    stages: nn.ModuleList
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        stem: nn.Module
+        stages: nn.ModuleList
 
     def __init__(
         self,
@@ -97,6 +98,14 @@ class RepNeXt(StagedBackbone):
 
     def parts(self) -> list[list[nn.Module]]:
         return [[self.stem], *([stage] for stage in self.stages)]
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        found = []
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return found
 
     def load_pretrained(
         self,

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from repnext_mm.checkpoints import LoadReport, WeightsError, fit, read_checkpoint, state_dict_of
 from repnext_mm.nn import REP_UNITS, PatchMerging, PatchStem, UnitBlock, UnitStage
@@ -66,8 +66,9 @@ class RepNeXtU(StagedBackbone):
         ValueError: an argument makes no RepNeXtU.
     """
 
-    downsample_layers: nn.ModuleList
-    stages: nn.ModuleList
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        downsample_layers: nn.ModuleList
+        stages: nn.ModuleList
 
     def __init__(
         self,
@@ -120,6 +121,13 @@ class RepNeXtU(StagedBackbone):
         stem, *between = self.downsample_layers
         first, *stages = self.stages
         return [[stem], [first], *([layer, stage] for layer, stage in zip(between, stages, strict=True))]
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for downsample, stage in zip(self.downsample_layers, self.stages):  # noqa: B905 - TorchScript knows no strict
+            x = stage(downsample(x))
+            found.append(x)
+        return found
 
     def switch_to_deploy(self) -> RepNeXtU:
         """Fuse in place, with the running statistics whatever the mode; returns ``self``.

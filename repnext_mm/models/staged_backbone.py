@@ -1,9 +1,8 @@
 """What a backbone of four stages owes to OpenMMLab: checked input, chosen outputs, frozen parts, strict loading."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from mmengine.logging import print_log
@@ -12,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.checkpoints import LoadReport
+from repnext_mm.nn.layers import called_one_by_one
 from .type_name import type_name
+
+if TYPE_CHECKING:
+    Levels = tuple[Tensor, ...]
+else:
+    Levels = list[Tensor]  # what a script returns: TorchScript knows no tuple of any length
 
 MIN_SIZE = 32  # pixels: the stride of the last stage
 
@@ -33,7 +38,10 @@ class StagedBackbone(BaseModule):
         ValueError: an option is out of range.
     """
 
-    init_cfg: dict | list[dict] | None
+    __jit_unused_properties__ = ('is_init', 'out_channels')
+
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        init_cfg: dict | list[dict] | None
 
     def __init__(
         self,
@@ -78,29 +86,31 @@ class StagedBackbone(BaseModule):
     ) -> LoadReport:
         """Load the backbone's part of a file strictly; see ``repnext_mm.checkpoints.read_checkpoint``."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    @abstractmethod
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the four stages."""
+
+    def forward(self, x: Tensor) -> Levels:
         """Features of the chosen stages, strides 4, 8, 16 and 32.
 
         Args:
             x: ``(N, in_channels, H, W)``, H and W at least 32, of any parity.
 
         Returns:
-            ``(N, channels of the stage, H / stride, W / stride)`` for each of ``out_indices``.
+            ``(N, channels of the stage, H / stride, W / stride)`` for each of ``out_indices``; a script by
+            ``torch.jit.script`` returns a list.
 
         Raises:
             ValueError: the input has another number of dimensions or channels, or is too small.
         """
-        if not torch.jit.is_tracing():
+        if not torch.jit.is_scripting():
             self._check_input(x)
-        outputs = []
-        index = -1  # the stem comes before stage 0; torch 2.1 compiles no enumerate(start=...)
-        for modules in self.parts():
-            for module in modules:
-                x = module(x)
-            if index in self.out_indices:
-                outputs.append(x)
-            index += 1
-        return tuple(outputs)
+        every, chosen = self.levels(x), []
+        for index in self.out_indices:
+            chosen.append(every[index])
+        if not torch.jit.is_scripting():
+            return tuple(chosen)
+        return chosen  # type: ignore[return-value]
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; pre-trained files load strictly and safely, unlike mmengine's default."""
@@ -115,7 +125,7 @@ class StagedBackbone(BaseModule):
             report = self.load_pretrained(**{key: value for key, value in cfg.items() if key != 'type'})
             print_log(f'{type(self).__name__}: {report} from {cfg["checkpoint"]}', logger='current')
 
-    def train(self, mode: bool = True) -> StagedBackbone:
+    def train(self, mode: bool = True) -> 'StagedBackbone':
         """Set the mode; frozen stages, and all batch norms with ``norm_eval``, stay in eval mode."""
         super().train(mode)
         self._freeze()
@@ -131,6 +141,8 @@ class StagedBackbone(BaseModule):
                 module.eval().requires_grad_(False)
 
     def _check_input(self, x: Tensor) -> None:
+        if called_one_by_one(x):  # sizes are not numbers while a graph is recorded
+            return
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'input of shape {tuple(x.shape)}: {type(self).__name__} takes (N, {self.in_channels}, H, W), '
@@ -141,6 +153,10 @@ class StagedBackbone(BaseModule):
                 f'input of {x.shape[2]}x{x.shape[3]} pixels: {type(self).__name__} needs at least '
                 f'{MIN_SIZE}x{MIN_SIZE}, resize or pad the image'
             )
+
+
+# torch.fx writes annotations into its graphs, which return a tuple
+del StagedBackbone.forward.__annotations__['return']
 
 
 def _checked_out_indices(indices: Sequence[int]) -> tuple[int, ...]:

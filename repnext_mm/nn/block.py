@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repnext_mm.reparam import Fusible, convolve, exact, folds, norm_before, read, read_norm, to_conv
+from repnext_mm.reparam import (
+    Fusible,
+    convolve,
+    exact,
+    folds,
+    fused_or_kept,
+    is_intercepted,
+    is_plain,
+    norm_before,
+    read,
+    read_norm,
+    to_conv,
+    why_called,
+    why_intercepted,
+)  # fmt: skip
 from .conv_norm import ConvNorm
 from .deploy_block import FusedBlock, FusedDownsample, NormedBlock, NormedDownsample
-from .layers import Config, build_activation, build_norm
-from .token_mixer import CopyConv, StridedMixer, absorb_norm, mix_and_norm
+from .layers import Config, build_activation, build_norm, called_one_by_one
+from .token_mixer import StridedMixer, absorb_norm, is_readable, mix_and_norm, why_unreadable
 
 
 def channel_mixer(channels: int, *, mlp_ratio: float, norm_cfg: Config, act_cfg: Config) -> nn.Sequential:
@@ -45,23 +59,45 @@ class MetaNeXtBlock(Fusible):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        expand, act, project = cast(tuple[ConvNorm, nn.Module, ConvNorm], self.channel_mixer)
         y = self.token_mixer(x)
-        if folds(self.norm) and folds(expand.norm):
-            y = convolve(y, norm_before(read_norm(self.norm), expand.kernel()), like=expand.conv)
-        elif folds(self.norm):
-            y = expand.norm(convolve(y, norm_before(read_norm(self.norm), read(expand.conv)), like=expand.conv))
-        else:
-            y = expand(self.norm(y))
-        return x + self.drop_path(project(act(y)))
+        if not torch.jit.is_scripting():  # scripts call every layer
+            expanded = self._expanded(y)
+            if expanded is not None:
+                _, act, project = self.channel_mixer
+                return x + self.drop_path(project(act(expanded)))
+        return x + self.drop_path(self.channel_mixer(self.norm(y)))
 
     def fused(self, form: str) -> nn.Module:
-        token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, Fusible) else self.token_mixer
-        expand, act, project = cast(tuple[ConvNorm, nn.Module, ConvNorm], self.channel_mixer)
-        if form == 'keep_norms' or not (folds(self.norm) and folds(expand.norm)):
-            return NormedBlock(token_mixer, self.norm, nn.Sequential(expand.fused(form), act, project.fused(form)))
-        kernel = norm_before(read_norm(exact(self.norm)), exact(expand).kernel())
-        return FusedBlock(token_mixer, nn.Sequential(to_conv(kernel, like=expand.conv), act, project.fused(form)))
+        if is_intercepted(self.drop_path) or not _is_mixer(self.channel_mixer):
+            return self
+        token_mixer = fused_or_kept(self.token_mixer, form)
+        expand, act, project = cast(tuple[ConvNorm, nn.Module, nn.Module], self.channel_mixer)
+        if form != 'keep_norms' and self._absorbs() and expand.mergeable():
+            kernel = norm_before(read_norm(exact(self.norm)), exact(expand).kernel())
+            first = to_conv(kernel, like=expand.conv)
+            return FusedBlock(token_mixer, nn.Sequential(first, act, fused_or_kept(project, form)))
+        return NormedBlock(token_mixer, self.norm, _fused_mixer(self.channel_mixer, form))
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        yield self.drop_path, why_intercepted(self.drop_path)
+        yield from _norm_obstacles(self.norm)
+        yield from _mixer_obstacles(self.channel_mixer)
+
+    def _absorbs(self) -> bool:
+        """Whether the first 1x1 may take in the norm before it: both are read then, not called."""
+        if not (folds(self.norm) and is_plain(self.norm) and _is_mixer(self.channel_mixer)):
+            return False
+        expand = self.channel_mixer[0]
+        return type(expand) is ConvNorm and not is_intercepted(expand) and is_plain(expand.conv)
+
+    def _expanded(self, y: Tensor) -> Tensor | None:
+        """The norm and the first 1x1 as one; None where they are called."""
+        if called_one_by_one(y) or not self._absorbs():
+            return None
+        norm, expand = read_norm(self.norm), cast(ConvNorm, self.channel_mixer[0])
+        if expand.mergeable():
+            return convolve(y, norm_before(norm, expand.kernel()), like=expand.conv)
+        return expand.norm(convolve(y, norm_before(norm, read(expand.conv)), like=expand.conv))
 
 
 class Downsample(Fusible):
@@ -80,39 +116,59 @@ class Downsample(Fusible):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, 2C, H / 2, W / 2)``."""
-        if folds(self.norm):
-            y = mix_and_norm(x, self.token_mixer, read_norm(self.norm))
-        else:
-            y = self.norm(self.token_mixer(x))
-        return y + self.channel_mixer(y)
+        normed = self._normed(x) if not torch.jit.is_scripting() else None  # scripts call every layer
+        if normed is None:
+            normed = self.norm(self.token_mixer(x))
+        return normed + self.channel_mixer(normed)
 
     def fused(self, form: str) -> nn.Module:
-        expand, act, project = cast(tuple[ConvNorm, nn.Module, ConvNorm], self.channel_mixer)
-        mixer = nn.Sequential(expand.fused(form), act, project.fused(form))
-        if form == 'keep_norms' or not folds(self.norm):
-            token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, CopyConv) else self.token_mixer
-            return NormedDownsample(token_mixer, self.norm, mixer)
+        if not _is_mixer(self.channel_mixer):
+            return self
+        mixer = _fused_mixer(self.channel_mixer, form)
+        if form == 'keep_norms' or not self._absorbs():
+            return NormedDownsample(fused_or_kept(self.token_mixer, form), self.norm, mixer)
         return FusedDownsample(absorb_norm(self.token_mixer, read_norm(exact(self.norm))), mixer)
 
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        yield from _norm_obstacles(self.norm)
+        if form != 'keep_norms':
+            yield self.token_mixer, why_unreadable(self.token_mixer)
+        yield from _mixer_obstacles(self.channel_mixer)
 
-@contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Let training-mode norms normalise by the batch without updating their running statistics.
+    def _absorbs(self) -> bool:
+        """Whether the token mixer may take in the norm behind it: both are read then, not called."""
+        return folds(self.norm) and is_plain(self.norm) and is_readable(self.token_mixer)
 
-    Recomputing a block for gradient checkpointing would otherwise update them twice per step.
+    def _normed(self, x: Tensor) -> Tensor | None:
+        """The token mixer and the norm as one; None where they are called."""
+        if called_one_by_one(x) or not self._absorbs():
+            return None
+        return mix_and_norm(x, self.token_mixer, read_norm(self.norm))
+
+
+class frozen_statistics:
+    """Let training-mode norms normalise by the batch without updating their running statistics; enter it repeatedly.
+
+    Recomputing a block for gradient checkpointing would otherwise update them twice per step, and once more with every
+    further backward pass.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    # a momentum of 0 changes no value and, unlike leaving the statistics out, no tensor that backward expects
-    counts = [(norm.num_batches_tracked, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, (count, before) in zip(norms, momenta, counts, strict=True):
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before: list[tuple[_BatchNorm, float | None, Tensor]] = []
+
+    def __enter__(self) -> None:
+        norms = [m for m in self._module.modules() if isinstance(m, _BatchNorm)]
+        tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
+        self._before = [(norm, norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in tracking]
+        for norm in tracking:
+            # changes no value and, unlike leaving the statistics out, no tensor that backward expects
+            norm.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for norm, momentum, count in self._before:
             norm.momentum = momentum
-            cast(Tensor, count).copy_(before)
+            cast(Tensor, norm.num_batches_tracked).copy_(count)
 
 
 def stochastic_depth(rate: float) -> nn.Module:
@@ -122,3 +178,25 @@ def stochastic_depth(rate: float) -> nn.Module:
     from torchvision.ops import StochasticDepth
 
     return StochasticDepth(rate, mode='row')
+
+
+def _is_mixer(mixer: nn.Module) -> bool:
+    """Whether calling a channel mixer is calling three layers one after the other, as it was built."""
+    return type(mixer) is nn.Sequential and len(mixer) == 3 and not is_intercepted(mixer)
+
+
+def _fused_mixer(mixer: nn.Module, form: str) -> nn.Sequential:
+    expand, act, project = cast(nn.Sequential, mixer)
+    return nn.Sequential(fused_or_kept(expand, form), act, fused_or_kept(project, form))
+
+
+def _mixer_obstacles(mixer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    yield mixer, why_intercepted(mixer) or ('' if _is_mixer(mixer) else 'it is not the chain of three that was built')
+    for layer in mixer.children():
+        known = isinstance(layer, Fusible | nn.Conv2d) or not any(True for _ in layer.parameters())
+        yield layer, '' if known else why_called(layer)
+
+
+def _norm_obstacles(norm: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    if folds(norm):
+        yield norm, why_called(norm)

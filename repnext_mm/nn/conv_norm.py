@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Fusible, Kernel, convolve, exact, folds, norm_after, read, read_norm, to_conv
-from .layers import Config, build_norm
+from repnext_mm.reparam import (
+    Fusible,
+    Kernel,
+    convolve,
+    exact,
+    folds,
+    is_plain,
+    norm_after,
+    read,
+    read_norm,
+    to_conv,
+    why_called,
+)  # fmt: skip
+from .layers import Config, build_norm, called_one_by_one
 
 
 class ConvNorm(Fusible):
@@ -19,12 +34,25 @@ class ConvNorm(Fusible):
         self.norm = build_norm(norm_cfg, out_channels)
 
     def kernel(self) -> Kernel:
-        """The equivalent convolution; the norm must use running statistics."""
+        """The equivalent convolution; see ``mergeable`` for when there is one."""
         return norm_after(read(self.conv), read_norm(self.norm))
+
+    def mergeable(self) -> bool:
+        """Whether calling both layers is the convolution with ``kernel()``."""
+        return folds(self.norm) and is_plain(self.conv) and is_plain(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, O, H / stride, W / stride)``."""
-        return convolve(x, self.kernel(), like=self.conv) if folds(self.norm) else self.norm(self.conv(x))
+        if not torch.jit.is_scripting():  # scripts call every layer
+            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            if kernel is not None:
+                return convolve(x, kernel, like=self.conv)
+        return self.norm(self.conv(x))
 
     def fused(self, form: str) -> nn.Module:
-        return to_conv(exact(self).kernel(), like=self.conv) if folds(self.norm) else self
+        return to_conv(exact(self).kernel(), like=self.conv) if self.mergeable() else self
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        if folds(self.norm):
+            for layer in (self.conv, self.norm):
+                yield layer, why_called(layer)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Fusible, exact, folds, norm_before, read, read_norm, to_conv
-from .layers import may_overwrite, overwriting
-from .token_mixer import StridedMixer, absorb_norm
+from repnext_mm.reparam import (
+    Fusible,
+    exact,
+    folds,
+    fused_or_kept,
+    is_intercepted,
+    is_plain,
+    norm_before,
+    read,
+    read_norm,
+    to_conv,
+    why_called,
+    why_intercepted,
+)  # fmt: skip
+from .layers import add_shortcut, overwriting
+from .token_mixer import StridedMixer, absorb_norm, is_readable, why_unreadable
 
 
 class FusedBlock(Fusible):
     """``MetaNeXtBlock`` with its norm folded away.
 
-    Outside of training and graph capture, activation and shortcut are written over the convolutions' outputs: the same
-    numbers, with less memory to fetch. A forward hook on a convolution in here sees its output change afterwards.
+    Outside of training and graph capture, activation and shortcut are written over the convolutions' outputs, unless a
+    hook has seen those: the same numbers, with less memory to fetch.
     """
 
     def __init__(self, token_mixer: nn.Module, channel_mixer: nn.Sequential) -> None:
@@ -23,10 +39,13 @@ class FusedBlock(Fusible):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        return _added(self.channel_mixer(self.token_mixer(x)), x)
+        y = self.channel_mixer(self.token_mixer(x))
+        if not torch.jit.is_scripting():  # scripts write over nothing
+            return add_shortcut(y, x, made_by=self.channel_mixer)
+        return y + x
 
     def fused(self, form: str) -> nn.Module:
-        token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, Fusible) else self.token_mixer
+        token_mixer = fused_or_kept(self.token_mixer, form)
         return self if token_mixer is self.token_mixer else FusedBlock(token_mixer, self.channel_mixer)
 
 
@@ -40,8 +59,11 @@ class FusedDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, 2C, H / 2, W / 2)``."""
-        y = self.token_mixer(x)
-        return _added(self.channel_mixer(y), y)
+        shortcut = self.token_mixer(x)
+        y = self.channel_mixer(shortcut)
+        if not torch.jit.is_scripting():  # scripts write over nothing
+            return add_shortcut(y, shortcut, made_by=self.channel_mixer)
+        return y + shortcut
 
 
 class NormedBlock(Fusible):
@@ -58,13 +80,24 @@ class NormedBlock(Fusible):
         return x + self.channel_mixer(self.norm(self.token_mixer(x)))
 
     def fused(self, form: str) -> nn.Module:
-        token_mixer = self.token_mixer.fused(form) if isinstance(self.token_mixer, Fusible) else self.token_mixer
-        expand, act, project = self.channel_mixer
-        if form == 'keep_norms' or not (folds(self.norm) and isinstance(expand, nn.Conv2d)):
+        token_mixer, mixer = fused_or_kept(self.token_mixer, form), self.channel_mixer
+        if form == 'keep_norms' or any(reason for _, reason in self._obstacles()) or not folds(self.norm):
             unchanged = token_mixer is self.token_mixer
-            return self if unchanged else NormedBlock(token_mixer, self.norm, self.channel_mixer)
+            return self if unchanged else NormedBlock(token_mixer, self.norm, mixer)
+        expand, *others = mixer
+        assert isinstance(expand, nn.Conv2d)  # see _obstacles
         kernel = norm_before(read_norm(exact(self.norm)), read(exact(expand)))
-        return FusedBlock(token_mixer, nn.Sequential(to_conv(kernel, like=expand), act, project))
+        return FusedBlock(token_mixer, nn.Sequential(to_conv(kernel, like=expand), *others))
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        if form != 'keep_norms' and folds(self.norm):
+            yield from self._obstacles()
+
+    def _obstacles(self) -> Iterator[tuple[nn.Module, str]]:
+        yield self.norm, why_called(self.norm)
+        yield self.channel_mixer, why_intercepted(self.channel_mixer)
+        expand = self.channel_mixer[0]
+        yield expand, why_called(expand) if isinstance(expand, nn.Conv2d) else 'it is not a convolution'
 
 
 class NormedDownsample(Fusible):
@@ -82,10 +115,14 @@ class NormedDownsample(Fusible):
         return y + self.channel_mixer(y)
 
     def fused(self, form: str) -> nn.Module:
-        if form == 'keep_norms' or not folds(self.norm):
+        if form == 'keep_norms' or not (folds(self.norm) and is_plain(self.norm) and is_readable(self.token_mixer)):
+            return self
+        if is_intercepted(self.channel_mixer):
             return self
         return FusedDownsample(absorb_norm(self.token_mixer, read_norm(exact(self.norm))), self.channel_mixer)
 
-
-def _added(y: Tensor, shortcut: Tensor) -> Tensor:
-    return y.add_(shortcut) if may_overwrite(y) and y.dtype == shortcut.dtype else y + shortcut
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        if form != 'keep_norms' and folds(self.norm):
+            yield self.norm, why_called(self.norm)
+            yield self.token_mixer, why_unreadable(self.token_mixer)
+            yield self.channel_mixer, why_intercepted(self.channel_mixer)

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Fusible, Kernel, average, exact, folds, norm_before, read, read_norm, to_linear
+from repnext_mm.reparam import (
+    Fusible,
+    Kernel,
+    average,
+    exact,
+    folds,
+    is_intercepted,
+    is_plain,
+    norm_before,
+    read,
+    read_norm,
+    to_linear,
+    why_called,
+)  # fmt: skip
 
 
 class NormLinear(Fusible):
@@ -18,15 +34,26 @@ class NormLinear(Fusible):
         nn.init.zeros_(self.linear.bias)
 
     def kernel(self) -> Kernel:
-        """The equivalent linear layer; the norm must use running statistics."""
+        """The equivalent linear layer; see ``mergeable`` for when there is one."""
         return norm_before(read_norm(self.norm), read(self.linear))
+
+    def mergeable(self) -> bool:
+        """Whether calling both layers is the linear layer of ``kernel()``."""
+        return folds(self.norm) and is_plain(self.norm) and is_plain(self.linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C) -> (N, classes)``."""
+        if isinstance(self.norm, nn.BatchNorm2d):  # timm's convert_splitbn_model makes such ones of all batch norms
+            return self.linear(self.norm(x[:, :, None, None]).flatten(1))
         return self.linear(self.norm(x))
 
     def fused(self, form: str) -> nn.Module:
-        return to_linear(exact(self).kernel(), like=self.linear) if folds(self.norm) else self
+        return to_linear(exact(self).kernel(), like=self.linear) if self.mergeable() else self
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        if folds(self.norm):
+            yield self.norm, why_called(self.norm)
+            yield self.linear, why_called(self.linear)
 
 
 class TwoHeads(Fusible):
@@ -36,8 +63,9 @@ class TwoHeads(Fusible):
     first answers to the labels and the second to the teacher.
     """
 
-    head: NormLinear
-    head_dist: NormLinear
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        head: NormLinear
+        head_dist: NormLinear
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(N, C) ->`` two times ``(N, classes)``: for the labels, and for a teacher."""
@@ -49,14 +77,19 @@ class TwoHeads(Fusible):
         return (first + second) / 2
 
     def kernel(self) -> Kernel:
-        """The linear layer that equals the mean (law ``average``); the norms must use running statistics."""
+        """The linear layer that equals the mean (law ``average``); both heads must be mergeable."""
         return average(self.head.kernel(), self.head_dist.kernel())
 
     def merged(self) -> nn.Linear | None:
-        """Both heads and their norms as one new linear layer; None while a norm uses batch statistics."""
-        if not (folds(self.head.norm) and folds(self.head_dist.norm)):
+        """Both heads and their norms as one new linear layer; None while a norm uses batch statistics or is called."""
+        heads = (self.head, self.head_dist)
+        if any(type(head) is not NormLinear or is_intercepted(head) or not head.mergeable() for head in heads):
             return None
-        return to_linear(exact(self).kernel(), like=self.head.linear)
+        return to_linear(average(*(exact(head).kernel() for head in heads)), like=self.head.linear)
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        for head in (self.head, self.head_dist):
+            yield head, '' if isinstance(head, NormLinear) else why_called(head)
 
 
 class TwoHeadLinear(TwoHeads):

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
+
+from repnext_mm.reparam import hooks_of_all_modules, is_intercepted
 
 if hasattr(torch.compiler, 'is_compiling'):
     from torch.compiler import is_compiling
@@ -54,28 +57,73 @@ def build_activation(cfg: Config) -> nn.Module:
     return activation(**options)
 
 
-class OverwritingGELU(nn.GELU):
-    """GELU that writes over its input wherever nobody can read that again."""
+def called_one_by_one(x: Tensor) -> bool:
+    """Whether every layer has to be called whatever it is: somebody records or counts the calls.
+
+    That are ``torch.fx`` (``x`` is then a proxy), ``torch.jit.trace``, which makes tensors of sizes, and hooks of all
+    modules.
+    """
+    return isinstance(x, fx.Proxy) or torch.jit.is_tracing() or hooks_of_all_modules()
+
+
+class OverwritingSequential(nn.Sequential):
+    """Layers one after the other, where a GELU writes over the output of the layer before it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not may_overwrite(x):
-            return super().forward(x)
-        return torch.ops.aten.gelu_(x, approximate=self.approximate)
+        if torch.jit.is_scripting():  # scripts write over nothing
+            for layer in self:
+                x = layer(x)
+            return x
+        before: nn.Module | None = None
+        for layer in self:
+            x = gelu(x, layer, made_by=before) if type(layer) is nn.GELU else layer(x)
+            before = layer
+        return x
 
 
-def overwriting(layers: nn.Sequential) -> nn.Sequential:
-    """The same layers, with a GELU that overwrites the output of the convolution before it."""
-    return nn.Sequential(*(
-        OverwritingGELU(layer.approximate) if type(layer) is nn.GELU else layer for layer in layers
-    )).train(layers.training)  # fmt: skip
+def overwriting(layers: nn.Sequential) -> OverwritingSequential:
+    """The same layers, with a GELU that overwrites the output of the layer before it."""
+    new = OverwritingSequential(*layers)
+    new.training = layers.training  # not train(), which would change the layers, and the source has them too
+    return new
 
 
-def may_overwrite(x: Tensor) -> bool:
-    """Whether a layer's fresh output may be written over: not for autograd, and not in a graph that is being captured.
+def gelu(x: Tensor, act: nn.GELU, *, made_by: nn.Module | None) -> Tensor:
+    """``act(x)``, written over ``x`` where ``may_overwrite``: the same numbers, with less memory to fetch."""
+    if may_overwrite(x, made_by) and not is_intercepted(act):
+        return torch.ops.aten.gelu_(x, approximate=act.approximate)
+    return act(x)
 
-    Compilers and exporters fuse and place buffers themselves.
+
+def add_shortcut(y: Tensor, shortcut: Tensor, *, made_by: nn.Module) -> Tensor:
+    """``y + shortcut``, written over ``y`` where ``may_overwrite``."""
+    return y.add_(shortcut) if may_overwrite(y, made_by) and y.dtype == shortcut.dtype else y + shortcut
+
+
+def may_overwrite(x: Tensor, made_by: nn.Module | None) -> bool:
+    """Whether a tensor may be written over: the fresh output of a layer, which nobody else has or will read.
+
+    Not for autograd, not where a hook has seen it, and not in a graph that is being captured: compilers and exporters
+    fuse and place buffers themselves.
+
+    Args:
+        x: the tensor.
+        made_by: the layer that returned it; None when it is not fresh.
     """
-    return not (x.requires_grad or torch.jit.is_tracing() or is_compiling())
+    if isinstance(x, fx.Proxy) or x.requires_grad or torch.jit.is_tracing() or is_compiling():
+        return False
+    while made_by is not None and not (made_by._forward_hooks or torch_module._global_forward_hooks):
+        if not isinstance(made_by, nn.Sequential):
+            return True
+        made_by = made_by[-1]
+    return False
+
+
+def geometry(conv: nn.Module) -> tuple[object, ...]:
+    """All of a convolution but its weights and its channels; empty for other layers."""
+    if not isinstance(conv, nn.Conv2d):
+        return ()
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
 def depthwise(

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Kernel, chain_biased, concat, convolve, embed, identity, read, to_conv
-from .layers import depthwise
+from repnext_mm.reparam import Kernel, chain_biased, concat, embed, identity, read, to_conv
+from .layers import called_one_by_one, depthwise
 
 MERGED_FORMS = ('half', 'three_quarters', 'dense')
 
@@ -50,41 +50,41 @@ class HalfMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        *passed, middle, large = x.split(self.sizes, dim=1)
-        return torch.cat([*passed, self.conv(middle), self.conv_l(large)], dim=1)
+        parts = x.split(self.sizes, dim=1)
+        if len(self.sizes) == 2:
+            return torch.cat([self.conv(parts[0]), self.conv_l(parts[1])], dim=1)
+        return torch.cat([parts[0], self.conv(parts[1]), self.conv_l(parts[2])], dim=1)
 
 
 class DenseMixer(nn.Module):
     """One 11x11 convolution; the rows along the border of its last quarter are corrected (law ``chain_biased``)."""
 
-    top: Tensor  # (C / 4, 5, 1), for the first rows
-    bottom: Tensor  # (C / 4, 5, 1), for the last rows
-
     def __init__(self, conv: nn.Conv2d, border: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
         self.border = border
-        reach = border.kernel_size[0] // 2
-        correction = self._correction(2 * reach)[0].detach()
-        self.register_buffer('top', correction[:, :reach], persistent=False)
-        self.register_buffer('bottom', correction[:, reach:], persistent=False)
+        self.reach = border.kernel_size[0] // 2
+        self.kept = conv.out_channels - border.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        y = self.conv(x)
-        height = x.shape[2]
-        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # a graph knows no slices that are written to
-            channels = y.shape[1] - self.border.in_channels
-            return y + F.pad(self._correction(height), (0, 0, 0, 0, channels, 0))
-        rows = min(self.top.shape[1], height)
-        large = y[:, -self.border.in_channels :]
-        large[:, :, :rows] += self.top[:, :rows]
-        large[:, :, height - rows :] += self.bottom[:, self.bottom.shape[1] - rows :]
-        return y
+        y, height = self.conv(x), x.shape[2]
+        if not torch.jit.is_scripting():  # neither graphs nor hooks bear slices that are written to
+            seen = called_one_by_one(x) or torch.onnx.is_in_onnx_export() or bool(self.conv._forward_hooks)
+            if not seen:
+                return self._corrected(y)
+        ones = y.new_ones([1, self.border.in_channels, height, 1])
+        return y + F.pad(self.border(ones), (0, 0, 0, 0, self.kept, 0))
 
-    def _correction(self, height: int) -> Tensor:
-        ones = self.border.weight.new_ones(1, self.border.in_channels, height, 1)
-        return convolve(ones, read(self.border), like=self.border)
+    def _corrected(self, y: Tensor) -> Tensor:
+        height = y.shape[2]
+        rows = min(self.reach, height)
+        ones = y.new_ones([1, self.border.in_channels, 2 * self.reach, 1])
+        correction = self.border(ones).to(y.dtype)  # from the weights as they are now
+        large = y[:, self.kept :]
+        large[:, :, :rows] += correction[:, :, :rows]
+        large[:, :, height - rows :] += correction[:, :, 2 * self.reach - rows :]
+        return y
 
 
 def _conv(kernel: Kernel, *, like: nn.Conv2d) -> nn.Conv2d:

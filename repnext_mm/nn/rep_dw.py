@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Fusible, Kernel, add, chain, convolve, dilate, embed, exact, read, to_conv
-from .layers import depthwise
+from repnext_mm.reparam import (
+    Fusible,
+    Kernel,
+    add,
+    chain,
+    convolve,
+    dilate,
+    embed,
+    exact,
+    is_plain,
+    read,
+    to_conv,
+    why_called,
+)  # fmt: skip
+from .layers import called_one_by_one, depthwise, geometry
 
 
 class RepDWConv(Fusible):
     """Linear branches that equal one depthwise convolution at every moment, training included.
 
     ``forward`` merges the branches' kernels, differentiably, and convolves once: output, gradients and optimizer
-    steps are those of the branches. ``branches`` is the definition, kept as the oracle of tests and benchmarks.
+    steps are those of the branches. ``branches`` is the definition: the oracle of tests and benchmarks, and what runs
+    where a branch is more than a convolution (a hook, an adapter, pruning, fake quantization) or is being recorded.
     """
+
+    __jit_unused_properties__ = ('geometry',)
 
     @property
     @abstractmethod
@@ -24,18 +42,37 @@ class RepDWConv(Fusible):
 
     @abstractmethod
     def kernel(self) -> Kernel:
-        """The equivalent kernel, a differentiable function of the branches' parameters."""
+        """The equivalent kernel, a differentiable function of the branches' parameters; see ``mergeable``."""
 
     @abstractmethod
     def branches(self, x: Tensor) -> Tensor:
         """The sum over the branches, one convolution each."""
 
+    def mergeable(self) -> bool:
+        """Whether calling the branches is the convolution with ``kernel()``."""
+        branches = self._modules.values()
+        return all(
+            conv is not None and is_plain(conv) and geometry(conv) == built
+            for conv, built in zip(branches, self._built, strict=True)
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H / stride, W / stride)``."""
-        return convolve(x, self.kernel(), like=self.geometry)
+        if not torch.jit.is_scripting():  # scripts call every layer
+            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            if kernel is not None:
+                return convolve(x, kernel, like=self.geometry)
+        return self.branches(x)
 
-    def fused(self, form: str) -> nn.Conv2d:
-        return to_conv(exact(self).kernel(), like=self.geometry)
+    def fused(self, form: str) -> nn.Module:
+        return to_conv(exact(self).kernel(), like=self.geometry) if self.mergeable() else self
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        for conv, built in zip(self.children(), self._built, strict=True):
+            yield conv, why_called(conv) or ('' if geometry(conv) == built else 'its geometry was changed')
+
+    def _is_built(self) -> None:
+        self._built = [geometry(conv) for conv in self.children()]  # what ``kernel`` counts on
 
 
 class RepDWConvS(RepDWConv):
@@ -48,6 +85,7 @@ class RepDWConvS(RepDWConv):
         self.conv_3_w = depthwise(channels, (1, 3), stride=(1, stride), bias=self.parallel)
         self.conv_3_h = depthwise(channels, (3, 1), stride=(stride, 1), bias=self.parallel)
         self.conv_2_2 = depthwise(channels, (2, 2), stride=(stride, stride), dilation=2)
+        self._is_built()
 
     @property
     def geometry(self) -> nn.Conv2d:
@@ -76,6 +114,7 @@ class RepDWConvM(RepDWConv):
         self.conv_7_h = depthwise(channels, (7, 1), stride=height, bias=False)
         self.conv_5_w = depthwise(channels, (1, 5), stride=width, bias=False)
         self.conv_5_h = depthwise(channels, (5, 1), stride=height, bias=False)
+        self._is_built()
 
     @property
     def geometry(self) -> nn.Conv2d:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Fusible, Kernel, add, concat, embed, exact, folds, norm_after, read, read_norm, to_conv
-from .layers import depthwise
+from repnext_mm.reparam import (
+    Fusible,
+    Kernel,
+    add,
+    concat,
+    embed,
+    exact,
+    folds,
+    is_plain,
+    norm_after,
+    read,
+    read_norm,
+    to_conv,
+    why_called,
+)  # fmt: skip
+from .layers import called_one_by_one, depthwise, geometry
 
 WINDOW = (7, 7)
 EPS = 1e-6
@@ -21,7 +37,10 @@ class RepUnit(Fusible):
     With batch statistics the branches have to run: what a norm subtracts depends on its branch's output.
     """
 
-    dwconv1: nn.Conv2d  # 7x7
+    __jit_unused_properties__ = ('norms',)
+
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        dwconv1: nn.Conv2d  # 7x7
 
     @property
     @abstractmethod
@@ -30,25 +49,44 @@ class RepUnit(Fusible):
 
     @abstractmethod
     def kernel(self) -> Kernel:
-        """The equivalent 7x7; the norms must use running statistics."""
+        """The equivalent 7x7; see ``mergeable`` for when there is one."""
 
     @abstractmethod
     def branches(self, x: Tensor) -> Tensor:
         """The definition: one convolution per branch."""
 
+    def mergeable(self) -> bool:
+        """Whether calling the branches is the convolution with ``kernel()``."""
+        if not all(folds(norm) for norm in self.norms):
+            return False
+        return all(is_plain(layer) for layer in self.children()) and self._built == self._geometries()
+
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        if not all(folds(norm) for norm in self.norms):
-            return self.branches(x)
-        weight, bias = self.kernel()
-        return F.conv2d(x, weight, bias, padding=(WINDOW[0] // 2, WINDOW[1] // 2), groups=len(weight))
+        if not torch.jit.is_scripting():  # scripts call every layer
+            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            if kernel is not None:
+                padding = (WINDOW[0] // 2, WINDOW[1] // 2)
+                return F.conv2d(x, kernel.weight, kernel.bias, padding=padding, groups=len(kernel.weight))
+        return self.branches(x)
 
     def fused(self, form: str) -> nn.Module:
-        if not all(folds(norm) for norm in self.norms):
+        if not self.mergeable():
             return self
         kernel, weight = exact(self).kernel(), self.dwconv1.weight
-        geometry = depthwise(len(kernel.weight), WINDOW).to(weight.device, weight.dtype)
-        return to_conv(kernel, like=geometry.train(self.training))
+        like = depthwise(len(kernel.weight), WINDOW).to(weight.device, weight.dtype)
+        return to_conv(kernel, like=like.train(self.training))
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        if all(folds(norm) for norm in self.norms):
+            for layer, built in zip(self.children(), self._built, strict=True):
+                yield layer, why_called(layer) or ('' if geometry(layer) == built else 'its geometry was changed')
+
+    def _is_built(self) -> None:
+        self._built = self._geometries()  # what ``kernel`` counts on
+
+    def _geometries(self) -> list[tuple[object, ...]]:
+        return [geometry(layer) for layer in self.children()]
 
 
 class RepUnit1(RepUnit):
@@ -65,6 +103,7 @@ class RepUnit1(RepUnit):
         self.dwconv2 = depthwise(channels // 3, (5, 5), bias=False)
         self.dwconv3 = depthwise(channels // 3, (3, 3), bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=EPS)
+        self._is_built()
 
     @property
     def norms(self) -> tuple[nn.Module, ...]:
@@ -82,7 +121,8 @@ class RepUnit1(RepUnit):
 class SummedUnit(RepUnit):
     """Every channel in three sizes, each with a norm, summed."""
 
-    sizes: tuple[tuple[int, int], ...]  # of the second and the third branch
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        sizes: tuple[tuple[int, int], ...]  # of the second and the third branch
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -93,6 +133,7 @@ class SummedUnit(RepUnit):
         self.norm1 = nn.BatchNorm2d(channels, eps=EPS)
         self.norm2 = nn.BatchNorm2d(channels, eps=EPS)
         self.norm3 = nn.BatchNorm2d(channels, eps=EPS)
+        self._is_built()
 
     @property
     def norms(self) -> tuple[nn.Module, ...]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from repnext_mm.reparam import Fusible
+from repnext_mm.reparam import Fusible, fused_or_kept, is_intercepted, why_intercepted
 from .block import frozen_statistics
 from .conv_norm import ConvNorm
-from .layers import Config, build_activation, overwriting
+from .layers import Config, build_activation, called_one_by_one, overwriting
 
 
 class Stem(Fusible):
@@ -34,13 +36,15 @@ class Stem(Fusible):
         return self.stem(x)
 
     def fused(self, form: str) -> nn.Module:
-        first, act, second = self.stem
-        if not isinstance(first, ConvNorm) or not isinstance(second, ConvNorm):
+        if type(self.stem) is not nn.Sequential or is_intercepted(self.stem):
             return self
-        layers = nn.Sequential(first.fused(form), act, second.fused(form))
-        if layers[0] is first and layers[2] is second:
+        layers = nn.Sequential(*(fused_or_kept(layer, form) for layer in self.stem))
+        if all(new is old for new, old in zip(layers, self.stem, strict=True)):
             return self
         return Stem(layers if form == 'keep_norms' else overwriting(layers))
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        yield self.stem, why_intercepted(self.stem)
 
 
 class Stage(nn.Module):
@@ -60,11 +64,14 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, O, H / s, W / s)``, ``s`` the stride of the downsampling."""
-        if not (self.with_cp and self.training):
-            return self.blocks(self.downsample(x))
-        for module in (self.downsample, *self.blocks):
-            x = recomputed(module, x)
-        return x
+        if not torch.jit.is_scripting():  # scripts recompute nothing
+            recompute = self.with_cp and self.training and not called_one_by_one(x)
+            if recompute:
+                one_by_one = type(self.blocks) is nn.Sequential and not is_intercepted(self.blocks)
+                for module in (self.downsample, *(self.blocks if one_by_one else [self.blocks])):
+                    x = recomputed(module, x)
+                return x
+        return self.blocks(self.downsample(x))
 
 
 def recomputed(module: nn.Module, x: Tensor) -> Tensor:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Affine, Fusible, Kernel, convolve, exact, norm_after, read, split, to_conv
-from .layers import depthwise
+from repnext_mm.reparam import (
+    Affine,
+    Fusible,
+    Kernel,
+    convolve,
+    exact,
+    fused_or_kept,
+    is_intercepted,
+    is_plain,
+    norm_after,
+    read,
+    split,
+    to_conv,
+    why_called,
+    why_intercepted,
+)  # fmt: skip
+from .layers import depthwise, geometry
 from .merged_mixer import MERGED_FORMS, merged
 from .rep_dw import RepDWConv, RepDWConvM, RepDWConvS
 
-Scale = RepDWConv | nn.Conv2d
+Scale = RepDWConv | nn.Conv2d  # as built; anything may have taken its place since
 
 
 class ChunkConv(Fusible):
@@ -22,7 +38,7 @@ class ChunkConv(Fusible):
     second, so that no single kernel equals the pair along the border.
     """
 
-    def __init__(self, conv_s: Scale, conv_m: Scale, conv_l: nn.Module) -> None:
+    def __init__(self, conv_s: nn.Module, conv_m: nn.Module, conv_l: nn.Module) -> None:
         super().__init__()
         self.conv_s = conv_s
         self.conv_m = conv_m
@@ -43,18 +59,27 @@ class ChunkConv(Fusible):
         return torch.cat([identity, self.conv_s(small), self.conv_m(medium), self.conv_l(large)], dim=1)
 
     def fused(self, form: str) -> nn.Module:
-        if form in MERGED_FORMS:
-            small_kernel, medium_kernel = _kernel(exact(self.conv_s)), _kernel(exact(self.conv_m))
+        readable = _is_readable(self.conv_s) and _is_readable(self.conv_m)
+        if form in MERGED_FORMS and readable and not any(reason for _, reason in self.obstacles(form)):
+            small_kernel, medium_kernel = (_kernel(cast(Scale, exact(scale))) for scale in (self.conv_s, self.conv_m))
             return merged(form, small_kernel, medium_kernel, cast(nn.Sequential, self.conv_l))
-        small, medium = _fused(self.conv_s, form), _fused(self.conv_m, form)
+        small, medium = fused_or_kept(self.conv_s, form), fused_or_kept(self.conv_m, form)
         unchanged = small is self.conv_s and medium is self.conv_m
         return self if unchanged else ChunkConv(small, medium, self.conv_l)
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        for scale in (self.conv_s, self.conv_m):
+            yield scale, _why_called(scale, merged=form in MERGED_FORMS)
+        if form in MERGED_FORMS:
+            yield self.conv_l, '' if _is_pair(self.conv_l) else 'it is not the pair of convolutions that was built'
+            for conv in self.conv_l.children():
+                yield conv, _why_called(conv, merged=True)
 
 
 class CopyConv(Fusible):
     """Every channel at two scales, stride 2: small, then medium (paper, section 3)."""
 
-    def __init__(self, conv_s: Scale, conv_m: Scale) -> None:
+    def __init__(self, conv_s: nn.Module, conv_m: nn.Module) -> None:
         super().__init__()
         self.conv_s = conv_s
         self.conv_m = conv_m
@@ -68,16 +93,32 @@ class CopyConv(Fusible):
         """``(N, C, H, W) -> (N, 2C, H / 2, W / 2)``."""
         return torch.cat([self.conv_s(x), self.conv_m(x)], dim=1)
 
-    def fused(self, form: str) -> CopyConv:
-        small, medium = _fused(self.conv_s, form), _fused(self.conv_m, form)
+    def fused(self, form: str) -> nn.Module:
+        small, medium = fused_or_kept(self.conv_s, form), fused_or_kept(self.conv_m, form)
         return self if small is self.conv_s and medium is self.conv_m else CopyConv(small, medium)
 
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        for scale in (self.conv_s, self.conv_m):
+            yield scale, _why_called(scale, merged=False)
 
-StridedMixer = CopyConv | nn.Conv2d  # the E variants have one convolution for both scales
+
+StridedMixer = nn.Module  # a CopyConv; or the one convolution for both scales that the E variants have
+
+
+def is_readable(mixer: StridedMixer) -> bool:
+    """Whether calling a strided mixer is convolving with the kernels that ``mix_and_norm`` and ``absorb_norm`` read."""
+    if type(mixer) is CopyConv:
+        return not is_intercepted(mixer) and _is_readable(mixer.conv_s) and _is_readable(mixer.conv_m)
+    return isinstance(mixer, nn.Conv2d) and is_plain(mixer)
+
+
+def why_unreadable(mixer: StridedMixer) -> str:
+    """Why a strided mixer, its parts apart, is not readable, for people; empty where it is."""
+    return why_intercepted(mixer) if type(mixer) is CopyConv else why_called(mixer)
 
 
 def mix_and_norm(x: Tensor, mixer: StridedMixer, norm: Affine) -> Tensor:
-    """``norm(mixer(x))`` with the norm folded into the mixer's kernels on the fly (law ``norm_after``)."""
+    """``norm(mixer(x))`` with the norm folded into the kernels of a readable mixer (law ``norm_after``)."""
     scales = _scales(mixer)
     kernels = _normed_kernels(scales, norm)
     outputs = [convolve(x, kernel, like=_geometry(scale)) for scale, kernel in zip(scales, kernels, strict=True)]
@@ -85,7 +126,7 @@ def mix_and_norm(x: Tensor, mixer: StridedMixer, norm: Affine) -> Tensor:
 
 
 def absorb_norm(mixer: StridedMixer, norm: Affine) -> StridedMixer:
-    """The deploy form of a mixer with the norm of its output folded in; ``norm`` as read from an ``exact`` copy."""
+    """The deploy form of a readable mixer with the norm of its output folded in, as read from an ``exact`` copy."""
     scales = _scales(mixer)
     kernels = _normed_kernels([exact(scale) for scale in scales], norm)
     convs = [to_conv(kernel, like=_geometry(scale)) for scale, kernel in zip(scales, kernels, strict=True)]
@@ -93,7 +134,7 @@ def absorb_norm(mixer: StridedMixer, norm: Affine) -> StridedMixer:
 
 
 def _scales(mixer: StridedMixer) -> list[Scale]:
-    return [mixer.conv_s, mixer.conv_m] if isinstance(mixer, CopyConv) else [mixer]
+    return cast(list[Scale], [mixer.conv_s, mixer.conv_m] if isinstance(mixer, CopyConv) else [mixer])
 
 
 def _normed_kernels(scales: list[Scale], norm: Affine) -> list[Kernel]:
@@ -102,13 +143,28 @@ def _normed_kernels(scales: list[Scale], norm: Affine) -> list[Kernel]:
     return [norm_after(kernel, part) for kernel, part in zip(kernels, parts, strict=True)]
 
 
+def _is_readable(scale: nn.Module) -> bool:
+    if isinstance(scale, RepDWConv):
+        return type(scale).forward is RepDWConv.forward and not is_intercepted(scale) and scale.mergeable()
+    return isinstance(scale, nn.Conv2d) and is_plain(scale)
+
+
+def _why_called(scale: nn.Module, *, merged: bool) -> str:
+    if isinstance(scale, RepDWConv):
+        return ''  # it says so itself
+    if not isinstance(scale, nn.Conv2d) or not merged:
+        return '' if isinstance(scale, nn.Conv2d) else why_called(scale)
+    centred = geometry(scale) == geometry(depthwise(scale.in_channels, cast(tuple[int, int], scale.kernel_size)))
+    return why_called(scale) or ('' if centred else 'its geometry was changed')
+
+
+def _is_pair(large: nn.Module) -> bool:
+    return type(large) is nn.Sequential and not is_intercepted(large) and len(large) == 2
+
+
 def _kernel(scale: Scale) -> Kernel:
     return scale.kernel() if isinstance(scale, RepDWConv) else read(scale)
 
 
 def _geometry(scale: Scale) -> nn.Conv2d:
     return scale.geometry if isinstance(scale, RepDWConv) else scale
-
-
-def _fused(scale: Scale, form: str) -> Scale:
-    return scale.fused(form) if isinstance(scale, RepDWConv) else scale

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from repnext_mm.reparam import (
@@ -14,14 +15,18 @@ from repnext_mm.reparam import (
     eliminate_shortcut,
     exact,
     folds,
+    fused_or_kept,
+    is_plain,
     norm_after,
     norm_before,
     read,
     read_norm,
     to_conv,
+    why_called,
+    why_intercepted,
 )  # fmt: skip
 from .block import stochastic_depth
-from .layers import OverwritingGELU, may_overwrite
+from .layers import add_shortcut, called_one_by_one, gelu, overwriting
 from .rep_unit import RepUnit
 from .stage import recomputed
 
@@ -42,10 +47,17 @@ class UnitBlock(Fusible):
         return self.act(x) + self.drop_path(self.pwconv2(self.act(self.pwconv1(self.feature(x)))))
 
     def fused(self, form: str) -> nn.Module:
-        feature = self.feature.fused(form)
-        if not isinstance(feature, nn.Conv2d):
+        feature = fused_or_kept(self.feature, form)
+        if not isinstance(feature, nn.Conv2d) or any(reason for _, reason in self.obstacles('default')):
             return self
         return FusedUnitBlock(feature, self.pwconv1, self.pwconv2).fused(form)
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        yield self.act, why_intercepted(self.act) or ('' if type(self.act) is nn.GELU else 'it is not the GELU')
+        yield self.drop_path, why_intercepted(self.drop_path)
+        if form == 'no_shortcut':
+            yield self.pwconv1, why_called(self.pwconv1)
+            yield self.pwconv2, why_called(self.pwconv2)
 
 
 class FusedUnitBlock(Fusible):
@@ -55,23 +67,31 @@ class FusedUnitBlock(Fusible):
         super().__init__()
         self.feature = feature
         self.pwconv1 = pwconv1
-        self.act = OverwritingGELU()
+        self.act = nn.GELU()
         self.pwconv2 = pwconv2
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        y = self.pwconv2(self.act(self.pwconv1(self.feature(x))))
-        shortcut = F.gelu(x)  # x is not ours to overwrite
-        return y.add_(shortcut) if may_overwrite(y) and y.dtype == shortcut.dtype else y + shortcut
+        y = self.pwconv1(self.feature(x))
+        if not torch.jit.is_scripting():  # scripts write over nothing
+            y = self.pwconv2(gelu(y, self.act, made_by=self.pwconv1))
+            return add_shortcut(y, self.act(x), made_by=self.pwconv2)
+        return self.pwconv2(self.act(y)) + self.act(x)
 
     def fused(self, form: str) -> nn.Module:
         """One branch with ``no_shortcut`` (law ``eliminate_shortcut``); for all other forms this is it already."""
-        if form != 'no_shortcut':
+        if form != 'no_shortcut' or any(reason for _, reason in self.obstacles(form)):
             return self
         convs = (self.feature, self.pwconv1, self.pwconv2)
         spatial, expand, project = (read(exact(conv)) for conv in convs)
         kernels = eliminate_shortcut(spatial, expand, project)
         return SingleBranch(*(to_conv(kernel, like=conv) for kernel, conv in zip(kernels, convs, strict=True)))
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        if form == 'no_shortcut':
+            yield self.act, why_intercepted(self.act) or ('' if type(self.act) is nn.GELU else 'it is not the GELU')
+            for conv in (self.feature, self.pwconv1, self.pwconv2):
+                yield conv, why_called(conv)
 
 
 class SingleBranch(nn.Module):
@@ -79,7 +99,7 @@ class SingleBranch(nn.Module):
 
     def __init__(self, spatial: nn.Conv2d, expand: nn.Conv2d, project: nn.Conv2d) -> None:
         super().__init__()
-        self.block = nn.Sequential(spatial, expand, OverwritingGELU(), project)
+        self.block = overwriting(nn.Sequential(spatial, expand, nn.GELU(), project))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
@@ -95,10 +115,14 @@ class UnitStage(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        if not (self.with_cp and self.training):
-            return super().forward(x)
+        if not torch.jit.is_scripting():  # scripts recompute nothing
+            recompute = self.with_cp and self.training and not called_one_by_one(x)
+            if recompute:
+                for block in self:
+                    x = recomputed(block, x)
+                return x
         for block in self:
-            x = recomputed(block, x)
+            x = block(x)
         return x
 
 
@@ -109,18 +133,30 @@ class PatchStem(nn.Sequential, Fusible):
         super().__init__(nn.Conv2d(in_channels, channels, 4, 4, bias=False), nn.BatchNorm2d(channels))
 
     def kernel(self) -> Kernel:
-        """The equivalent convolution; the norm must use running statistics."""
+        """The equivalent convolution; see ``mergeable`` for when there is one."""
         conv, norm = cast(tuple[nn.Conv2d, nn.Module], tuple(self))
         return norm_after(read(conv), read_norm(norm))
 
+    def mergeable(self) -> bool:
+        """Whether calling both layers is the convolution with ``kernel()``."""
+        return folds(self[1]) and is_plain(self[0]) and is_plain(self[1])
+
     def forward(self, x: Tensor) -> Tensor:
         """``(N, I, H, W) -> (N, C, H // 4, W // 4)``."""
-        conv, norm = cast(tuple[nn.Conv2d, nn.Module], tuple(self))
-        return convolve(x, self.kernel(), like=conv) if folds(norm) else norm(conv(x))
+        if not torch.jit.is_scripting():  # scripts call every layer
+            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            if kernel is not None:
+                return convolve(x, kernel, like=cast(nn.Conv2d, self[0]))
+        for layer in self:
+            x = layer(x)
+        return x
 
     def fused(self, form: str) -> nn.Module:
-        conv, norm = cast(tuple[nn.Conv2d, nn.Module], tuple(self))
-        return to_conv(exact(self).kernel(), like=conv) if folds(norm) else self
+        return to_conv(exact(self).kernel(), like=cast(nn.Conv2d, self[0])) if self.mergeable() else self
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        for layer in self if folds(self[1]) else ():
+            yield layer, why_called(layer)
 
 
 class PatchMerging(nn.Sequential, Fusible):
@@ -130,15 +166,30 @@ class PatchMerging(nn.Sequential, Fusible):
         super().__init__(nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, channels, 2, 2))
 
     def kernel(self) -> Kernel:
-        """The equivalent convolution; the norm must use running statistics."""
+        """The equivalent convolution; see ``mergeable`` for when there is one."""
         norm, conv = cast(tuple[nn.Module, nn.Conv2d], tuple(self))
         return norm_before(read_norm(norm), read(conv), unpadded=True)
 
+    def mergeable(self) -> bool:
+        """Whether calling both layers is the convolution with ``kernel()``."""
+        norm, conv = self
+        return folds(norm) and is_plain(norm) and is_plain(conv) and conv.padding == (0, 0)
+
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, O, H // 2, W // 2)``."""
-        norm, conv = cast(tuple[nn.Module, nn.Conv2d], tuple(self))
-        return convolve(x, self.kernel(), like=conv) if folds(norm) else conv(norm(x))
+        if not torch.jit.is_scripting():  # scripts call every layer
+            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            if kernel is not None:
+                return convolve(x, kernel, like=cast(nn.Conv2d, self[1]))
+        for layer in self:
+            x = layer(x)
+        return x
 
     def fused(self, form: str) -> nn.Module:
-        norm, conv = cast(tuple[nn.Module, nn.Conv2d], tuple(self))
-        return to_conv(exact(self).kernel(), like=conv) if folds(norm) else self
+        return to_conv(exact(self).kernel(), like=cast(nn.Conv2d, self[1])) if self.mergeable() else self
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        norm, conv = self
+        if folds(norm):
+            yield norm, why_called(norm)
+            yield conv, why_called(conv) or ('' if conv.padding == (0, 0) else 'its geometry was changed')

@@ -12,6 +12,7 @@ from .fuse import (
     count_norms,
     count_parameters,
     fuse,
+    fused_or_kept,
     sharded,
 )  # fmt: skip
 from .grouped import concat_grouped, ungroup
@@ -27,9 +28,9 @@ from .verify import relative_error, within
 __all__ = [
     'FORMS', 'FURTHER_FORMS', 'Affine', 'Form', 'Fusible', 'FusionReport', 'Kernel', 'add', 'anchored', 'as_linear',
     'as_pointwise', 'average', 'average_pool', 'chain', 'chain_biased', 'check_form', 'concat', 'concat_grouped',
-    'convolve', 'count_norms', 'count_parameters', 'dilate', 'eliminate_shortcut', 'embed', 'exact', 'folds',
-    'fuse', 'generators_kept', 'hooks_of_all_modules', 'identity', 'is_intercepted', 'is_plain', 'norm_after',
-    'norm_after_transposed', 'norm_alone', 'norm_before', 'norm_of_sum', 'pointwise_after', 'pointwise_before',
-    'read', 'read_norm', 'relative_error', 'replaced', 'sharded', 'split', 'state_kept', 'to_conv', 'to_linear',
-    'ungroup', 'why_called', 'why_intercepted', 'within',
+    'convolve', 'count_norms', 'count_parameters', 'dilate', 'eliminate_shortcut', 'embed', 'exact', 'folds', 'fuse',
+    'fused_or_kept', 'generators_kept', 'hooks_of_all_modules', 'identity', 'is_intercepted', 'is_plain', 'norm_after',
+    'norm_after_transposed', 'norm_alone', 'norm_before', 'norm_of_sum', 'pointwise_after', 'pointwise_before', 'read',
+    'read_norm', 'relative_error', 'replaced', 'sharded', 'split', 'state_kept', 'to_conv', 'to_linear', 'ungroup',
+    'why_called', 'why_intercepted', 'within',
 ]  # fmt: skip

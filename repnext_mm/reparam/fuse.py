@@ -14,7 +14,7 @@ from .conv_norm_pairs import fold_pairs
 from .foreign import convert
 from .frozen_norms import looks_frozen
 from .kernel import refuse_training_norms
-from .plain_layers import is_norm, on_the_instance, why_intercepted
+from .plain_layers import is_intercepted, is_norm, on_the_instance, why_intercepted
 from .surgery import anchored, replaced
 from .unchanged import generators_kept
 
@@ -39,11 +39,11 @@ class Fusible(nn.Module, ABC):
     def fused(self, form: str) -> nn.Module:
         """The deploy form as a new module, or ``self`` when nothing can be fused. Never changes ``self``."""
 
-    def obstacles(self) -> Iterator[tuple[nn.Module, str]]:
-        """What in here has to be called and therefore stays, and why; children that fuse by themselves apart."""
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        """Layers that ``fused`` reads, and why one has to be called instead (else ``''``); children that fuse apart."""
         return iter(())
 
-    def not_plain(self) -> tuple[str, ...]:
+    def not_plain(self, form: str = 'default') -> tuple[str, ...]:
         """What ``fused`` leaves as it is in here, and why: ``'NAME: REASON'`` each, or ``REASON`` for this module.
 
         Where a layer does more than its weights say (see ``plain_layers``), the module that would read it calls it,
@@ -52,20 +52,32 @@ class Fusible(nn.Module, ABC):
         names = {module: name for name, module in self.named_modules()}
         reasons: dict[nn.Module, str] = {}
         for fusible in (module for module in names if isinstance(module, Fusible)):
-            for module, reason in ((fusible, why_intercepted(fusible)), *fusible.obstacles()):
+            for module, reason in ((fusible, why_intercepted(fusible)), *fusible.obstacles(form)):
                 reasons[module] = reasons.get(module) or reason
         return tuple(
             ': '.join(filter(None, (names[module], reason))) for module, reason in reasons.items() if reason
         )
 
     def fuse(self) -> nn.Module:
-        """The default deploy form, under the name that timm's ``reparameterize_model`` calls on every child.
+        """The default deploy form, with the running statistics whatever the mode, under the name that timm calls.
 
-        Raises:
-            ValueError: a norm is in training mode.
+        ``reparameterize_model`` calls it on every child, and ``reparam.fuse`` does more, and refuses a norm in
+        training mode.
         """
-        refuse_training_norms('', self)
-        return self.fused('default')
+        modes = {module: module.training for module in self.modules()}
+        try:
+            new = fused_or_kept(self.eval(), 'default')
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        for module in new.modules():
+            module.training = modes.get(module, self.training)
+        return new
+
+
+def fused_or_kept(module: nn.Module, form: str) -> nn.Module:
+    """The deploy form of a part, or the part itself: when it has none, and when its call does more than its class."""
+    return module.fused(form) if isinstance(module, Fusible) and not is_intercepted(module) else module
 
 
 @dataclass(frozen=True)
@@ -137,12 +149,13 @@ def fuse(
         if not isinstance(module, Fusible):
             return None
         refuse_training_norms(name, module)
-        reasons = module.not_plain()
+        form_here = _form_of(name, forms)
+        reasons = module.not_plain(form_here)
         refused.extend('.'.join(filter(None, (name, reason))) for reason in reasons if ': ' in reason)
         if reason := on_the_instance(module):
             stay[module] = reason  # with its parts, which it may read
             return module
-        new = module.fused(_form_of(name, forms))
+        new = module.fused(form_here)
         if new is not module:
             names.append(name)
         return new

@@ -6,7 +6,6 @@ import copy
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -93,8 +92,8 @@ def exact(module: ModuleT) -> ModuleT:
 
 
 def convolve(x: Tensor, kernel: Kernel, *, like: nn.Conv2d) -> Tensor:
-    """Convolve ``x (N, C, H, W)`` with a kernel, with the stride, padding, dilation and groups of ``like``."""
-    return F.conv2d(x, kernel.weight, kernel.bias, like.stride, like.padding, like.dilation, like.groups)
+    """Convolve ``x (N, C, H, W)`` as ``like`` does (stride, padding and its mode, dilation, groups), with a kernel."""
+    return like._conv_forward(x, kernel.weight, kernel.bias)
 
 
 def to_conv(kernel: Kernel, *, like: ConvT) -> ConvT:

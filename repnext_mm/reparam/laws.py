@@ -33,9 +33,11 @@ def dilate(kernel: Kernel, step: int) -> Kernel:
     if step < 1:
         raise ValueError(f'dilation {step} is no dilation: it must be >= 1')
     outputs, inputs, *window = kernel.weight.shape
-    dense = kernel.weight.new_zeros(outputs, inputs, *((length - 1) * step + 1 for length in window))
-    dense[(slice(None), slice(None), *(slice(None, None, step) for _ in window))] = kernel.weight
-    return Kernel(dense, kernel.bias)
+    # not written into slices, which exporters do not know: zeros behind every weight, then the last ones cut off
+    spread = kernel.weight.reshape(outputs, inputs, *(n for length in window for n in (length, 1)))
+    spread = F.pad(spread, [0, step - 1, 0, 0] * len(window))
+    dense = spread.reshape(outputs, inputs, *(length * step for length in window))
+    return Kernel(F.pad(dense, [0, 1 - step] * len(window)), kernel.bias)
 
 
 def chain(row: Kernel, col: Kernel) -> Kernel:
@@ -88,16 +90,13 @@ def identity(channels: int, size: Sequence[int], *, like: Tensor, groups: int | 
     if groups < 1 or channels % groups:
         raise ValueError(f'{channels} channels do not divide into {groups} groups')
     inputs = channels // groups
-    weight = like.new_zeros(channels, inputs, *size)
     own = torch.eye(inputs, dtype=like.dtype, device=like.device).repeat(groups, 1)  # each output reads its own input
-    centre = [slice(length // 2, length // 2 + 1) for length in size]
-    weight[(slice(None), slice(None), *centre)] = own.reshape(channels, inputs, *[1] * len(size))
-    return Kernel(weight, None)
+    return embed(Kernel(own.reshape(channels, inputs, *[1] * len(size)), None), size)
 
 
 def add(*kernels: Kernel) -> Kernel:
     """Parallel convolutions of one input, summed."""
-    shapes = {tuple(kernel.weight.shape) for kernel in kernels}
+    shapes = {_sizes(kernel.weight) for kernel in kernels}
     if len(shapes) != 1:
         raise ValueError(f'cannot add kernels of shapes {sorted(shapes)}: embed them in one shape first')
     weight = kernels[0].weight
@@ -126,7 +125,7 @@ def concat(*kernels: Kernel, groups: Sequence[int] | None = None) -> Kernel:
         if len(set(sizes)) != 1 or sizes[0][1]:
             outputs = [len(kernel.weight) for kernel in kernels]
             raise ValueError(f'cannot stack {outputs} outputs in {list(groups)} groups: all groups must be of one size')
-    shapes = {tuple(kernel.weight.shape[1:]) for kernel in kernels}
+    shapes = {_sizes(kernel.weight)[1:] for kernel in kernels}
     if len(shapes) != 1:
         raise ValueError(f'cannot stack kernels of shapes (O, *{sorted(shapes)}): all but O must agree')
     weight = torch.cat([kernel.weight for kernel in kernels])
@@ -159,13 +158,13 @@ def norm_before(norm: Affine, kernel: Kernel, *, unpadded: bool = False) -> Kern
             f'cannot fold a norm into a {tuple(weight.shape[2:])} kernel: its shift meets the padding; '
             'where there is none, say unpadded=True'
         )
-    inputs = weight.shape[1]
+    outputs, inputs, *_ = _sizes(weight)
     groups, rest = divmod(len(norm.scale), inputs)
-    if rest or len(weight) % max(groups, 1):
+    if rest or outputs % max(groups, 1):
         raise ValueError(f'a norm of {len(norm.scale)} channels cannot feed a kernel of shape {tuple(weight.shape)}')
     # one row of scales per output channel: each group reads its own slice of the norm's channels. Without groups these
     # are views, so that training keeps no second and third weight for the backward pass
-    rows = (groups, len(weight) // groups, inputs)
+    rows = (groups, outputs // groups, inputs)
     window = [1] * (weight.dim() - 2)
     scale, shift = (v.reshape(groups, 1, inputs).expand(rows).reshape(-1, inputs, *window) for v in norm)
     moved = (weight * shift).flatten(1).sum(1)
@@ -188,3 +187,7 @@ def average(first: Kernel, second: Kernel) -> Kernel:
         )
     total = add(first, second)
     return Kernel(total.weight / 2, None if total.bias is None else total.bias / 2)
+
+
+def _sizes(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(map(int, tensor.shape))  # torch.jit.trace makes tensors of sizes, which compare as objects

@@ -75,13 +75,19 @@ def is_intercepted(module: nn.Module) -> bool:
 
 
 def hooks_of_all_modules() -> bool:
-    """Whether hooks are registered for every module there is; a fused network has them too: no bar to fusing."""
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
-    )
+    """Whether hooks are registered for every module there is, but for PyTorch's own, which count what runs.
+
+    A fused network has them too: they do not bar fusing.
+    """
+    return any(
+        not getattr(hook, '__module__', '').startswith('torch.')
+        for hooks in (
+            torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks,
+            torch_module._global_backward_hooks, torch_module._global_backward_pre_hooks,
+        )
+        if hooks
+        for hook in hooks.values()
+    )  # fmt: skip
 
 
 def why_intercepted(module: nn.Module) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from repnext_mm import RepNeXt
 from repnext_mm.nn import FusedBlock, FusedDownsample
-from repnext_mm.nn.layers import OverwritingGELU, may_overwrite, overwriting
-from repnext_mm.reparam import fuse
+from repnext_mm.nn.layers import may_overwrite, overwriting
+from repnext_mm.reparam import FORMS, fuse
 from tests.conftest import randomise, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
@@ -74,21 +77,51 @@ def test_a_half_precision_branch_does_not_round_the_shortcut(deploy):
     assert mixed(x).dtype == torch.float32
 
 
-def test_only_exact_gelu_modules_are_replaced():
-    layers = nn.Sequential(nn.Conv2d(1, 1, 1), nn.GELU('tanh'), nn.ReLU())
-    new = overwriting(layers)
-    assert isinstance(new[1], OverwritingGELU)
-    assert new[1].approximate == 'tanh'
-    assert new[2] is layers[2]
-    x = torch.randn(3, 4)
-    assert torch.equal(new[1](x.clone()), layers[1](x))
+@pytest.mark.parametrize('act', [nn.GELU(), nn.GELU('tanh'), nn.ReLU()], ids=str)
+def test_only_a_gelu_overwrites_and_it_stays_itself(act):
+    layers = overwriting(nn.Sequential(nn.Conv2d(4, 4, 1), act))
+    layers[0].requires_grad_(False)
+    x = torch.randn(1, 4, 3, 3)
+    made = []
+    layers[0]._conv_forward = lambda *args: made.append(nn.Conv2d._conv_forward(layers[0], *args)) or made[-1]
+    out = layers(x)
+    assert torch.equal(out, act(nn.Conv2d._conv_forward(layers[0], x, layers[0].weight, layers[0].bias)))
+    assert (out.data_ptr() == made[0].data_ptr()) == isinstance(act, nn.GELU)
 
 
-def test_gelu_overwrites_only_what_it_may():
-    x = torch.randn(4)
-    assert may_overwrite(x)
-    assert OverwritingGELU()(x) is x
-    leaf = torch.randn(4, requires_grad=True)
-    assert OverwritingGELU()(leaf * 1).requires_grad
-    traced = torch.jit.trace(OverwritingGELU(), torch.randn(4))
-    assert 'gelu_' not in str(traced.graph)
+def test_what_may_be_overwritten():
+    x, conv = torch.randn(4), nn.Conv2d(1, 1, 1)
+    assert may_overwrite(x, conv)
+    assert may_overwrite(x, nn.Sequential(nn.ReLU(), conv))
+    assert not may_overwrite(x, None)
+    assert not may_overwrite(torch.randn(4, requires_grad=True), conv)
+    traced = torch.jit.trace(overwriting(nn.Sequential(nn.Conv2d(4, 4, 1), nn.GELU())), torch.randn(1, 4, 3, 3))
+    assert 'gelu_' not in str(traced.inlined_graph)
+    conv.register_forward_hook(lambda *_: None)
+    assert not may_overwrite(x, conv)
+    assert not may_overwrite(x, nn.Sequential(nn.ReLU(), conv))
+
+
+@pytest.mark.parametrize('where', ['layers', 'all modules'])
+@pytest.mark.parametrize('form', FORMS)
+def test_what_hooks_collect_is_what_the_layers_returned(train_form, form, where):
+    deploy, image, seen, copies = fuse(train_form, form=form)[0], torch.randn(1, 3, 64, 64).double(), [], []
+
+    def collect(module, args, output):
+        seen.append(output)
+        copies.append(copy.deepcopy(output))
+
+    kinds = (nn.Conv2d, nn.GELU, nn.Sequential)
+    layers = [m for m in deploy.modules() if isinstance(m, kinds)]
+    handles = [m.register_forward_hook(collect) for m in layers] if where == 'layers' else [
+        register_module_forward_hook(collect)
+    ]  # fmt: skip
+    with torch.inference_mode():
+        hooked = deploy(image)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) >= len(layers)
+    flat = [pair for pair in zip(seen, copies, strict=True) if isinstance(pair[0], torch.Tensor)]
+    assert all(torch.equal(output, kept) for output, kept in flat)
+    with torch.inference_mode():
+        assert all(worst_error(a, b) < 1e-14 for a, b in zip(deploy(image), hooked, strict=True))

@@ -181,7 +181,7 @@ class Doubled(Fusible):
         self.conv = nn.Conv2d(4, 4, 1)
         self.inner = nn.ModuleList(inner)
 
-    def obstacles(self):
+    def obstacles(self, form):
         yield self.conv, why_called(self.conv)
 
     def fused(self, form):

@@ -73,12 +73,17 @@ def test_a_probe_leaves_nothing_behind():
 
 def test_state_comes_back_after_an_error():
     model, before = Busy().eval(), repr(held(Busy()))
-    with pytest.raises(ArithmeticError), state_kept(model) as restore:
-        model(torch.ones(1, 3, 4, 4))
-        restore()
-        assert repr(held(model)) == before
-        model(torch.ones(1, 3, 4, 4))
-        raise ArithmeticError
+
+    def failing() -> None:
+        with state_kept(model) as restore:
+            model(torch.ones(1, 3, 4, 4))
+            restore()
+            assert repr(held(model)) == before
+            model(torch.ones(1, 3, 4, 4))
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        failing()
     assert repr(held(model)) == before
 
 

@@ -1,4 +1,4 @@
-"""Where a norm folds and where it stays: every answer is exact, on every way that a model can be called."""
+"""Where a norm folds and where it stays, case by case: every answer is exact, however the model is called."""
 
 from __future__ import annotations
 

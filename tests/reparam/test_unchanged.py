@@ -74,7 +74,7 @@ def test_a_probe_leaves_nothing_behind():
 def test_state_comes_back_after_an_error():
     model, before = Busy().eval(), repr(held(Busy()))
 
-    def run_and_fail() -> None:
+    def failing() -> None:
         with state_kept(model) as restore:
             model(torch.ones(1, 3, 4, 4))
             restore()
@@ -83,7 +83,7 @@ def test_state_comes_back_after_an_error():
             raise ArithmeticError
 
     with pytest.raises(ArithmeticError):
-        run_and_fail()
+        failing()
     assert repr(held(model)) == before
 
 

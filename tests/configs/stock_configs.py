@@ -1,0 +1,366 @@
+"""RepNeXt in the place of the backbone of stock configs: one training step, and predictions fused and branch by branch.
+
+Run as a script, it prints the table of ``docs/records/stock_configs.md``:
+``python -m tests.configs.stock_configs [mmdet|mmseg|mmpretrain] [FAMILY ...]``.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import math
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from torch import Tensor, nn
+
+import repnext_mm
+from repnext_mm import FuseBackboneHook
+from repnext_mm.benchmark.branchwise import branch_by_branch
+from repnext_mm.reparam import count_norms, replaced
+from tests.conftest import randomise
+
+PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
+SIZE = 128
+EXACT = 1e-9  # relative, in float64: heads take logarithms and quotients of what the backbone returns
+STRIDES = (4, 8, 16, 32)
+
+
+@dataclass
+class Outcome:
+    """What became of one config."""
+
+    package: str
+    config: str
+    levels: str = ''  # strides that the config's neck or head gets
+    losses: int = 0
+    without_gradient: int = -1
+    norms: str = ''
+    error: float = math.nan
+    failure: str = ''
+
+    @property
+    def passed(self) -> bool:
+        return not self.failure and self.without_gradient == 0 and self.error <= EXACT
+
+
+class Unsuitable(Exception):
+    """A config has no four-level backbone to take the place of, or needs what is not here."""
+
+
+@MODELS.register_module(force=True)
+class RepNeXtInPlace(BaseModule):
+    """RepNeXt, and a 1x1 convolution per level that gives the channels which the rest of a stock config expects."""
+
+    def __init__(self, levels: Sequence[int], channels: Sequence[int]) -> None:
+        super().__init__()
+        self.repnext = MODELS.build({'type': 'RepNeXt', 'arch': 'm0', 'out_indices': sorted(set(levels))})
+        self.levels = [sorted(set(levels)).index(level) for level in levels]
+        dims = [self.repnext.arch.embed_dims[level] for level in levels]
+        self.project = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim, width in zip(dims, channels, strict=True))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.repnext(x)
+        return tuple(project(outputs[i]) for i, project in zip(self.levels, self.project, strict=True))
+
+
+def families(package: str) -> dict[str, list[Path]]:
+    """The configs of a package, by folder; without those that only others inherit from."""
+    root = Path(importlib.import_module(package).__file__).parent / '.mim' / 'configs'
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name != '_base_')
+    return {folder.name: sorted(folder.glob('*.py')) for folder in folders}
+
+
+def try_family(package: str, paths: Sequence[Path], *, tries: int = 6, seconds: int = 240) -> Outcome | None:
+    """The outcome of the first config of a family that RepNeXt fits in; None where it fits in none that was tried."""
+    for path in _varied(paths, tries):
+        outcome = Outcome(package, f'{path.parent.name}/{path.name}')
+        try:
+            with _limited(seconds), warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                _try(package, path, outcome)
+        except Unsuitable:
+            continue
+        except Exception as error:  # whatever a stock model raises
+            outcome.failure = f'{type(error).__name__}: {" ".join(str(error).split())[:110]}'
+        return outcome
+    return None
+
+
+def _try(package: str, path: Path, outcome: Outcome) -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (stock samplers draw from it)
+    init_default_scope(package)
+    try:
+        config = Config.fromfile(path).model
+    except Exception as error:  # not every stock file is a config of a model
+        raise Unsuitable(str(error)) from error
+    strides = _plugged(package, config)
+    outcome.levels = ', '.join(map(str, strides))
+    try:
+        model = MODELS.build(config)
+    except Exception as error:
+        if any(word in str(error) for word in ('connect', 'huggingface', 'transformers', 'No module', 'resolve')):
+            raise Unsuitable(str(error)) from error
+        raise
+    randomise(model)
+    _train(package, model, config, outcome)
+    _predict(package, model, config, outcome)
+
+
+def _train(package: str, model: nn.Module, config: ConfigDict, outcome: Outcome) -> None:
+    model.train()
+    total, logs = model.parse_losses(_run(package, model, config, 'loss'))
+    if not torch.isfinite(total):
+        raise ArithmeticError(f'the loss is {total.item()}')
+    total.backward()
+    outcome.losses = sum('loss' in name for name in logs) or len(logs)
+    backbones = _backbones(model)
+    trained = [p for module in backbones for p in module.parameters() if p.requires_grad]
+    by_model = [sum(p.grad is None or not p.grad.isfinite().all() for p in module.repnext.parameters())
+                for module in backbones]  # fmt: skip
+    outcome.without_gradient = min(by_model) if trained else 0  # a teacher is not trained
+
+
+@torch.no_grad()
+def _predict(package: str, model: nn.Module, config: ConfigDict, outcome: Outcome) -> None:
+    model.eval()
+    model.double()
+    apart = replaced(model, lambda _, module: branch_by_branch(module)
+                     if type(module) is repnext_mm.RepNeXt else None)  # fmt: skip
+    fused, report = FuseBackboneHook().fuse_backbone(model)
+    outcome.norms = f'{report.norms_before} to {report.norms_after}'
+    if any(count_norms(module) for module in _backbones(fused.eval())):
+        raise AssertionError('norms are left in the fused backbone')
+    results = []
+    for network in (apart.eval(), fused):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        results.append(list(_tensors(_run(package, network, config, 'predict'))))
+    image = torch.randn(1, 3, SIZE, SIZE - 32).double()
+    features = [[level for module in _backbones(network) for level in module(image)] for network in (apart, fused)]
+    outcome.error = max(_error(*features), _error(*results))
+
+
+def _backbones(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, RepNeXtInPlace)]
+
+
+def _error(expected: Sequence[Tensor], given: Sequence[Tensor]) -> float:
+    if [x.shape for x in expected] != [x.shape for x in given]:
+        return math.inf
+    worst = 0.0
+    for first, second in zip(expected, given, strict=True):
+        if first.numel():
+            scale = first.abs().max().item() or 1.0
+            worst = max(worst, (first - second).abs().max().item() / scale)
+    return worst
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """All numbers in predictions, in float64."""
+    if isinstance(result, Tensor):
+        yield result.detach().double()
+    elif isinstance(result, Mapping):
+        for item in result.values():
+            yield from _tensors(item)
+    elif isinstance(result, list | tuple):
+        for item in result:
+            yield from _tensors(item)
+    elif hasattr(result, 'all_items'):
+        for name, item in result.all_items():
+            if not name.startswith('gt'):
+                yield from _tensors(item)
+    elif hasattr(result, 'tensor'):
+        yield from _tensors(result.tensor)
+
+
+def _plugged(package: str, config: ConfigDict) -> tuple[int, ...]:
+    """Put RepNeXt in the place of every backbone in the config of a model; the strides of its levels."""
+    strides: tuple[int, ...] | None = None
+    for holder in _dicts(config):
+        _make_local(holder)
+        if isinstance(holder.get('backbone'), Mapping) and 'type' in holder['backbone']:
+            levels, channels, strides = _levels(package, holder['backbone'])
+            holder['backbone'] = ConfigDict(type='RepNeXtInPlace', levels=levels, channels=channels)
+    if strides is None:
+        raise Unsuitable('no backbone')
+    return strides
+
+
+def _make_local(holder: Any) -> None:
+    """Without weights from the net, and with norms that train on a CPU."""
+    for name in ('init_cfg', 'pretrained', 'teacher_ckpt'):
+        if holder.get(name):
+            holder[name] = None
+    if holder.get('type') in ('SyncBN', 'MMSyncBN'):
+        holder['type'] = 'BN'
+
+
+def _levels(package: str, backbone: ConfigDict) -> tuple[list[int], list[int], tuple[int, ...]]:
+    config = copy.deepcopy(backbone)
+    for holder in _dicts(config):
+        _make_local(holder)
+    try:
+        original = MODELS.build(config)
+        original.eval()  # stock backbones return nothing
+        with torch.no_grad():
+            outputs = original(torch.zeros(1, 3, SIZE, SIZE))
+    except Exception as error:
+        raise Unsuitable(str(error)) from error
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+    if not isinstance(outputs, tuple | list) or not all(isinstance(x, Tensor) and x.dim() == 4 for x in outputs):
+        raise Unsuitable('its levels are not feature maps')
+    strides = tuple(SIZE // x.shape[-1] for x in outputs)
+    if not 1 <= len(outputs) <= 4 or any(stride not in STRIDES for stride in strides) or list(strides) != sorted(strides):
+        raise Unsuitable(f'strides {strides}')
+    stages = getattr(original, 'num_stages', 4)
+    levels = [STRIDES.index(stride) for stride in strides]
+    if len(set(levels)) < len(levels):  # dilated: the last stages keep the size
+        levels = list(range(stages - len(levels), stages)) if stages <= 4 else levels
+    return levels, [x.shape[1] for x in outputs], strides
+
+
+def _dicts(config: Any) -> Iterator[Any]:
+    if isinstance(config, Mapping):
+        yield config
+        for value in list(config.values()):
+            yield from _dicts(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _dicts(value)
+
+
+def _run(package: str, model: nn.Module, config: ConfigDict, mode: str) -> Any:
+    data = {'mmdet': _detection, 'mmseg': _segmentation, 'mmpretrain': _classification}[package](config, mode)
+    data = model.data_preprocessor(data, mode == 'loss')
+    dtype = next(model.parameters()).dtype
+    return model(**_cast(data, dtype), mode=mode)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return [_cast(item, dtype) for item in value] if isinstance(value, list) else value
+
+
+def _numbers(config: Any, name: str) -> list[int]:
+    return [holder[name] for holder in _dicts(config) if isinstance(holder.get(name), int)]
+
+
+def _detection(config: ConfigDict, mode: str) -> dict[str, Any]:
+    from mmdet.testing import demo_mm_inputs
+
+    counts = [n for n in _numbers(config, 'num_classes') if n > 0]
+    data = demo_mm_inputs(
+        2, (3, SIZE, SIZE), num_items=[3, 2], num_classes=max(2, min(counts, default=2)), with_mask=True,
+        with_semantic=True, use_box_type=True,
+    )  # fmt: skip
+    semi = config.get('semi_train_cfg') is not None and mode == 'loss'
+    if semi:
+        branches = ('sup', 'unsup_teacher', 'unsup_student')
+        for sample in data['data_samples']:
+            sample.set_metainfo({'homography_matrix': np.eye(3)})
+        return {key: {branch: copy.deepcopy(value) for branch in branches} for key, value in data.items()}
+    return data
+
+
+def _segmentation(config: ConfigDict, mode: str) -> dict[str, Any]:
+    from mmseg.structures import SegDataSample
+
+    classes = max(2, min((n for n in _numbers(config, 'num_classes') if n > 1), default=2))
+    generator = torch.Generator().manual_seed(1)
+    samples = []
+    for _ in range(2):
+        sample = SegDataSample(metainfo={
+            'img_shape': (SIZE, SIZE), 'ori_shape': (SIZE, SIZE), 'pad_shape': (SIZE, SIZE), 'flip': False,
+            'flip_direction': 'horizontal', 'scale_factor': 1.0,
+        })  # fmt: skip
+        regions = torch.randint(classes, (1, 4, 4), generator=generator)
+        sample.gt_sem_seg = PixelData(data=regions.repeat_interleave(SIZE // 4, 1).repeat_interleave(SIZE // 4, 2))
+        edges = torch.zeros(1, SIZE, SIZE, dtype=torch.long)
+        edges[:, :: SIZE // 4] = 1
+        sample.gt_edge_map = PixelData(data=edges)
+        samples.append(sample)
+    images = [torch.randint(256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8) for _ in samples]
+    return {'inputs': images, 'data_samples': samples}
+
+
+def _classification(config: ConfigDict, mode: str) -> dict[str, Any]:
+    from mmpretrain.structures import DataSample
+
+    generator = torch.Generator().manual_seed(1)
+    samples = [DataSample().set_gt_label(label) for label in (0, 1)]
+    images = [torch.randint(256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8) for _ in samples]
+    return {'inputs': images if mode != 'loss' else torch.stack(images), 'data_samples': samples}
+
+
+def _varied(paths: Sequence[Path], count: int) -> list[Path]:
+    """Some of the configs of a family: the first with a plain ResNet by name, then others."""
+    return sorted(paths, key=lambda path: ('r50' not in path.name, 'resnet' not in path.name))[:count]
+
+
+@contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f'more than {seconds} s')
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes in Markdown."""
+    lines = ['| package | config | strides | losses | without a gradient | norms | error | |',
+             '|---|---|---|---:|---:|---|---:|---|']  # fmt: skip
+    for one in outcomes:
+        missing = one.without_gradient if one.without_gradient >= 0 else ''
+        error = '' if math.isnan(one.error) else f'{one.error:.0e}'
+        says = 'yes' if one.passed else one.failure.replace('|', '/') or 'no'
+        lines.append(
+            f'| {one.package} | {one.config} | {one.levels} | {one.losses or ""} | {missing} | {one.norms} | {error} '
+            f'| {says} |'
+        )
+    return '\n'.join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    MMLogger.get_instance('stock', log_level='ERROR')
+    packages = [name for name in PACKAGES if name in arguments] or PACKAGES
+    wanted = [name for name in arguments if name not in PACKAGES]
+    outcomes = []
+    for package in packages:
+        importlib.import_module(f'{package}.models')
+        for family, paths in families(package).items():
+            if wanted and family not in wanted:
+                continue
+            outcome = try_family(package, paths)
+            if outcome is not None:
+                outcomes.append(outcome)
+                print(json.dumps(asdict(outcome)), file=sys.stderr, flush=True)
+    print(table(outcomes))
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""See what a network does: features, kernels, receptive fields, predictions, class activation maps."""
+"""See what a network is and does: design, features, kernels, receptive fields, predictions, activation maps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import DictAction
 
+from repnext_mm.lab.draw.cam_sheet import PAPER, draw_cam_sheet, load_detectors
+from repnext_mm.lab.draw.design import draw_design
 from repnext_mm.visualize.cam import METHODS, activation_map, draw_activation_maps
 from repnext_mm.visualize.features import draw_features
 from repnext_mm.visualize.kernels import draw_kernels
@@ -44,14 +46,31 @@ def parse_args() -> argparse.Namespace:
     cam.add_argument('--methods', nargs='+', default=['gradcam'], choices=METHODS)
     cam.add_argument('--layers', nargs='+', default=['stages.3'], help='of the backbone; a finer one for small things')
     cam.add_argument('--label', help='name of the class (default: what the model sees most of)')
+
+    cams = _command(commands, 'cams', cams_of, 'cam of detectors that differ in the backbone only')
+    cams.add_argument('images', nargs='+', help='image files, a row each')
+    cams.add_argument('--networks', nargs='+', default=PAPER, help='repnext_m0 and so on, or names of timm')
+    cams.add_argument('--weights', nargs='+', default=[], metavar='NETWORK=FILE', help='of the detectors (else random)')
+    cams.add_argument('--method', default='gradcam', choices=METHODS)
+    cams.add_argument('--level', type=int, default=3, help='of the backbone, 0 (stride 4) to 3 (stride 32)')
+    cams.add_argument('--label', help='name of the class (default: that of the best box of each detector)')
+    cams.add_argument('--save-configs', type=Path, help='folder for a config of each network, to train it')
+
+    design = commands.add_parser('design', help='figures of the architecture', description='Three figures.')
+    design.set_defaults(run=design_of)
+    design.add_argument('--arch', default='m4', help='of a RepNeXt')
+    design.add_argument('--out', type=Path, default=Path('work_dirs/visualize'), help='folder of the PNG files')
     return parser.parse_args()
 
 
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], Path], text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], Path], text: str
+) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     command.add_argument('--config', help='of a trained model')
-    command.add_argument('--checkpoint', help='its weights, in train form')
+    if name != 'cams':
+        command.add_argument('--checkpoint', help='its weights, in train form')
     if name in ('features', 'kernels', 'erf'):
         command.add_argument('--arch', default='m0', help='without a config: a RepNeXt with random weights')
     command.add_argument('--out', type=Path, default=Path(f'work_dirs/visualize/{name}.png'), help='PNG file')
@@ -72,10 +91,11 @@ def subject_of(args: argparse.Namespace) -> Subject:
 def main() -> None:
     args = parse_args()
     try:
-        path = args.run(args)
+        written = args.run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    print(f'wrote {path}')
+    for path in written if isinstance(written, list) else [written]:
+        print(f'wrote {path}')
 
 
 def features_of(args: argparse.Namespace) -> Path:
@@ -118,6 +138,26 @@ def cam_of(args: argparse.Namespace) -> Path:
         for layer in args.layers for method in args.methods
     ]  # fmt: skip
     return draw_activation_maps(seen.image, maps, args.out, title=subject.name)
+
+
+def cams_of(args: argparse.Namespace) -> Path:
+    if args.config is None:
+        raise ValueError('cams needs --config, of a Mask R-CNN: its backbone is replaced by each of --networks')
+    pairs = [pair.partition('=') for pair in args.weights]
+    if unclear := next((''.join(pair) for pair in pairs if not pair[0] or not pair[2]), None):
+        raise ValueError(f"--weights '{unclear}' must be NETWORK=FILE, such as repnext_m5=repnext_m5_coco.pth")
+    subjects = load_detectors(
+        args.config, args.networks, {name: file for name, _, file in pairs}, trust_pickle=args.trust_pickle,
+        options=args.cfg_options, save_configs=args.save_configs,
+    )  # fmt: skip
+    title = f'{Path(args.config).stem} with each backbone: {METHODS[args.method]} of level {args.level}'
+    return draw_cam_sheet(
+        subjects, args.images, args.out, title=title, method=args.method, level=args.level, label=args.label
+    )
+
+
+def design_of(args: argparse.Namespace) -> list[Path]:
+    return draw_design(args.arch, args.out)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,14 @@ _COLUMNS = 5
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 
 
+class NothingToExplain(ValueError):
+    """The model sees nothing of the class in this image, or its map is flat; ``short`` says so in a few words."""
+
+    def __init__(self, text: str, *, short: str) -> None:
+        super().__init__(text)
+        self.short = short
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActivationMap:
     """Where in the picture the score of a class comes from."""
@@ -52,7 +60,8 @@ def activation_map(
 
     Raises:
         ImportError: the package grad-cam is missing.
-        ValueError: the method, layer or class is unknown, or the class is not found in the picture.
+        NothingToExplain: the class is not found in the image, or the map is flat.
+        ValueError: the method, layer or class is unknown.
     """
     config = subject.config
     scope = None if config is None else config.get('default_scope')
@@ -75,8 +84,9 @@ def activation_map(
         found = cam(input_tensor=seen.inputs.clone().requires_grad_(), targets=[target])[0]
     subject.model.zero_grad(set_to_none=True)
     if not found.max() > found.min():  # NaN too
-        raise ValueError(
-            f"the map of '{names[index]}' at {layer} is flat: take an earlier layer, another method or a larger picture"
+        raise NothingToExplain(
+            f"the map of '{names[index]}' at {layer} is flat: take an earlier layer, another method or a larger image",
+            short=f'{names[index]}: a flat map',
         )
     height, width = seen.image.shape[:2]
     return ActivationMap(
@@ -137,7 +147,10 @@ def _of_pixels(logits: Tensor, names: list[str], label: str | None) -> tuple[int
     else:
         index = names.index(label)
     if not counts[index]:
-        raise ValueError(f"class '{names[index]}' wins no pixel of this picture: choose another class or picture")
+        raise NothingToExplain(
+            f"class '{names[index]}' wins no pixel of this image: choose another class or image",
+            short=f'{names[index]}: no pixel',
+        )
     mask = (won == index).to(logits.dtype)
     share = counts[index].item() / won.numel()
     return index, lambda found: (found[index] * mask).sum(), f'{share:.1%} of the pixels'
@@ -147,7 +160,11 @@ def _of_boxes(instances: Any, names: list[str], label: str | None) -> tuple[int,
     labels = instances.labels.tolist()
     wanted = [i for i, found in enumerate(labels) if label is None or names[found] == label]
     if not wanted:
-        raise ValueError(f"no box of {label or 'any class'} is found in this picture: choose another class or picture")
+        wanted_class = label or 'any class'
+        raise NothingToExplain(
+            f'no box of {wanted_class} is found in this image: choose another class or image',
+            short=f'no box of {wanted_class}',
+        )
     best = max(wanted, key=lambda i: instances.scores[i].item())
     index = labels[best]
     what = f'{labels.count(index)} boxes, best {instances.scores[best].item():.2f}'

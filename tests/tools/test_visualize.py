@@ -45,6 +45,13 @@ def test_random_weights_need_no_config(run, picture, tmp_path, capsys):
         assert cv2.imread(str(tmp_path / name)).std() > 5
 
 
+def test_design(run, tmp_path, capsys):
+    run('design', '--arch', 'm0', '--out', 'figures')
+    names = [f'figures/design_{name}.png' for name in ('architecture', 'equivalent', 'transforms')]
+    assert capsys.readouterr().out.split('\n')[:3] == [f'wrote {name}' for name in names]
+    assert all(cv2.imread(str(tmp_path / name)).std() > 5 for name in names)
+
+
 @pytest.mark.parametrize('task', ['mask_rcnn_repnext_m0_digits', 'semantic_fpn_repnext_m0_digits',
                                   'repnext_m0_digits_cls'])  # fmt: skip
 def test_predictions(task, run, tmp_path):
@@ -68,12 +75,13 @@ def test_predictions(task, run, tmp_path):
     [
         (('features', 'nowhere.png'), "error: image 'nowhere.png' does not exist"),
         (('kernels', '--arch', 'm9'), "error: unknown arch 'm9'"),
+        (('design', '--arch', 'm0e'), 'error: RepNeXt-M0E is a single-branch equivalent'),
         (('kernels', '--config', 'a.py'), 'error: give a config and a checkpoint together, or neither'),
         (('erf', '--count', '0'), 'error: 0 images of 224 pixels'),
         (('predictions',), 'error: predictions need --config and --checkpoint'),
         (('predictions', '--config', 'a.py', '--checkpoint', 'b', '--count', '0'), 'error: count=0 pictures make no'),
     ],
-    ids=['image', 'arch', 'config', 'count', 'predictions', 'sheet'],
+    ids=['image', 'arch', 'equivalent', 'config', 'count', 'predictions', 'sheet'],
 )
 def test_errors_are_one_sentence(run, words, message):
     with pytest.raises(SystemExit) as stopped:

@@ -78,18 +78,14 @@ def equivalent(arch: Arch, name: str) -> Sheet:
     """The blocks of the network beside those of its single-branch equivalent, and the kernels in between."""
     multi, single = _built(arch), _built(replace(arch, token_mixer='single'))
     sheet = Sheet(13.4, 9.6, f'{name} and its single-branch equivalent: every scale in one large depthwise kernel')
-    for row, (title, pick) in enumerate((
-        ('block', lambda stage: cast(MetaNeXtBlock, stage.blocks[0])),
-        ('downsampling', lambda stage: cast(Downsample, stage.downsample)),
-    )):  # fmt: skip
+    for row, (title, place) in enumerate((('block', 'stages.1.blocks.0'), ('downsampling', 'stages.1.downsample'))):
         top = 0.65 + 4.45 * row
-        before, after = (pick(cast(Stage, model.stages[1])) for model in (multi, single))
+        before, after = (model.get_submodule(place) for model in (multi, single))
         one = cast(nn.Conv2d, after.token_mixer)
         sheet.frame(0.25, top, 7.75, 4.3, f'Token mixer of a {title}: the scales as kernels of one window')
         sheet.frame(8.2, top, 4.95, 4.3, f'Single-branch {title}')
-        _embedded(sheet, mixers(before.token_mixer), one, x=0.5, y=top)
-        shortcut_after_norm = isinstance(after, Downsample)
-        _single(sheet, after, one, x=10.9, y=top + 0.66, after_norm=shortcut_after_norm)
+        _embedded(sheet, mixers(cast(nn.Module, before.token_mixer)), one, x=0.5, y=top)
+        _single(sheet, after, one, x=10.9, y=top + 0.66, after_norm=isinstance(after, Downsample))
     return sheet
 
 

@@ -42,7 +42,7 @@ NAMES = {'detector': 'mask_rcnn_repnext_m0_digits', 'segmentor': 'semantic_fpn_r
     (build_box_tta, 'BoxTTAModel'),
     (LazyObject('repnext_mm.models').RepNeXt, 'RepNeXt'),
     (None, 'None'),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_a_type_is_called(kind, name):
     assert type_name(kind) == name
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
@@ -69,6 +70,7 @@ class RepNeXtInPlace(BaseModule):
     def __init__(self, levels: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()
         self.repnext = MODELS.build({'type': 'RepNeXt', 'arch': 'm0', 'out_indices': sorted(set(levels))})
+        self.stages = max(levels) + 1  # the further ones do not run
         self.levels = [sorted(set(levels)).index(level) for level in levels]
         dims = [self.repnext.arch.embed_dims[level] for level in levels]
         self.project = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim, width in zip(dims, channels, strict=True))
@@ -76,6 +78,13 @@ class RepNeXtInPlace(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outputs = self.repnext(x)
         return tuple(project(outputs[i]) for i, project in zip(self.levels, self.project, strict=True))
+
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        for name, parameter in self.named_parameters():
+            kind, _, rest = name.removeprefix('repnext.').partition('.')
+            if kind != 'stages' or int(rest.partition('.')[0]) < self.stages:
+                yield parameter
 
 
 def families(package: str) -> dict[str, list[Path]]:
@@ -118,6 +127,8 @@ def _try(package: str, path: Path, outcome: Outcome) -> None:
             raise Unsuitable(str(error)) from error
         raise
     randomise(model)
+    for name in ('iter', 'epoch', 'max_epochs'):  # a run would say
+        MessageHub.get_current_instance().update_info(name, 1)
     _train(package, model, config, outcome)
     _predict(package, model, config, outcome)
 
@@ -131,8 +142,9 @@ def _train(package: str, model: nn.Module, config: ConfigDict, outcome: Outcome)
     outcome.losses = sum('loss' in name for name in logs) or len(logs)
     backbones = _backbones(model)
     trained = [p for module in backbones for p in module.parameters() if p.requires_grad]
-    by_model = [sum(p.grad is None or not p.grad.isfinite().all() for p in module.repnext.parameters())
-                for module in backbones]  # fmt: skip
+    by_model = [
+        sum(p.grad is None or not p.grad.isfinite().all() for p in module.used_parameters()) for module in backbones
+    ]
     outcome.without_gradient = min(by_model) if trained else 0  # a teacher is not trained
 
 
@@ -150,10 +162,24 @@ def _predict(package: str, model: nn.Module, config: ConfigDict, outcome: Outcom
     for network in (apart.eval(), fused):
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
-        results.append(list(_tensors(_run(package, network, config, 'predict'))))
+        with _float64_everywhere():
+            results.append(list(_tensors(_run(package, network, config, 'predict'))))
     image = torch.randn(1, 3, SIZE, SIZE - 32).double()
     features = [[level for module in _backbones(network) for level in module(image)] for network in (apart, fused)]
     outcome.error = max(_error(*features), _error(*results))
+
+
+@contextmanager
+def _float64_everywhere() -> Iterator[None]:
+    """Within, what stock code can do in float32 only takes float64: suppression (for indices), and sampling of masks."""
+    module = importlib.import_module('mmcv.ops.nms').ext_module
+    suppress, sample = module.nms, F.grid_sample
+    module.nms = lambda boxes, scores, **options: suppress(boxes.float(), scores.float(), **options)
+    F.grid_sample = lambda x, grid, *args, **options: sample(x, grid.to(x.dtype), *args, **options)
+    try:
+        yield
+    finally:
+        module.nms, F.grid_sample = suppress, sample
 
 
 def _backbones(model: nn.Module) -> list[Any]:
@@ -276,7 +302,7 @@ def _detection(config: ConfigDict, mode: str) -> dict[str, Any]:
     if semi:
         branches = ('sup', 'unsup_teacher', 'unsup_student')
         for sample in data['data_samples']:
-            sample.set_metainfo({'homography_matrix': np.eye(3)})
+            sample.set_metainfo({'homography_matrix': np.eye(3, dtype=np.float32)})
         return {key: {branch: copy.deepcopy(value) for branch in branches} for key, value in data.items()}
     return data
 
@@ -312,8 +338,11 @@ def _classification(config: ConfigDict, mode: str) -> dict[str, Any]:
 
 
 def _varied(paths: Sequence[Path], count: int) -> list[Path]:
-    """Some of the configs of a family: the first with a plain ResNet by name, then others."""
-    return sorted(paths, key=lambda path: ('r50' not in path.name, 'resnet' not in path.name))[:count]
+    """Some of the configs of a family: those with a plain ResNet and a pyramid by name first."""
+    rare = ('-c4', '-dc5', 'caffe')
+    return sorted(paths, key=lambda path: (
+        'r50' not in path.name, 'fpn' not in path.name, any(word in path.name for word in rare)
+    ))[:count]  # fmt: skip
 
 
 @contextmanager

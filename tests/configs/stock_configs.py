@@ -53,6 +53,7 @@ class Outcome:
     norms: str = ''
     error: float = math.nan
     failure: str = ''
+    own_failure: str = ''  # with the config's own backbone, where RepNeXt fails
 
     @property
     def passed(self) -> bool:
@@ -81,8 +82,8 @@ class RepNeXtInPlace(BaseModule):
 
 
     def used_parameters(self) -> Iterator[nn.Parameter]:
-        for name, parameter in self.named_parameters():
-            kind, _, rest = name.removeprefix('repnext.').partition('.')
+        for name, parameter in self.repnext.named_parameters():
+            kind, _, rest = name.partition('.')
             if kind != 'stages' or int(rest.partition('.')[0]) < self.stages:
                 yield parameter
 
@@ -105,9 +106,33 @@ def try_family(package: str, paths: Sequence[Path], *, tries: int = 6, seconds: 
         except Unsuitable:
             continue
         except Exception as error:  # whatever a stock model raises
-            outcome.failure = f'{type(error).__name__}: {" ".join(str(error).split())[:110]}'
+            outcome.failure = _named(error)
+            outcome.own_failure = _with_its_own(package, path, seconds)
         return outcome
     return None
+
+
+def _with_its_own(package: str, path: Path, seconds: int) -> str:
+    """How a config fails with its own backbone; empty where it does not."""
+    config = Config.fromfile(path).model
+    for holder in _dicts(config):
+        _make_local(holder)
+    try:
+        with _limited(seconds), warnings.catch_warnings(), _float64_everywhere():
+            warnings.simplefilter('ignore')
+            model = MODELS.build(config)
+            _train(package, model, config, Outcome(package, ''))
+            model.eval()
+            model.double()
+            with torch.no_grad():
+                _run(package, model, config, 'predict')
+    except Exception as error:  # as above
+        return _named(error)
+    return ''
+
+
+def _named(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:110]}'
 
 
 def _try(package: str, path: Path, outcome: Outcome) -> None:
@@ -145,7 +170,7 @@ def _train(package: str, model: nn.Module, config: ConfigDict, outcome: Outcome)
     by_model = [
         sum(p.grad is None or not p.grad.isfinite().all() for p in module.used_parameters()) for module in backbones
     ]
-    outcome.without_gradient = min(by_model) if trained else 0  # a teacher is not trained
+    outcome.without_gradient = min(by_model, default=0) if trained else 0  # a teacher is not trained
 
 
 @torch.no_grad()
@@ -171,7 +196,7 @@ def _predict(package: str, model: nn.Module, config: ConfigDict, outcome: Outcom
 
 @contextmanager
 def _float64_everywhere() -> Iterator[None]:
-    """Within, what stock code can do in float32 only takes float64: suppression (for indices), and sampling of masks."""
+    """Within, what stock code can do in float32 only takes float64: suppression (for indices), sampling of masks."""
     module = importlib.import_module('mmcv.ops.nms').ext_module
     suppress, sample = module.nms, F.grid_sample
     module.nms = lambda boxes, scores, **options: suppress(boxes.float(), scores.float(), **options)
@@ -252,7 +277,7 @@ def _levels(package: str, backbone: ConfigDict) -> tuple[list[int], list[int], t
     if not isinstance(outputs, tuple | list) or not all(isinstance(x, Tensor) and x.dim() == 4 for x in outputs):
         raise Unsuitable('its levels are not feature maps')
     strides = tuple(SIZE // x.shape[-1] for x in outputs)
-    if not 1 <= len(outputs) <= 4 or any(stride not in STRIDES for stride in strides) or list(strides) != sorted(strides):
+    if not 1 <= len(outputs) <= 4 or not set(strides) <= set(STRIDES) or list(strides) != sorted(strides):
         raise Unsuitable(f'strides {strides}')
     stages = getattr(original, 'num_stages', 4)
     levels = [STRIDES.index(stride) for stride in strides]
@@ -367,6 +392,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         missing = one.without_gradient if one.without_gradient >= 0 else ''
         error = '' if math.isnan(one.error) else f'{one.error:.0e}'
         says = 'yes' if one.passed else one.failure.replace('|', '/') or 'no'
+        says += f'; with its own backbone {one.own_failure.replace("|", "/")}' if one.own_failure else ''
         lines.append(
             f'| {one.package} | {one.config} | {one.levels} | {one.losses or ""} | {missing} | {one.norms} | {error} '
             f'| {says} |'
@@ -387,8 +413,8 @@ def main(arguments: Sequence[str]) -> None:
             outcome = try_family(package, paths)
             if outcome is not None:
                 outcomes.append(outcome)
-                print(json.dumps(asdict(outcome)), file=sys.stderr, flush=True)
-    print(table(outcomes))
+                sys.stderr.write(f'{json.dumps(asdict(outcome))}\n')
+    sys.stdout.write(f'{table(outcomes)}\n')
 
 
 if __name__ == '__main__':

@@ -167,6 +167,9 @@ def fuse(
             f'{inner[module] or type(module).__name__}: {reason}' for module, reason in stay.items()
             if any(isinstance(part, Fusible) or is_norm(part) for part in module.modules())
         ]  # fmt: skip
+        for module in result.modules():
+            if isinstance(module, Fusible) and module.not_plain():  # it may still read its parts
+                stay.setdefault(module, 'something in it has to be called')
         if foreign:
             result, converted, reasons = convert(result, ours=_is_ours, stay=stay, probe=probe)
             names += converted

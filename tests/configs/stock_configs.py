@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
@@ -52,6 +53,7 @@ class Outcome:
     norms: str = ''
     error: float = math.nan
     failure: str = ''
+    own_failure: str = ''  # with the config's own backbone, where RepNeXt fails
 
     @property
     def passed(self) -> bool:
@@ -69,6 +71,7 @@ class RepNeXtInPlace(BaseModule):
     def __init__(self, levels: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()
         self.repnext = MODELS.build({'type': 'RepNeXt', 'arch': 'm0', 'out_indices': sorted(set(levels))})
+        self.stages = max(levels) + 1  # the further ones do not run
         self.levels = [sorted(set(levels)).index(level) for level in levels]
         dims = [self.repnext.arch.embed_dims[level] for level in levels]
         self.project = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim, width in zip(dims, channels, strict=True))
@@ -76,6 +79,13 @@ class RepNeXtInPlace(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outputs = self.repnext(x)
         return tuple(project(outputs[i]) for i, project in zip(self.levels, self.project, strict=True))
+
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        for name, parameter in self.repnext.named_parameters():
+            kind, _, rest = name.partition('.')
+            if kind != 'stages' or int(rest.partition('.')[0]) < self.stages:
+                yield parameter
 
 
 def families(package: str) -> dict[str, list[Path]]:
@@ -96,9 +106,33 @@ def try_family(package: str, paths: Sequence[Path], *, tries: int = 6, seconds: 
         except Unsuitable:
             continue
         except Exception as error:  # whatever a stock model raises
-            outcome.failure = f'{type(error).__name__}: {" ".join(str(error).split())[:110]}'
+            outcome.failure = _named(error)
+            outcome.own_failure = _with_its_own(package, path, seconds)
         return outcome
     return None
+
+
+def _with_its_own(package: str, path: Path, seconds: int) -> str:
+    """How a config fails with its own backbone; empty where it does not."""
+    config = Config.fromfile(path).model
+    for holder in _dicts(config):
+        _make_local(holder)
+    try:
+        with _limited(seconds), warnings.catch_warnings(), _float64_everywhere():
+            warnings.simplefilter('ignore')
+            model = MODELS.build(config)
+            _train(package, model, config, Outcome(package, ''))
+            model.eval()
+            model.double()
+            with torch.no_grad():
+                _run(package, model, config, 'predict')
+    except Exception as error:  # as above
+        return _named(error)
+    return ''
+
+
+def _named(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:110]}'
 
 
 def _try(package: str, path: Path, outcome: Outcome) -> None:
@@ -118,6 +152,8 @@ def _try(package: str, path: Path, outcome: Outcome) -> None:
             raise Unsuitable(str(error)) from error
         raise
     randomise(model)
+    for name in ('iter', 'epoch', 'max_epochs'):  # a run would say
+        MessageHub.get_current_instance().update_info(name, 1)
     _train(package, model, config, outcome)
     _predict(package, model, config, outcome)
 
@@ -131,9 +167,10 @@ def _train(package: str, model: nn.Module, config: ConfigDict, outcome: Outcome)
     outcome.losses = sum('loss' in name for name in logs) or len(logs)
     backbones = _backbones(model)
     trained = [p for module in backbones for p in module.parameters() if p.requires_grad]
-    by_model = [sum(p.grad is None or not p.grad.isfinite().all() for p in module.repnext.parameters())
-                for module in backbones]  # fmt: skip
-    outcome.without_gradient = min(by_model) if trained else 0  # a teacher is not trained
+    by_model = [
+        sum(p.grad is None or not p.grad.isfinite().all() for p in module.used_parameters()) for module in backbones
+    ]
+    outcome.without_gradient = min(by_model, default=0) if trained else 0  # a teacher is not trained
 
 
 @torch.no_grad()
@@ -150,10 +187,24 @@ def _predict(package: str, model: nn.Module, config: ConfigDict, outcome: Outcom
     for network in (apart.eval(), fused):
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
-        results.append(list(_tensors(_run(package, network, config, 'predict'))))
+        with _float64_everywhere():
+            results.append(list(_tensors(_run(package, network, config, 'predict'))))
     image = torch.randn(1, 3, SIZE, SIZE - 32).double()
     features = [[level for module in _backbones(network) for level in module(image)] for network in (apart, fused)]
     outcome.error = max(_error(*features), _error(*results))
+
+
+@contextmanager
+def _float64_everywhere() -> Iterator[None]:
+    """Within, what stock code can do in float32 only takes float64: suppression (for indices), sampling of masks."""
+    module = importlib.import_module('mmcv.ops.nms').ext_module
+    suppress, sample = module.nms, F.grid_sample
+    module.nms = lambda boxes, scores, **options: suppress(boxes.float(), scores.float(), **options)
+    F.grid_sample = lambda x, grid, *args, **options: sample(x, grid.to(x.dtype), *args, **options)
+    try:
+        yield
+    finally:
+        module.nms, F.grid_sample = suppress, sample
 
 
 def _backbones(model: nn.Module) -> list[Any]:
@@ -226,7 +277,7 @@ def _levels(package: str, backbone: ConfigDict) -> tuple[list[int], list[int], t
     if not isinstance(outputs, tuple | list) or not all(isinstance(x, Tensor) and x.dim() == 4 for x in outputs):
         raise Unsuitable('its levels are not feature maps')
     strides = tuple(SIZE // x.shape[-1] for x in outputs)
-    if not 1 <= len(outputs) <= 4 or any(stride not in STRIDES for stride in strides) or list(strides) != sorted(strides):
+    if not 1 <= len(outputs) <= 4 or not set(strides) <= set(STRIDES) or list(strides) != sorted(strides):
         raise Unsuitable(f'strides {strides}')
     stages = getattr(original, 'num_stages', 4)
     levels = [STRIDES.index(stride) for stride in strides]
@@ -276,7 +327,7 @@ def _detection(config: ConfigDict, mode: str) -> dict[str, Any]:
     if semi:
         branches = ('sup', 'unsup_teacher', 'unsup_student')
         for sample in data['data_samples']:
-            sample.set_metainfo({'homography_matrix': np.eye(3)})
+            sample.set_metainfo({'homography_matrix': np.eye(3, dtype=np.float32)})
         return {key: {branch: copy.deepcopy(value) for branch in branches} for key, value in data.items()}
     return data
 
@@ -312,8 +363,11 @@ def _classification(config: ConfigDict, mode: str) -> dict[str, Any]:
 
 
 def _varied(paths: Sequence[Path], count: int) -> list[Path]:
-    """Some of the configs of a family: the first with a plain ResNet by name, then others."""
-    return sorted(paths, key=lambda path: ('r50' not in path.name, 'resnet' not in path.name))[:count]
+    """Some of the configs of a family: those with a plain ResNet and a pyramid by name first."""
+    rare = ('-c4', '-dc5', 'caffe')
+    return sorted(paths, key=lambda path: (
+        'r50' not in path.name, 'fpn' not in path.name, any(word in path.name for word in rare)
+    ))[:count]  # fmt: skip
 
 
 @contextmanager
@@ -338,6 +392,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         missing = one.without_gradient if one.without_gradient >= 0 else ''
         error = '' if math.isnan(one.error) else f'{one.error:.0e}'
         says = 'yes' if one.passed else one.failure.replace('|', '/') or 'no'
+        says += f'; with its own backbone {one.own_failure.replace("|", "/")}' if one.own_failure else ''
         lines.append(
             f'| {one.package} | {one.config} | {one.levels} | {one.losses or ""} | {missing} | {one.norms} | {error} '
             f'| {says} |'
@@ -358,8 +413,8 @@ def main(arguments: Sequence[str]) -> None:
             outcome = try_family(package, paths)
             if outcome is not None:
                 outcomes.append(outcome)
-                print(json.dumps(asdict(outcome)), file=sys.stderr, flush=True)
-    print(table(outcomes))
+                sys.stderr.write(f'{json.dumps(asdict(outcome))}\n')
+    sys.stdout.write(f'{table(outcomes)}\n')
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ def test_a_trace_for_the_browser(tmp_path):
         '1', '--trace', 'trace.json', cwd=tmp_path,
     )  # fmt: skip
     events = json.loads((tmp_path / 'trace.default.json').read_text())['traceEvents']
-    assert {'aten::conv2d', 'aten::gelu'} <= {event.get('name') for event in events}
+    assert 'aten::conv2d' in {event.get('name') for event in events}
     shown = run_tool(
         ROOT / 'tools/profile_backbone.py', '--by', 'module', '--trace', 'trace.json', cwd=tmp_path, expect=1
     )

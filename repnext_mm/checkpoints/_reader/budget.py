@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -111,6 +111,7 @@ class Budget:
                 if extent > self.left:
                     self.spend(extent)
             elif id(part) not in done:
+                self.spend(STEP * len(inner))  # of this walk
                 done[id(part)] = _OPEN
                 waiting.append((part, True))
                 waiting.extend((held, False) for held in inner)
@@ -131,7 +132,7 @@ def dimensions(size: Any) -> tuple[int, ...]:
     return tuple(size)
 
 
-def _parts(value: Any) -> Iterable[Any] | None:
+def _parts(value: Any) -> Collection[Any] | None:
     """What a container holds; none of anything else."""
     if isinstance(value, dict):
         return [*value.keys(), *value.values(), *getattr(value, '__dict__', {}).values()]

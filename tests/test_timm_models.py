@@ -71,8 +71,6 @@ def test_deploy_form_is_complete():
     assert type(deploy.head) is nn.Linear
     assert worst_error(deploy(image), model(image)) < 1e-12
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    with pytest.raises(ValueError, match='is in training mode'):
-        timm.models.reparameterize_model(model.train())
 
 
 @pytest.mark.parametrize('options', [{}, dict(out_indices=(1, 3))], ids=['all', 'two'])
@@ -143,3 +141,23 @@ def test_parameter_groups():
     assert {name for names in groups.values() for name in names} == {name for name, _ in model.named_parameters()}
     free, decayed = param_groups_weight_decay(model, 0.1)
     assert (free['weight_decay'], decayed['weight_decay']) == (0.0, 0.1)
+
+
+def test_fusing_in_training_mode_takes_the_running_statistics():
+    """timm's scripts fuse right after they have built a model, before eval()."""
+    model = randomise(timm.create_model('repnext_m0')).double()
+    image = torch.randn(1, 3, 64, 64).double()
+    deploy = timm.utils.reparameterize_model(model)
+    assert count_norms(deploy) == 0
+    assert all(module.training for module in (*model.modules(), *deploy.modules()))
+    assert worst_error(deploy.eval()(image), model.eval()(image)) < 1e-12
+
+
+def test_a_part_with_hooks_stays_when_timm_fuses():
+    model = randomise(timm.create_model('repnext_m0')).double().eval()
+    block = model.stages[2].blocks[1]
+    block.register_forward_hook(lambda module, args, output: 1.5 * output)
+    block.channel_mixer[2].conv.register_forward_pre_hook(lambda module, args: (args[0] - 1,))
+    model.head.head.norm.register_forward_hook(lambda module, args, output: output + 1)
+    image = torch.randn(1, 3, 64, 64).double()
+    assert worst_error(timm.utils.reparameterize_model(model)(image), model(image)) < 1e-12

@@ -127,9 +127,10 @@ class RepNeXt(StagedBackbone):
         This is the name that mmdeploy, MMPretrain's converter and timm call. ``reparam.fuse`` keeps the train form.
         """
         training = self.training
-        fused, _ = fuse(self.eval())
+        fused, report = fuse(self.eval())
         self.stem, self.stages = cast(nn.Module, fused.stem), cast(nn.ModuleList, fused.stages)
         self.deploy = True
+        self._warn_of_refused(report)
         self.train(training)
         return self
 

@@ -135,10 +135,11 @@ class RepNeXtU(StagedBackbone):
         This is the name that mmdeploy, MMPretrain's converter and timm call. ``reparam.fuse`` keeps the train form.
         """
         training = self.training
-        fused, _ = fuse(self.eval(), form='default' if self.keep_shortcut else 'no_shortcut')
+        fused, report = fuse(self.eval(), form='default' if self.keep_shortcut else 'no_shortcut')
         self.downsample_layers = cast(nn.ModuleList, fused.downsample_layers)
         self.stages = cast(nn.ModuleList, fused.stages)
         self.deploy = True
+        self._warn_of_refused(report)
         self.train(training)
         return self
 

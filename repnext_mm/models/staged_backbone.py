@@ -1,5 +1,6 @@
 """What a backbone of four stages owes to OpenMMLab: checked input, chosen outputs, frozen parts, strict loading."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.checkpoints import LoadReport
 from repnext_mm.nn.layers import called_one_by_one
+from repnext_mm.reparam import FusionReport
 from .type_name import type_name
 
 if TYPE_CHECKING:
@@ -134,6 +136,14 @@ class StagedBackbone(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def _warn_of_refused(self, report: FusionReport) -> None:
+        if report.refused:
+            named = '; '.join(report.refused[:3])
+            print_log(
+                f'{type(self).__name__}: {len(report.refused)} parts stay as they are: {named}',
+                logger='current', level=logging.WARNING,
+            )  # fmt: skip
 
     def _freeze(self) -> None:
         for modules in self.parts()[: self.frozen_stages + 1]:

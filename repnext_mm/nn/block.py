@@ -68,7 +68,7 @@ class MetaNeXtBlock(Fusible):
         return x + self.drop_path(self.channel_mixer(self.norm(y)))
 
     def fused(self, form: str) -> nn.Module:
-        if is_intercepted(self.drop_path) or not _is_mixer(self.channel_mixer):
+        if why_not_dropped(self.drop_path) or not _is_mixer(self.channel_mixer):
             return self
         token_mixer = fused_or_kept(self.token_mixer, form)
         expand, act, project = cast(tuple[ConvNorm, nn.Module, nn.Module], self.channel_mixer)
@@ -79,7 +79,7 @@ class MetaNeXtBlock(Fusible):
         return NormedBlock(token_mixer, self.norm, _fused_mixer(self.channel_mixer, form))
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        yield self.drop_path, why_intercepted(self.drop_path)
+        yield self.drop_path, why_not_dropped(self.drop_path)
         yield from _norm_obstacles(self.norm)
         yield from _mixer_obstacles(self.channel_mixer)
 
@@ -146,7 +146,7 @@ class Downsample(Fusible):
         return mix_and_norm(x, self.token_mixer, read_norm(self.norm))
 
 
-class frozen_statistics:
+class FrozenStatistics:
     """Let training-mode norms normalise by the batch without updating their running statistics; enter it repeatedly.
 
     Recomputing a block for gradient checkpointing would otherwise update them twice per step, and once more with every
@@ -155,20 +155,23 @@ class frozen_statistics:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before: list[tuple[_BatchNorm, float | None, Tensor]] = []
+        self._before: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
 
     def __enter__(self) -> None:
         norms = [m for m in self._module.modules() if isinstance(m, _BatchNorm)]
-        tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
-        self._before = [(norm, norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in tracking]
-        for norm in tracking:
+        self._before = [
+            (norm, norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
+            for norm in norms if norm.training and norm.track_running_stats
+        ]  # fmt: skip
+        for norm, *_ in self._before:
             # changes no value and, unlike leaving the statistics out, no tensor that backward expects
             norm.momentum = 0.0
 
     def __exit__(self, *_: object) -> None:
         for norm, momentum, count in self._before:
             norm.momentum = momentum
-            cast(Tensor, norm.num_batches_tracked).copy_(count)
+            if norm.num_batches_tracked is not None and count is not None:
+                norm.num_batches_tracked.copy_(count)
 
 
 def stochastic_depth(rate: float) -> nn.Module:
@@ -178,6 +181,16 @@ def stochastic_depth(rate: float) -> nn.Module:
     from torchvision.ops import StochasticDepth
 
     return StochasticDepth(rate, mode='row')
+
+
+def why_not_dropped(drop_path: nn.Module) -> str:
+    """Why fusing may not leave out what stands where a branch is dropped in training, for people; empty where it may.
+
+    Of stochastic depth, nothing is left in eval mode.
+    """
+    if type(drop_path) is nn.Identity or type(drop_path).__name__ in ('StochasticDepth', 'DropPath'):
+        return why_intercepted(drop_path)
+    return f'its class {type(drop_path).__name__} is not stochastic depth'
 
 
 def _is_mixer(mixer: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
-from repnext_mm.reparam import hooks_of_all_modules, is_intercepted
+from repnext_mm.reparam import hooks_of_all_modules, is_intercepted, is_plain
 
 if hasattr(torch.compiler, 'is_compiling'):
     from torch.compiler import is_compiling
@@ -101,7 +101,7 @@ def add_shortcut(y: Tensor, shortcut: Tensor, *, made_by: nn.Module) -> Tensor:
 
 
 def may_overwrite(x: Tensor, made_by: nn.Module | None) -> bool:
-    """Whether a tensor may be written over: the fresh output of a layer, which nobody else has or will read.
+    """Whether a tensor may be written over: the fresh output of a plain layer, which nobody else has or will read.
 
     Not for autograd, not where a hook has seen it, and not in a graph that is being captured: compilers and exporters
     fuse and place buffers themselves.
@@ -112,11 +112,9 @@ def may_overwrite(x: Tensor, made_by: nn.Module | None) -> bool:
     """
     if isinstance(x, fx.Proxy) or x.requires_grad or torch.jit.is_tracing() or is_compiling():
         return False
-    while made_by is not None and not (made_by._forward_hooks or torch_module._global_forward_hooks):
-        if not isinstance(made_by, nn.Sequential):
-            return True
+    while isinstance(made_by, nn.Sequential) and not is_intercepted(made_by):
         made_by = made_by[-1]
-    return False
+    return made_by is not None and is_plain(made_by) and not torch_module._global_forward_hooks
 
 
 def geometry(conv: nn.Module) -> tuple[object, ...]:

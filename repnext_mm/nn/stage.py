@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from repnext_mm.reparam import Fusible, fused_or_kept, is_intercepted, why_intercepted
-from .block import frozen_statistics
+from .block import FrozenStatistics
 from .conv_norm import ConvNorm
 from .layers import Config, build_activation, called_one_by_one, overwriting
 
@@ -77,5 +77,5 @@ class Stage(nn.Module):
 def recomputed(module: nn.Module, x: Tensor) -> Tensor:
     """A module's output, whose activations the backward pass computes again; norms count the batch once."""
     return checkpoint(
-        module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(module))
+        module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), FrozenStatistics(module))
     )

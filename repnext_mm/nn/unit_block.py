@@ -25,7 +25,7 @@ from repnext_mm.reparam import (
     why_called,
     why_intercepted,
 )  # fmt: skip
-from .block import stochastic_depth
+from .block import stochastic_depth, why_not_dropped
 from .layers import add_shortcut, called_one_by_one, gelu, overwriting
 from .rep_unit import RepUnit
 from .stage import recomputed
@@ -54,7 +54,7 @@ class UnitBlock(Fusible):
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
         yield self.act, why_intercepted(self.act) or ('' if type(self.act) is nn.GELU else 'it is not the GELU')
-        yield self.drop_path, why_intercepted(self.drop_path)
+        yield self.drop_path, why_not_dropped(self.drop_path)
         if form == 'no_shortcut':
             yield self.pwconv1, why_called(self.pwconv1)
             yield self.pwconv2, why_called(self.pwconv2)

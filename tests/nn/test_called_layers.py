@@ -308,15 +308,29 @@ def test_heads_with_anything_done_to_them_stay(kind, change):
             assert head.not_plain()
 
 
-def test_a_replaced_layer_is_called():
+@pytest.mark.parametrize('where', ['channel and token mixer', 'drop_path too'])
+def test_a_replaced_layer_is_called(where):
     model = block().eval()
     model.channel_mixer[0] = nn.Sequential(model.channel_mixer[0], nn.Tanh())
     model.token_mixer.conv_s = nn.Sequential(model.token_mixer.conv_s, nn.Tanh())
+    if where == 'drop_path too':
+        model.drop_path = nn.Hardtanh(-0.1, 0.1)
     x = torch.randn(1, CHANNELS, 9, 7).double()
     expected = called(copy.deepcopy(model))(x)
     assert worst_error(model(x), expected) < 1e-14
     for form in FORMS:
         assert worst_error(fused_or_kept(model, form)(x), expected) < 1e-14
+    assert any('is not stochastic depth' in reason for reason in model.not_plain()) == (where == 'drop_path too')
+
+
+def test_what_a_hook_inside_a_kept_part_collects_stays():
+    model, seen = block().eval(), []
+    model.channel_mixer[2].norm.register_forward_hook(lambda module, args, output: seen.append(output))
+    x = torch.randn(1, CHANNELS, 9, 7).double()
+    with torch.no_grad():
+        fused_or_kept(model, 'default')(x)
+        model(x)
+    assert worst_error(*seen) < 1e-14
 
 
 CHANGES = {

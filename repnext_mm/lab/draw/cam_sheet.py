@@ -120,7 +120,7 @@ def draw_cam_sheet(
     if not subjects or not images:
         raise ValueError(f'{len(subjects)} detectors and {len(images)} images make no sheet: give at least one of each')
     columns = 1 + len(subjects)
-    figure = new_figure((2.5 * columns + 0.9, 2.75 * len(images) + 1.0), title)
+    figure = new_figure((2.5 * columns + 0.9, 2.55 * len(images) + 0.9), title)
     grid = figure.subplots(len(images), columns, squeeze=False)
     drawn = None
     for line, image in zip(grid, images, strict=True):
@@ -132,7 +132,6 @@ def draw_cam_sheet(
             found = _explained(subject, seen, method=method, level=level, label=label)
             axis.imshow(seen.image.mean(axis=2), cmap='gray', vmin=0, vmax=255)
             if isinstance(found, str):
-                axis.set_xlabel(found)
                 axis.text(0.5, -0.04, found, transform=axis.transAxes, ha='center', va='top', fontsize=8)
                 continue
             drawn = axis.imshow(found.values, cmap='inferno', vmin=0, vmax=1, alpha=0.6)

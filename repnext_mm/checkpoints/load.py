@@ -84,19 +84,20 @@ def fit(
         WeightsError: nothing fits, or several networks of the file do; or there are no averaged weights.
     """
     if prefix is not None:
-        state = _without(state_dict_of(content, prefix=prefix), unused)
-        kept, report = check_fits(state, target, name=name, source=source, reset=reset, part=part)
+        state, left = _without(state_dict_of(content, prefix=prefix), unused)
+        kept, report = check_fits(state, target, name=name, source=source, reset=reset, part=part, dropped=left)
         return kept, replace(report, source='' if prefix.rstrip('.') == 'backbone' else prefix.rstrip('.'))
     options: list[_Option] = []
     for entry, state in weights_in(content).items():
-        found = _options(entry, _without(state, unused), target, optional=reset)
+        found = _options(entry, _without(state, unused)[0], target, optional=reset)
         options += [option for option in found if not any(_is_same(option, other) for other in options)]
     chosen = _chosen(options, content, source=source, ema=ema)
     if chosen is None:
-        state = _without(state_dict_of(content, ema=ema), unused)
-        return check_fits(state, target, name=name, source=source, reset=reset, part=part)
+        state, left = _without(state_dict_of(content, ema=ema), unused)
+        return check_fits(state, target, name=name, source=source, reset=reset, part=part, dropped=left)
+    _, left = _without(weights_in(content)[chosen.entry], unused)
     state, dropped = placed(checked(chosen.state), target, chosen.where, part=part)
-    kept, report = _verified(state, target, name=name, source=source, reset=reset, dropped=dropped)
+    kept, report = _verified(state, target, name=name, source=source, reset=reset, dropped=(*left, *dropped))
     others = tuple(dict.fromkeys(option.name for option in options if option.name != chosen.name))
     usual = chosen.entry in ('', *ENTRIES[:2]) and chosen.where.prefix in ('', 'backbone.') and not others
     kinds = tuple(f'{other}, averaged' if is_averaged(other, content) else other for other in others)
@@ -154,10 +155,11 @@ def check_fits(
         prefix = chosen.where.prefix.rstrip('.')
         kept, report = _verified(found, target, name=name, source=source, reset=reset, dropped=(*dropped, *left))
         return kept, replace(report, source='' if prefix == 'backbone' else prefix)
+    left: tuple[str, ...] = ()
     if part:
         found, left = backbone_state(unwrapped(state))
     else:
-        found, left = _likeliest_names(state, target), ()
+        found = _likeliest_names(state, target)
     return _verified(found, target, name=name, source=source, reset=reset, dropped=(*dropped, *left))
 
 
@@ -274,8 +276,9 @@ def _likeliest_names(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
     }
 
 
-def _without(state: StateDict, unused: Sequence[str]) -> StateDict:
-    return {key: value for key, value in state.items() if not any(word in key.split('.') for word in unused)}
+def _without(state: StateDict, unused: Sequence[str]) -> tuple[StateDict, tuple[str, ...]]:
+    left = tuple(key for key in state if any(word in key.split('.') for word in unused))
+    return {key: value for key, value in state.items() if key not in left} if left else state, left
 
 
 def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:

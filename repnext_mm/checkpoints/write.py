@@ -19,6 +19,9 @@ from .errors import WeightsError
 from .read import StateDict
 
 HASH_DIGITS = 8
+_USUAL = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
+}  # fmt: skip
 _MAX_PARTS, _MAX_DEPTH = 100_000, 50  # of metadata
 
 
@@ -59,9 +62,9 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
 
 
 def _check_types(state: StateDict, suffix: str) -> None:
-    """Write one number of each type to memory: what a format holds differs between versions."""
-    kinds = {(value.dtype, value.is_quantized): (key, value) for key, value in state.items()}
-    for key, value in kinds.values():
+    """Write one number of each unusual type to memory: what a format holds differs between versions."""
+    kinds = {value.dtype: (key, value) for key, value in state.items()}
+    for key, value in (kinds[dtype] for dtype in kinds.keys() - _USUAL):
         try:
             sample = {key: _plain(value[(slice(0, 1),) * value.dim()])}
             if suffix == '.safetensors':

@@ -155,11 +155,7 @@ def check_fits(
         prefix = chosen.where.prefix.rstrip('.')
         kept, report = _verified(found, target, name=name, source=source, reset=reset, dropped=(*dropped, *left))
         return kept, replace(report, source='' if prefix == 'backbone' else prefix)
-    left: tuple[str, ...] = ()
-    if part:
-        found, left = backbone_state(unwrapped(state))
-    else:
-        found = _likeliest_names(state, target)
+    found, left = backbone_state(unwrapped(state)) if part else (_likeliest_names(state, target), ())
     return _verified(found, target, name=name, source=source, reset=reset, dropped=(*dropped, *left))
 
 

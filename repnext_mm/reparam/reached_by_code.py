@@ -146,10 +146,7 @@ def _names(code: CodeType) -> Names:
                 called.add(name)
             elif not (after and _tests_for_none(after)):
                 taken.add(name)
-        elif step.opname in ('LOAD_CONST', 'KW_NAMES') and isinstance(step.argval, str | tuple):
-            others.update([step.argval] if isinstance(step.argval, str) else filter(_is_name, step.argval))
-            constants = constants or _is_last_argument(steps, index, own)
-        elif step.opname.startswith('LOAD_CONST') or step.opname == 'RETURN_CONST':
+        elif step.opname.startswith('LOAD_CONST'):
             constants = constants or _is_last_argument(steps, index, own)
         elif step.opname in ('LOAD_GLOBAL', 'LOAD_NAME') and step.argval == 'type':
             of_itself = after and _is_load_of(after, own) and not steps[index + 2].opname.startswith('LOAD_ATTR')
@@ -162,6 +159,8 @@ def _names(code: CodeType) -> Names:
             back = steps[max(0, index - 3) : index]
             deep = deep or any(_is_load_of(other, name) for other in back for name in loops)
     for constant in code.co_consts:
+        if isinstance(constant, str | tuple):  # names of keyword arguments are a tuple
+            others.update([constant] if isinstance(constant, str) else filter(_is_name, constant))
         if isinstance(constant, CodeType):  # comprehensions and inner functions
             inner = _names(constant)
             called, taken, others = called | inner.called, taken | inner.taken, others | inner.others
@@ -191,7 +190,7 @@ def _is_last_argument(steps: list[dis.Instruction], index: int, own: str) -> boo
 
 
 def _is_load_of(step: dis.Instruction, name: str) -> bool:
-    if not step.opname.startswith(('LOAD_FAST', 'LOAD_DEREF')):
+    if 'LOAD_FAST' not in step.opname and step.opname != 'LOAD_DEREF':  # one step may store and load, since 3.13
         return False
     return step.argval == name or (isinstance(step.argval, tuple) and step.argval[-1] == name)
 

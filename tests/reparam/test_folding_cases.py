@@ -208,7 +208,7 @@ def test_what_is_on_the_instance_stays_and_is_named(case):
     assert refused
 
 
-@pytest.mark.filterwarnings('ignore:.*weight_norm. is deprecated')
+@pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated')
 def test_layers_whose_weight_is_computed():
     plain = {'weight_norm': parametrizations.weight_norm, 'spectral_norm': parametrizations.spectral_norm}
     for method in plain.values():

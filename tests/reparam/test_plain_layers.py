@@ -116,7 +116,7 @@ def test_not_plain(kind):
     assert bool(why_intercepted(layer)) == is_intercepted(layer)
 
 
-@pytest.mark.filterwarnings('ignore:.*weight_norm. is deprecated')
+@pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated')
 def test_older_weight_norm_is_not_plain():
     assert why_called(nn.utils.weight_norm(nn.Conv2d(4, 4, 1))) == 'it has hooks, which would not run'
 

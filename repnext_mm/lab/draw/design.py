@@ -94,7 +94,7 @@ def transforms(arch: Arch, name: str) -> Sheet:
     model = _built(arch)
     stage = cast(Stage, model.stages[1])
     block, downsample = cast(MetaNeXtBlock, stage.blocks[0]), cast(Downsample, stage.downsample)
-    chunk, copy = mixers(block.token_mixer), mixers(cast(nn.Module, downsample.token_mixer))
+    chunk, copy = mixers(block.token_mixer), mixers(downsample.token_mixer)
     sheet = Sheet(14.2, 9.3, f'{name}: distribute, transform, aggregate; and what each transform is merged into')
     sheet.frame(0.25, 0.65, 4.6, 4.2, 'ChunkConv: split, transform, concatenate')
     _flow(sheet, chunk, x=0.55, y=1.3, width=4.0, copied=False)

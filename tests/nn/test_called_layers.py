@@ -16,7 +16,17 @@ from torch.nn.utils import parametrizations, prune
 from repnext_mm import RepNeXt
 from repnext_mm.benchmark.branchwise import branch_by_branch
 from repnext_mm.models import RepNeXtU
-from repnext_mm.nn import NormLinear, PatchMerging, PatchStem, RepDWConvM, TwoHeadLinear, UnitBlock
+from repnext_mm.nn import (
+    ConvNorm,
+    CopyConv,
+    MetaNeXtBlock,
+    NormLinear,
+    PatchMerging,
+    PatchStem,
+    RepDWConvM,
+    TwoHeadLinear,
+    UnitBlock,
+)  # fmt: skip
 from repnext_mm.nn.merged_mixer import DenseMixer
 from repnext_mm.nn.rep_unit import REP_UNITS
 from repnext_mm.reparam import FORMS, fuse, fused_or_kept
@@ -397,3 +407,30 @@ def test_a_hooked_norm_has_a_gradient_as_heat_maps_need_it():
     model(torch.randn(1, 3, 64, 64).double())[-1].mean().backward()
     assert found['gradient'].shape == found['output'].shape == (1, 64, 2, 2)
     assert found['gradient'].abs().max() > 0
+
+
+KINDS = (ConvNorm, nn.Conv2d, nn.Sequential, CopyConv, RepDWConvM, MetaNeXtBlock)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('whole', [True, False], ids=['original parameters', 'flat parameters'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_parts_that_fully_sharded_data_parallel_wraps(kind, whole, tmp_path):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    torch.distributed.init_process_group('gloo', store=torch.distributed.FileStore(str(tmp_path / 'store'), 1), rank=0, world_size=1)
+    try:
+        for mode in MODES:
+            model, x = network('multi', mode), torch.randn(2, 3, 64, 64).double()
+            expected = copy.deepcopy(model)(x)
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                options = {'use_orig_params': whole, 'device_id': torch.device('cpu')}
+                sharded = FullyShardedDataParallel(model, auto_wrap_policy=ModuleWrapPolicy({kind}), **options)
+                levels = sharded(x)
+                sum(level.mean() for level in levels).backward()
+            assert all(worst_error(a, b) < 1e-12 for a, b in zip(levels, expected, strict=True))
+            assert all(p.grad is not None for p in sharded.parameters() if p.numel())
+    finally:
+        torch.distributed.destroy_process_group()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from repnext_mm.checkpoints import WeightsError, is_whole_file, one_sentence, read_checkpoint, unsafe_globals
-from repnext_mm.checkpoints._reader import budget
+from repnext_mm.checkpoints._reader import archive, budget
 from repnext_mm.checkpoints._reader.archive import ScriptGlobals
 from repnext_mm.checkpoints._reader.objects import Standin
 from repnext_mm.checkpoints._reader.tensors import known_globals
@@ -151,8 +152,8 @@ STEPS = {
     'a long reference to a storage': (ONES + put(1), get(1) + b'Q'),
     'a long name of a global': (text('x' * LARGE) + put(1) + text('y') + put(2), get(1) + get(2) + b'\x93'),
     'a class of TorchScript': (b'', found('__torch__.M') + b')\x81'),
-    'lists': (b'', b']'), 'dicts': (b'', b'}'), 'sets': (b'', b'\x8f'), 'marks': (b'', b'('), 'memos': (b'N', b'\x94'),
-    'tuples': (b'N', b'\x85'), 'pairs': (b'NN', b'N\x86'), 'copies': (b'N', b'2'), 'long memos': (b'N', b'r\0\0\0\1'),
+    'lists': (b'', b']'), 'dicts': (b'', b'}'), 'sets': (b'', b'\x8f'), 'marks': (b'', b'('), 'memos': (b'', b'N\x94'),
+    'tuples': (b'', b'N\x85'), 'pairs': (b'', b'NN\x86'), 'copies': (b'', b'N2'), 'long memos': (b'', b'Nr\0\0\0\1'),
     'frames': (b'', b'\x95' + (1 << 40).to_bytes(8, 'little')), 'a byte array': (b'', b'\x96' + bytes(8)),
     'numbers': (b'', b'\x8a\x08' + bytes(8)), 'texts': (b'', text('')),
 }  # fmt: skip
@@ -184,8 +185,8 @@ PROGRAMS = {**{name: repeated(*step) for name, step in STEPS.items()}, **WHOLE}
 
 
 def made(path: Path, content: bytes, *, script: bool = False) -> Path:
-    return archived(path, program(dict_of((text('w'), content)) if not script else content), {'0': bytes(64)},
-                    script=script)  # fmt: skip
+    records = {'0': bytes(64), '0' * LARGE: b''}
+    return archived(path, program(content if script else dict_of((text('w'), content))), records, script=script)
 
 
 def cost(path: Path, read) -> tuple[float, int]:
@@ -264,6 +265,88 @@ def test_cost_of_random_programs(seed, small, tmp_path):
         seconds, peak = cost(path, reader)
         assert peak < 4 * (budget.FACTOR * path.stat().st_size + budget.ALLOWANCE)
         assert seconds < 2
+
+
+# What one step works on at least: bytes that are copied or compared, and elements that are looked at.
+WORK = {
+    **dict.fromkeys((name for name in STEPS if name.startswith('call ')), 500),
+    **dict.fromkeys(('lists', 'dicts', 'sets', 'marks', 'memos', 'tuples', 'pairs', 'long memos'), 60),
+    **dict.fromkeys(('copies', 'frames', 'a byte array', 'numbers', 'texts'), 0),  # no more than in the file
+    'call collections.OrderedDict': LARGE, 'call collections.Counter': LARGE, 'call _codecs.encode': LARGE,
+    'call torch.Size': LARGE, 'call builtins.set': LARGE, 'call builtins.bytearray': LARGE,
+    'call numpy.core.multiarray.scalar': LARGE, 'call numpy.core.numeric._frombuffer': 1 << 40,
+    **dict.fromkeys((f'call torch._utils._rebuild_tensor{kind}' for kind in ('', '_v2', '_v3')), 400 * LARGE),
+    'call torch._tensor._rebuild_from_type_v2': 400 * LARGE,
+    'call torch._utils._rebuild_parameter_with_state': LARGE,
+    'call torch._utils._rebuild_device_tensor_from_cpu_tensor': 800 * LARGE,
+    'attributes of a Namespace': LARGE, 'attributes of an OrderedDict': LARGE, 'versions of modules': LARGE,
+    'a log history': 600, 'arrays of one text': LARGE, 'rows without columns': 1 << 40, 'texts of no bytes': 1 << 40,
+    'a long text as a key': 2 * LARGE, 'long bytes as a key': 2 * LARGE, 'a long number as a key': LARGE // 8,
+    'a nested tuple as a key': 2**7 * 60, 'a tuple of one text as a key': LARGE,
+    **dict.fromkeys((name for name in STEPS if name.startswith('a long tuple')), 60 * LARGE),
+    'a storage of a long name': LARGE, 'a long reference to a storage': 0, 'a long name of a global': LARGE,
+    'a class of TorchScript': 500,
+}  # fmt: skip
+REFUSED_AT_ONCE = ('qtensor', 'sparse', 'nested', 'a long reference')
+
+
+@pytest.fixture
+def spent(monkeypatch, tmp_path):
+    """What a program pays, with a budget without end; walking through what came of it is not counted."""
+    made_budgets = []
+
+    class Endless(budget.Budget):
+        def __init__(self, size):
+            super().__init__(size)
+            self.left = 1 << 80
+            made_budgets.append(self)
+
+        def spend_content(self, content):
+            pass
+
+    monkeypatch.setattr(archive, 'Budget', Endless)
+
+    def run(content, *, script, reader):
+        path = made(tmp_path / 'a.pth', content, script=script)
+        with suppress(WeightsError):
+            reader(path)
+        return (1 << 80) - made_budgets[-1].left
+
+    return run
+
+
+@pytest.mark.parametrize('name', STEPS)
+def test_each_step_pays_for_what_it_works_on(name, spent):
+    """Exact, where time and memory of one step are too small to measure."""
+    setup, step = STEPS[name]
+    options = {'script': 'TorchScript' in name or 'torch.jit' in name,
+               'reader': scanned if 'global' in name else read_checkpoint}  # fmt: skip
+    once, thrice = (spent(setup + b'](' + step * count + b'e', **options) for count in (10, 30))
+    if not any(word in name for word in REFUSED_AT_ONCE):
+        assert thrice - once >= 20 * WORK[name]
+
+
+@pytest.mark.parametrize('name', [name for name in WHOLE if 'one hash' in name])
+def test_keys_pay_for_all_that_they_can_collide_with(name, spent):
+    count = LARGE // 30 if 'complex' in name else LARGE // 4
+    assert spent(WHOLE[name], script=False, reader=read_checkpoint) > count**2 / 2
+
+
+def test_names_of_torchscript_pay_for_their_length(spent):
+    """Half a million names of tensors, of which the file holds a few."""
+    assert spent(WHOLE['modules that share tensors'], script=True, reader=read_checkpoint) > (LARGE // 8) * 50 * 60
+
+
+@pytest.mark.parametrize('name', [name for name in WHOLE if not name.startswith('mod') and 'one hash' not in name])
+def test_what_has_no_end_when_written_out_is_refused(name, tmp_path):
+    """With the account that files really have."""
+    with pytest.raises(WeightsError, match=r'unpacks to far more|nested|holds itself'):
+        read_checkpoint(made(tmp_path / 'a.pth', WHOLE[name]))
+
+
+def test_modules_without_end_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match='unpacks to far more'):
+        read_checkpoint(made(tmp_path / 'a.pth', WHOLE['modules of modules'], script=True))
 
 
 def test_no_function_is_forgotten():

@@ -71,7 +71,7 @@ def building(config: Config) -> Iterator[None]:
     except Exception as error:  # registries pass on whatever a constructor raises
         reason = ' '.join(str(error).split())[:300]
         raise ValueError(
-            f"config '{config.filename}' cannot be built ({type(error).__name__}: {reason}): mend that part of it"
+            f"config '{config.filename}' cannot be built ({type(error).__name__}: {reason}): fix that part of it"
         ) from error
 
 

@@ -230,7 +230,7 @@ def _classifier(
     return annotate
 
 
-def _inferencer(config: Config, checkpoint: str, *, device: str, ema: bool) -> Any:
+def _inferencer(config: Config, checkpoint: str, *, device: str, ema: bool = False) -> Any:
     """mmdet's or mmseg's inferencer; where a checkpoint does not name its classes, the config's data set does."""
     scope = config.default_scope
     init_default_scope(scope)

@@ -97,7 +97,7 @@ _PlainLoader.add_constructor('tag:yaml.org,2002:python/tuple', _PlainLoader.cons
 class _PlainYaml(YamlHandler):
     def load_from_fileobj(self, file: Any, **_options: Any) -> Any:
         try:
-            return yaml.load(file, Loader=_PlainLoader)
+            return _PlainLoader(file).get_single_data()
         except yaml.YAMLError as error:
             reason = ascii(' '.join(str(getattr(error, 'problem', error)).split()))[1:-1][:200]
             raise NotBuiltError(

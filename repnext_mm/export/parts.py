@@ -138,7 +138,7 @@ def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Mod
         )
     if checkpoint is not None:
         return load_model(config, checkpoint, trust_pickle=trust_pickle).eval()
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(config.get('default_scope') or 'mmengine')
     settings = config.model.copy()
     drop_initial_weights(settings)
     with reading_safely(trust_pickle=trust_pickle):

@@ -108,7 +108,7 @@ def see(subject: Subject, path: str | Path, *, size: int = 224) -> Seen:
         image = np.ascontiguousarray(cv2.resize(bgr, (size, size))[..., ::-1])
         normal = (torch.from_numpy(image) - torch.tensor(_MEAN)) / torch.tensor(_STD)
         return Seen(inputs=normal.permute(2, 0, 1)[None].float(), image=image)
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(config.get('default_scope') or 'mmengine')
     steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
     # a picture of the user's has no annotations
     pipeline = Compose([step for step in steps if 'Annotations' not in type_name(step['type'])])

@@ -180,7 +180,7 @@ def test_libraries_fail_in_one_sentence(tmp_path):
     (tmp_path / 'config.py').write_text("default_scope = 'mmdet'\nmodel = dict(type='Nope')\n")
     config = load_config(tmp_path / 'config.py')
     init_default_scope('mmdet')
-    words = r"config '.*' cannot be built \(KeyError: .*Nope is not in .*mend that part of it"
+    words = r"config '.*' cannot be built \(KeyError: .*Nope is not in .*fix that part of it"
     with pytest.raises(ValueError, match=words) as caught, building(config):
         MODELS.build(config.model)
     assert '\n' not in str(caught.value)

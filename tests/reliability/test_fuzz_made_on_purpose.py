@@ -214,7 +214,7 @@ def test_keys_that_are_no_names(tmp_path):
     assert list(state_dict_of(read_checkpoint(tmp_path / 'a.pth'))) == ['weight']
     for key in ('\x1b[2J', 'a\nb', 'x' * 5000):
         torch.save({'state_dict': {key: torch.ones(1)}}, tmp_path / 'b.pth')
-        with pytest.raises(ValueError, match='is no name of a weight') as caught:
+        with pytest.raises(ValueError, match='is not a name of a weight') as caught:
             inspect_file(tmp_path / 'b.pth')
         assert str(caught.value).isprintable()
     torch.save({'\x1b[2J': 1, 'w': torch.ones(1)}, tmp_path / 'c.pth')

@@ -184,7 +184,7 @@ def test_clear_errors(name, networks, tmp_path):
 @pytest.mark.parametrize('name', ['', 'absent.jpg', 'folder.jpg'])
 def test_no_file(name, networks, tmp_path):
     (tmp_path / 'folder.jpg').mkdir()
-    with pytest.raises(FileNotFoundError, match='give the path of one picture'):
+    with pytest.raises((FileNotFoundError, ValueError), match='give (the path of an image|one image) file'):
         annotate_image(tmp_path / name, *networks[0], out_dir=tmp_path / 'out', device='cpu')
 
 

@@ -181,7 +181,7 @@ def test_cifar_is_not_unpickled_unless_it_is_the_published_one(here, monkeypatch
         prepare_training(ROOT / 'configs/repnext_m0_cifar100.py', work_dir='run', options=options)
     monkeypatch.setattr(apis_train, 'check_class_counts', lambda config, stages: None)
     config = prepare_training(ROOT / 'configs/repnext_m0_cifar100.py', work_dir='run', options=options)
-    with pytest.raises(RuntimeError, match='Cannot find CIFAR100'):
+    with pytest.raises(ValueError, match='Cannot find CIFAR100'):
         run_training(config)
     assert not (here / 'trace').exists()
 

@@ -28,8 +28,8 @@ def test_one_sentence_and_no_traceback(command, sentence, tmp_path):
 @pytest.mark.parametrize(
     ('tool', 'before', 'sentence'),
     [
-        ('train.py', ['--resume'], 'holds no training of mmengine to go on from (--resume), meta.epoch'),
-        ('test.py', [], 'does not fit this model: '),
+        ('train.py', ['--resume'], 'holds no training of mmengine to go on from (--resume), it lacks meta.epoch'),
+        ('test.py', [], 'does not fit this ImageClassifier'),
     ],
 )
 def test_weights_that_cannot_be_used_are_one_sentence_too(tool, before, sentence, tmp_path):

@@ -72,7 +72,7 @@ def detector(
         model = load_model(changed, weights, trust_pickle=trust_pickle)
         return Subject(name=network, model=model.eval(), config=changed)
     drop_initial_weights(changed.model)
-    init_default_scope(changed.get('default_scope', 'mmdet'))
+    init_default_scope(changed.get('default_scope') or 'mmdet')
     with torch.random.fork_rng(devices=[]), building(changed):
         torch.manual_seed(0)
         model = MODELS.build(changed.model)

@@ -175,7 +175,7 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: the file cannot be read, or does not fit.
     """
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(config.get('default_scope') or 'mmengine')
     settings = without_teacher(config.model).copy()
     drop_initial_weights(settings)
     settings.pop('init_cfg', None)

@@ -177,7 +177,7 @@ def _weights(content: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
 
 def _entry(arch: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             TimmRepNeXt,
             build.__name__,
             pretrained,
@@ -186,6 +186,11 @@ def _entry(arch: str) -> Callable[..., nn.Module]:
             feature_cfg={'flatten_sequential': True, 'out_indices': (0, 1, 2, 3)},
             **options,
         )
+        channels = options.get('in_chans', 3)
+        if channels != 3:  # timm's scripts take the number of channels from here
+            size = (channels, *model.pretrained_cfg['input_size'][1:])
+            model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'input_size': size}
+        return model
 
     build.__name__ = f'repnext_{arch}'
     return register_model(build)

@@ -157,7 +157,7 @@ def test_freezing_and_unfreezing():
     model = network('repnext_m0', features_only=True).eval()
     expected = model(image())
     timm.utils.freeze(model)
-    assert sum(isinstance(module, FrozenBatchNorm2d) for module in model.modules()) == 51
+    assert sum(isinstance(module, FrozenBatchNorm2d) for module in model.modules()) == 53
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for mode in (False, True):  # frozen norms have none
         assert all(worst_error(a, b) < 1e-12 for a, b in zip(model.train(mode)(image()), expected, strict=True))
@@ -165,7 +165,7 @@ def test_freezing_and_unfreezing():
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in fused.modules())
     assert all(worst_error(a, b) < 1e-12 for a, b in zip(fused(image()), expected, strict=True))
     timm.utils.unfreeze(model)
-    assert count_norms(model) == 51
+    assert count_norms(model) == 53
     assert all(worst_error(a, b) < 1e-12 for a, b in zip(model.eval()(image()), expected, strict=True))
     timm.utils.freeze(model, ['stem_stem'])
     assert not model['stem_stem'][0].conv.weight.requires_grad if 'stem_stem' in model else True

@@ -419,7 +419,8 @@ def test_parts_that_fully_sharded_data_parallel_wraps(kind, whole, tmp_path):
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-    torch.distributed.init_process_group('gloo', store=torch.distributed.FileStore(str(tmp_path / 'store'), 1), rank=0, world_size=1)
+    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
     try:
         for mode in MODES:
             model, x = network('multi', mode), torch.randn(2, 3, 64, 64).double()

@@ -45,8 +45,9 @@ test-openmmlab:  ## the tests on the packages that most existing pipelines run, 
 test-all: lint  ## the slow tests too
 	$(RUN) -m pytest
 
-lint: env  ## ruff and mypy
+lint: env  ## ruff (rules and formatter) and mypy
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy repnext_mm
 
 lock:  ## renew the versions and hashes in requirements/locked (needs uv)

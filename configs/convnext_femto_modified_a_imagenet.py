@@ -16,7 +16,5 @@ _base_ = [
     '_base_/default_runtime_cls.py',
 ]
 
-model = dict(
-    backbone=dict(type='ConvNeXtWithMixedDownsample', shortcut='before_norm')
-)
+model = dict(backbone=dict(type='ConvNeXtWithMixedDownsample', shortcut='before_norm'))
 train_cfg = dict(max_epochs=120)

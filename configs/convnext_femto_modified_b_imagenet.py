@@ -16,7 +16,5 @@ _base_ = [
     '_base_/default_runtime_cls.py',
 ]
 
-model = dict(
-    backbone=dict(type='ConvNeXtWithMixedDownsample', shortcut='after_norm')
-)
+model = dict(backbone=dict(type='ConvNeXtWithMixedDownsample', shortcut='after_norm'))
 train_cfg = dict(max_epochs=120)

@@ -17,8 +17,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        arch='m0', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m0_distill_300e.pth')
-    ),
+    backbone=dict(arch='m0', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m0_distill_300e.pth')),
     neck=dict(in_channels=[40, 80, 160, 320]),
 )

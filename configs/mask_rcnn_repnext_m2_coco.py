@@ -17,8 +17,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        arch='m2', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m2_distill_300e.pth')
-    ),
+    backbone=dict(arch='m2', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m2_distill_300e.pth')),
     neck=dict(in_channels=[56, 112, 224, 448]),
 )

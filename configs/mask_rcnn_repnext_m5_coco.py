@@ -17,9 +17,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        arch='m5', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m5_distill_300e.pth')
-    ),
+    backbone=dict(arch='m5', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m5_distill_300e.pth')),
     neck=dict(in_channels=[80, 160, 320, 640]),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=0.1))

@@ -17,8 +17,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        arch='m1', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m1_distill_300e.pth')
-    ),
+    backbone=dict(arch='m1', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m1_distill_300e.pth')),
     neck=dict(in_channels=[48, 96, 192, 384]),
 )

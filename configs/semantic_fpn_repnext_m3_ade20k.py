@@ -18,8 +18,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        arch='m3', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m3_distill_300e.pth')
-    ),
+    backbone=dict(arch='m3', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m3_distill_300e.pth')),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )

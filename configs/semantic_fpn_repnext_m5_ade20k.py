@@ -18,8 +18,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        arch='m5', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m5_distill_300e.pth')
-    ),
+    backbone=dict(arch='m5', init_cfg=dict(type='Pretrained', checkpoint='pretrain/repnext_m5_distill_300e.pth')),
     neck=dict(in_channels=[80, 160, 320, 640]),
 )

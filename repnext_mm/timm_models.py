@@ -142,9 +142,11 @@ class TimmRepNeXt(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of timm's layer groups."""
-        blocks = r'^stages\.(\d+)' if coarse else [
-            (r'^stages\.(\d+)\.downsample', (0,)), (r'^stages\.(\d+)\.blocks\.(\d+)', None)
-        ]  # fmt: skip
+        blocks = (
+            r'^stages\.(\d+)'
+            if coarse
+            else [(r'^stages\.(\d+)\.downsample', (0,)), (r'^stages\.(\d+)\.blocks\.(\d+)', None)]
+        )
         return {'stem': r'^stem', 'blocks': blocks}
 
     @torch.jit.ignore
@@ -196,9 +198,11 @@ def _entry(arch: str) -> Callable[..., nn.Module]:
     return register_model(build)
 
 
-default_cfgs = generate_default_cfgs({
-    f'repnext_{arch}.{"dist_300e_in1k" if arch in DISTILLED else "untrained"}': _settings(arch)
-    for arch in ARCHITECTURES
-})  # fmt: skip
+default_cfgs = generate_default_cfgs(
+    {
+        f'repnext_{arch}.{"dist_300e_in1k" if arch in DISTILLED else "untrained"}': _settings(arch)
+        for arch in ARCHITECTURES
+    }
+)
 for _arch in ARCHITECTURES:
     _entry(_arch)

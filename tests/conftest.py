@@ -47,9 +47,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             for tensor, low, high in (
-                (module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5), (module.running_mean, -0.5, 0.5),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
                 (module.running_var, 0.5, 2.0),
-            ):  # fmt: skip
+            ):
                 if tensor is not None:
                     tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
     return model

@@ -91,9 +91,13 @@ def test_size_of_classifiers(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('name', 'shape'), [
-    ('mask_rcnn_repnext_m3_coco', (800, 1344)), ('semantic_fpn_repnext_m3_ade20k', (512, 512)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('name', 'shape'),
+    [
+        ('mask_rcnn_repnext_m3_coco', (800, 1344)),
+        ('semantic_fpn_repnext_m3_ade20k', (512, 512)),
+    ],
+)
 def test_size_of_whole_models(name: str, shape: tuple[int, int]):
     model = next(entry for entry in MODELS if entry['Name'] == name)
     found = model_complexity(Config.fromfile(ROOT / model['Config']), shape=shape, forms=['default'])

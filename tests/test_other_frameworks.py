@@ -77,20 +77,22 @@ def loader(*, shuffle: bool) -> dict:
 
 @pytest.mark.usefixtures('registered')
 def test_a_bare_mmengine_model_is_trained_and_tested_fused(tmp_path):
-    config = Config(dict(
-        custom_imports=dict(imports=['repnext_mm'], allow_failed_imports=False),
-        model=dict(type='BrightnessModel', backbone=BACKBONE),
-        train_dataloader=loader(shuffle=True),
-        test_dataloader=loader(shuffle=False),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
-        test_cfg={},
-        test_evaluator=dict(type='Said'),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
-        custom_hooks=[dict(type='FuseBackboneHook', tolerance=1e-5)],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
-        work_dir=str(tmp_path),
-        experiment_name='bare',
-    ))  # fmt: skip
+    config = Config(
+        dict(
+            custom_imports=dict(imports=['repnext_mm'], allow_failed_imports=False),
+            model=dict(type='BrightnessModel', backbone=BACKBONE),
+            train_dataloader=loader(shuffle=True),
+            test_dataloader=loader(shuffle=False),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
+            test_cfg={},
+            test_evaluator=dict(type='Said'),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+            custom_hooks=[dict(type='FuseBackboneHook', tolerance=1e-5)],
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
+            work_dir=str(tmp_path),
+            experiment_name='bare',
+        )
+    )
     runner = Runner.from_cfg(config)
     model = runner.model
     assert isinstance(model.backbone, RepNeXt)
@@ -148,20 +150,32 @@ def test_mmpose_estimates_poses_with_it():
 
     init_default_scope('mmpose')
     codec = dict(type='MSRAHeatmap', input_size=(64, 96), heatmap_size=(16, 24), sigma=2)
-    model = POSE_MODELS.build(dict(
-        type='TopdownPoseEstimator',
-        data_preprocessor=dict(type='PoseDataPreprocessor', mean=[0.0] * 3, std=[255.0] * 3, bgr_to_rgb=True),
-        backbone=dict(BACKBONE, out_indices=(3,)),
-        head=dict(
-            type='HeatmapHead', in_channels=64, out_channels=17, deconv_out_channels=(16, 16, 16),
-            deconv_kernel_sizes=(4, 4, 4), loss=dict(type='KeypointMSELoss', use_target_weight=True), decoder=codec,
-        ),
-        test_cfg=dict(flip_test=False),
-    ))  # fmt: skip
+    model = POSE_MODELS.build(
+        dict(
+            type='TopdownPoseEstimator',
+            data_preprocessor=dict(type='PoseDataPreprocessor', mean=[0.0] * 3, std=[255.0] * 3, bgr_to_rgb=True),
+            backbone=dict(BACKBONE, out_indices=(3,)),
+            head=dict(
+                type='HeatmapHead',
+                in_channels=64,
+                out_channels=17,
+                deconv_out_channels=(16, 16, 16),
+                deconv_kernel_sizes=(4, 4, 4),
+                loss=dict(type='KeypointMSELoss', use_target_weight=True),
+                decoder=codec,
+            ),
+            test_cfg=dict(flip_test=False),
+        )
+    )
     data = get_packed_inputs(
-        2, num_instances=1, num_keypoints=17, img_shape=(96, 64), input_size=(64, 96), heatmap_size=(16, 24),
+        2,
+        num_instances=1,
+        num_keypoints=17,
+        img_shape=(96, 64),
+        input_size=(64, 96),
+        heatmap_size=(16, 24),
         with_heatmap=True,
-    )  # fmt: skip
+    )
     assert isinstance(model.backbone, RepNeXt)
     assert trained_one_step(model, data)['loss_kpt'] > 0
     with torch.no_grad():

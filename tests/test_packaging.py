@@ -13,8 +13,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ('repnext_mm', 'configs', 'tools', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE',
-           'model-index.yml')  # fmt: skip
+SHIPPED = (
+    'repnext_mm',
+    'configs',
+    'tools',
+    'setup.py',
+    'pyproject.toml',
+    'MANIFEST.in',
+    'README.md',
+    'LICENSE',
+    'model-index.yml',
+)
 
 
 @pytest.fixture(scope='module')
@@ -39,9 +48,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_configs_and_tools_lie_where_mim_looks(wheel: zipfile.ZipFile) -> None:
     inside = {name for name in wheel.namelist() if name.startswith('repnext_mm/.mim/')}
-    here = {f'repnext_mm/.mim/{path.relative_to(ROOT).as_posix()}'
-            for folder in ('configs', 'tools') for path in (ROOT / folder).rglob('*')
-            if path.is_file() and '__pycache__' not in path.parts and path.name != 'setup_env.py'}
+    here = {
+        f'repnext_mm/.mim/{path.relative_to(ROOT).as_posix()}'
+        for folder in ('configs', 'tools')
+        for path in (ROOT / folder).rglob('*')
+        if path.is_file() and '__pycache__' not in path.parts and path.name != 'setup_env.py'
+    }
     if (ROOT / 'model-index.yml').exists():
         here.add('repnext_mm/.mim/model-index.yml')
     assert inside == here

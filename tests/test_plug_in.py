@@ -48,10 +48,15 @@ def detection_sample(size: int):
         mask[top:bottom, left:right] = 1
     truth = InstanceData(bboxes=boxes, labels=torch.tensor([1, 5]), masks=BitmapMasks(masks.numpy(), size, size))
     return DetDataSample(
-        metainfo={'img_shape': (size, size), 'ori_shape': (size, size), 'scale_factor': (1.0, 1.0),
-                  'batch_input_shape': (size, size), 'pad_shape': (size, size)},
+        metainfo={
+            'img_shape': (size, size),
+            'ori_shape': (size, size),
+            'scale_factor': (1.0, 1.0),
+            'batch_input_shape': (size, size),
+            'pad_shape': (size, size),
+        },
         gt_instances=truth,
-    )  # fmt: skip
+    )
 
 
 def segmentation_sample(size: int):
@@ -69,11 +74,13 @@ def classification_sample(size: int):
 
 @pytest.mark.parametrize(
     ('package', 'name', 'base', 'sample'),
-    [('mmdet', 'MMDetection', 'mask-rcnn_r50_fpn.py', detection_sample),
-     ('mmseg', 'MMSegmentation', 'fpn_r50.py', segmentation_sample),
-     ('mmpretrain', 'MMPretrain', 'resnet50.py', classification_sample)],
+    [
+        ('mmdet', 'MMDetection', 'mask-rcnn_r50_fpn.py', detection_sample),
+        ('mmseg', 'MMSegmentation', 'fpn_r50.py', segmentation_sample),
+        ('mmpretrain', 'MMPretrain', 'resnet50.py', classification_sample),
+    ],
     ids=['mmdet', 'mmseg', 'mmpretrain'],
-)  # fmt: skip
+)
 def test_three_lines_of_a_users_config(tmp_path, package, name, base, sample):
     pytest.importorskip(package)
     size = 64

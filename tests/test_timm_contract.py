@@ -20,7 +20,7 @@ QUICK = ('repnext_m0', 'repnext_m0e')
 MODELS = [
     pytest.param(f'repnext_{arch}', marks=() if f'repnext_{arch}' in QUICK else pytest.mark.slow)
     for arch in ARCHITECTURES
-]  # fmt: skip
+]
 FORMS = ('train form', 'fused')
 
 

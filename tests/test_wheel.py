@@ -21,8 +21,11 @@ pytestmark = pytest.mark.slow
 SEGMENTER = 'semantic_fpn_repnext_m0_digits.py'
 DETECTOR = 'mask_rcnn_repnext_m0_digits.py'
 DATA = 'data/few'
-FEW = [f'{loader}_dataloader.dataset.scenes.{split}={count}'
-       for loader in ('train', 'val', 'test') for split, count in (('train', 4), ('val', 2))]  # fmt: skip
+FEW = [
+    f'{loader}_dataloader.dataset.scenes.{split}={count}'
+    for loader in ('train', 'val', 'test')
+    for split, count in (('train', 4), ('val', 2))
+]
 TWICE = ('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2')
 # what a new data_root changes without our tools, which find it themselves
 ROOTS = [f'{loader}_dataloader.dataset.data_root={DATA}' for loader in ('train', 'val', 'test')]
@@ -107,7 +110,14 @@ def test_what_is_imported_is_the_wheel(fresh, elsewhere):
 def test_it_trains_tests_and_draws_with_its_own_tools(fresh, elsewhere):
     config = fresh.mim / 'configs' / SEGMENTER
     output = fresh.run(
-        fresh.mim / 'tools/train.py', config, '--work-dir', 'run', '--cfg-options', f'data_root={DATA}', *FEW, *TWICE,
+        fresh.mim / 'tools/train.py',
+        config,
+        '--work-dir',
+        'run',
+        '--cfg-options',
+        f'data_root={DATA}',
+        *FEW,
+        *TWICE,
         cwd=elsewhere,
     )
     assert 'Iter(val)' in output
@@ -127,9 +137,16 @@ def test_it_trains_with_the_stock_tools(package, fresh, elsewhere):
     tool = Path(find_spec(package).origin).parent / '.mim/tools/train.py'
     config, changes = (SEGMENTER, TWICE) if package == 'mmseg' else (DETECTOR, (SCORED,))
     output = fresh.run(
-        tool, fresh.mim / 'configs' / config, '--work-dir', package, '--cfg-options', *ROOTS, *FEW, *changes,
+        tool,
+        fresh.mim / 'configs' / config,
+        '--work-dir',
+        package,
+        '--cfg-options',
+        *ROOTS,
+        *FEW,
+        *changes,
         cwd=elsewhere,
-    )  # fmt: skip
+    )
     assert list((elsewhere / package).glob('*_[12].pth'))
     assert 'Saving checkpoint at' in output
 
@@ -139,8 +156,22 @@ def test_mim_trains_with_it(fresh, elsewhere):
     installed = {entry.metadata['Name'].lower() for entry in metadata.distributions()}
     (package,) = installed & {'mmsegmentation', 'onedl-mmsegmentation'}
     output = fresh.run(
-        '-m', 'mim', 'train', package, fresh.mim / 'configs' / SEGMENTER, '--gpus', '0', '--launcher', 'none',
-        '--work-dir', 'mim', '--cfg-options', *ROOTS, *FEW, *TWICE, cwd=elsewhere,
-    )  # fmt: skip
+        '-m',
+        'mim',
+        'train',
+        package,
+        fresh.mim / 'configs' / SEGMENTER,
+        '--gpus',
+        '0',
+        '--launcher',
+        'none',
+        '--work-dir',
+        'mim',
+        '--cfg-options',
+        *ROOTS,
+        *FEW,
+        *TWICE,
+        cwd=elsewhere,
+    )
     assert 'Training finished successfully' in output
     assert (elsewhere / 'mim/iter_2.pth').is_file()

@@ -42,21 +42,28 @@ def parse_args() -> argparse.Namespace:
     what = parser.add_argument_group('what is timed')
     what.add_argument('--arch', nargs='*', default=['m1', 'm4'], metavar='ARCH', help=f'of {", ".join(ARCHITECTURES)}')
     what.add_argument(
-        '--forms', nargs='+', default=[TRAIN_FORM, *FORMS], metavar='FORM',
+        '--forms',
+        nargs='+',
+        default=[TRAIN_FORM, *FORMS],
+        metavar='FORM',
         help=f'of {TRAIN_FORM} (the train form in eval mode), {", ".join(FORMS)}, and {AUTO} (per stage, the fastest '
         f'in eager PyTorch); default: all but {AUTO}',
-    )  # fmt: skip
+    )
     what.add_argument(
         '--peers', nargs='*', default=[], metavar='NAME', help=f'fused networks of timm, or all: {", ".join(PEERS)}'
     )
     what.add_argument(
-        '--part', choices=PARTS, default='backbone',
+        '--part',
+        choices=PARTS,
+        default='backbone',
         help="backbone (default): feature maps; classifier: all that the authors' speed_gpu.py times, to 1000 scores",
-    )  # fmt: skip
+    )
     what.add_argument(
-        '--shape', nargs='+', metavar='NxCxHxW',
+        '--shape',
+        nargs='+',
+        metavar='NxCxHxW',
         help=f'default: 1x3x224x224; with --train {TRAIN_SHAPE}, or by name: {", ".join(SHAPES)}',
-    )  # fmt: skip
+    )
     what.add_argument('--train', action='store_true', help='time training steps of --arch instead')
     what.add_argument('--config', help='time a whole detector or segmentor instead, part by part')
     what.add_argument('--checkpoint', help='weights of --config; random ones by default')
@@ -77,16 +84,21 @@ def parse_args() -> argparse.Namespace:
     how.add_argument('--warmup-s', type=float, default=2.0, help='shortest warm-up of all variants, in seconds')
     how.add_argument('--warmup-rounds', type=int, help='shortest warm-up in rounds (default: 10 on a CPU, 50 on a GPU)')
     how.add_argument(
-        '--throughput', type=int, nargs='?', const=SEARCH, metavar='BATCH',
+        '--throughput',
+        type=int,
+        nargs='?',
+        const=SEARCH,
+        metavar='BATCH',
         help='time batches of this size too; without a size, the largest that fits all variants '
         f'(halved from {FIRST_BATCH["cuda"]} on a GPU, {FIRST_BATCH["cpu"]} on a CPU)',
-    )  # fmt: skip
+    )
     out = parser.add_argument_group('where results go')
     out.add_argument(
-        '--output', metavar='DIR/NAME',
+        '--output',
+        metavar='DIR/NAME',
         help='writes NAME.json after each process, at the end NAME.md and NAME.RUNTIME.png; default: '
         'work_dirs/benchmark/ and inference, training or whole_model',
-    )  # fmt: skip
+    )
     out.add_argument('--resume', action='store_true', help='go on with DIR/NAME.json after an interruption')
     out.add_argument('--render', metavar='FILE.json', help='only write the table and the plots of a record again')
     return parser.parse_args()
@@ -129,9 +141,9 @@ def run_inference(args: argparse.Namespace) -> int:
         record = new_record(command_line(), here, settings)
     record['skipped'] = skipped
     write_record(record, path)  # now, so that a folder that cannot be written is known before the work
-    failures = with_bar(jobs, args.repeats, lambda progress: run_jobs(
-        jobs, record, path, repeats=args.repeats, progress=progress
-    ))  # fmt: skip
+    failures = with_bar(
+        jobs, args.repeats, lambda progress: run_jobs(jobs, record, path, repeats=args.repeats, progress=progress)
+    )
     for line in failures:
         print(f'failed: {line}')
     render(record, path)
@@ -151,10 +163,20 @@ def run_other(args: argparse.Namespace) -> int:
     times: dict[str, Any] = {'rounds': rounds, 'warmup_s': args.warmup_s, 'device': device}
     if args.warmup_rounds is not None:
         times['warmup_rounds'] = args.warmup_rounds
-    measure = training_calls(args) if args.train else [partial(
-        measure_whole_model, args.config, args.checkpoint, image=args.image, options=args.cfg_options,
-        trust_pickle=args.trust_pickle,
-    )]  # fmt: skip
+    measure = (
+        training_calls(args)
+        if args.train
+        else [
+            partial(
+                measure_whole_model,
+                args.config,
+                args.checkpoint,
+                image=args.image,
+                options=args.cfg_options,
+                trust_pickle=args.trust_pickle,
+            )
+        ]
+    )
     record = new_record(command_line(), environment(device), {'kind': kind, 'repeats': args.repeats, **times})
     results: list[Any] = []
     with progress_bar() as bar:
@@ -175,11 +197,18 @@ def training_calls(args: argparse.Namespace) -> list[Callable[..., Any]]:
     if unknown:
         raise ValueError(f'--train with --runtime {unknown[0]}: networks train in eager or compile')
     return [
-        partial(measure_training_step, arch, shape=shape, dtype=dtype, memory_format=memory_format,
-                compile=runtime == 'compile')
-        for runtime, arch, shape, dtype, memory_format
-        in product(args.runtime, args.arch, shapes, args.dtype, args.memory_format)
-    ]  # fmt: skip
+        partial(
+            measure_training_step,
+            arch,
+            shape=shape,
+            dtype=dtype,
+            memory_format=memory_format,
+            compile=runtime == 'compile',
+        )
+        for runtime, arch, shape, dtype, memory_format in product(
+            args.runtime, args.arch, shapes, args.dtype, args.memory_format
+        )
+    ]
 
 
 def device_of(args: argparse.Namespace) -> str:
@@ -199,8 +228,13 @@ def with_bar(jobs: list[Job], repeats: int, work: Callable[[Callable[[str, int],
 
 
 def progress_bar() -> Progress:
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True))
 
 

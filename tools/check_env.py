@@ -22,15 +22,27 @@ CLONE = (ROOT / 'tools' / 'setup_env.py').is_file() and (ROOT / 'setup.py').is_f
 # The versions that were tested together. Both lanes share their import names.
 PINS = {
     'OneDL': {
-        'torch': 'torch==2.11.0', 'torchvision': 'torchvision==0.26.0', 'numpy': 'numpy==2.2.6',
-        'mmengine': 'onedl-mmengine==0.10.12', 'mmcv': 'onedl-mmcv==2.3.6', 'mmdet': 'onedl-mmdetection==3.5.1',
-        'mmseg': 'onedl-mmsegmentation==1.4.2', 'mmpretrain': 'onedl-mmpretrain==1.3.6',
-        'cv2': 'opencv-python-headless==4.12.0.88'},
+        'torch': 'torch==2.11.0',
+        'torchvision': 'torchvision==0.26.0',
+        'numpy': 'numpy==2.2.6',
+        'mmengine': 'onedl-mmengine==0.10.12',
+        'mmcv': 'onedl-mmcv==2.3.6',
+        'mmdet': 'onedl-mmdetection==3.5.1',
+        'mmseg': 'onedl-mmsegmentation==1.4.2',
+        'mmpretrain': 'onedl-mmpretrain==1.3.6',
+        'cv2': 'opencv-python-headless==4.12.0.88',
+    },
     'OpenMMLab': {
-        'torch': 'torch==2.1.2', 'torchvision': 'torchvision==0.16.2', 'numpy': 'numpy==1.26.4',
-        'mmengine': 'mmengine==0.10.7', 'mmcv': 'mmcv==2.1.0', 'mmdet': 'mmdet==3.3.0',
-        'mmseg': 'mmsegmentation==1.2.2', 'mmpretrain': 'mmpretrain==1.2.0',
-        'cv2': 'opencv-python-headless==4.11.0.86'},
+        'torch': 'torch==2.1.2',
+        'torchvision': 'torchvision==0.16.2',
+        'numpy': 'numpy==1.26.4',
+        'mmengine': 'mmengine==0.10.7',
+        'mmcv': 'mmcv==2.1.0',
+        'mmdet': 'mmdet==3.3.0',
+        'mmseg': 'mmsegmentation==1.2.2',
+        'mmpretrain': 'mmpretrain==1.2.0',
+        'cv2': 'opencv-python-headless==4.11.0.86',
+    },
 }
 # What Python 3.14 needs instead.
 PINS_314 = {'numpy': 'numpy==2.4.6', 'cv2': 'opencv-python-headless==4.13.0.92'}
@@ -79,8 +91,17 @@ def main() -> int:
     problems = find_problems(facts, lane)
     system = system_facts()
     if options.json:
-        print(json.dumps({'system': system, 'lane': lane, 'packages': facts,
-                          'problems': [problem._asdict() for problem in problems]}, indent=2))
+        print(
+            json.dumps(
+                {
+                    'system': system,
+                    'lane': lane,
+                    'packages': facts,
+                    'problems': [problem._asdict() for problem in problems],
+                },
+                indent=2,
+            )
+        )
     else:
         show(system, lane, facts, problems)
     return 1 if problems else 0
@@ -90,13 +111,19 @@ def probe(module: str) -> dict[str, Any]:
     """Import a module in its own process: `version`, or `error`, and `missing` where there is nothing to import."""
     flags = ['-I'] * sys.flags.isolated + ['-S'] * sys.flags.no_site
     try:
-        run = subprocess.run([sys.executable, *flags, '-c', PROBE, module], stdin=subprocess.DEVNULL,
-                             capture_output=True, text=True, errors='replace', timeout=300)
+        run = subprocess.run(
+            [sys.executable, *flags, '-c', PROBE, module],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors='replace',
+            timeout=300,
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return {'error': f'{type(error).__name__}: {error}'}
     marked = [line for line in run.stdout.splitlines() if line.startswith(MARK)]
     try:
-        facts: dict[str, Any] = json.loads(marked[-1][len(MARK):])
+        facts: dict[str, Any] = json.loads(marked[-1][len(MARK) :])
         return facts
     except (IndexError, ValueError):
         pass  # it ended before the probe could answer
@@ -130,22 +157,42 @@ def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
     pip = f'{shlex.quote(sys.executable)} -m pip'
     oldest, newest = PYTHONS
     if not (3, oldest) <= sys.version_info[:2] <= (3, newest):
-        return [Problem(f'Python {platform.python_version()}: the mm packages need 3.{oldest} to 3.{newest}.',
-                        another_python(oldest, newest))]
+        return [
+            Problem(
+                f'Python {platform.python_version()}: the mm packages need 3.{oldest} to 3.{newest}.',
+                another_python(oldest, newest),
+            )
+        ]
     if installed('mmcv-full'):
-        return [Problem('mmcv-full is mmcv 1.x: it hides mmcv 2.x, which repnext_mm needs.',
-                        f'{pip} uninstall -y mmcv-full mmcv')]
+        return [
+            Problem(
+                'mmcv-full is mmcv 1.x: it hides mmcv 2.x, which repnext_mm needs.',
+                f'{pip} uninstall -y mmcv-full mmcv',
+            )
+        ]
     if ' and ' in lane:
         both = [name(module, each) for each in PINS for module in MM if installed(name(module, each))]
-        return [Problem('Both lanes are installed, over one another in the same folders: remove both, run this again.',
-                        f'{pip} uninstall -y {" ".join(both)}')]
+        return [
+            Problem(
+                'Both lanes are installed, over one another in the same folders: remove both, run this again.',
+                f'{pip} uninstall -y {" ".join(both)}',
+            )
+        ]
     if CLONE and lane == 'none' and all(facts[module].get('missing') for module in ('torch', *MM)):
-        return [Problem(f'Nothing is installed for {sys.executable}: make the environment, then ask its own Python.',
-                        f'make -C {shlex.quote(str(ROOT))} env && {ROOT / ".venv" / "bin" / "python"} {__file__}')]
+        return [
+            Problem(
+                f'Nothing is installed for {sys.executable}: make the environment, then ask its own Python.',
+                f'make -C {shlex.quote(str(ROOT))} env && {ROOT / ".venv" / "bin" / "python"} {__file__}',
+            )
+        ]
     pins, problems = pins_of(lane), []
     if not installed('pip'):
-        problems.append(Problem('pip is missing, which the commands below use.',
-                                f'{shlex.quote(sys.executable)} -m ensurepip --upgrade --default-pip'))
+        problems.append(
+            Problem(
+                'pip is missing, which the commands below use.',
+                f'{shlex.quote(sys.executable)} -m ensurepip --upgrade --default-pip',
+            )
+        )
 
     def reinstall(*requirements: str) -> str:
         return f'{pip} install --force-reinstall --no-deps {" ".join(requirements)}'
@@ -155,15 +202,18 @@ def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
     if facts['torch'].get('missing'):
         problems.append(Problem('PyTorch is not installed.', both_torch))
     elif 'error' in facts['torch']:
-        problems.append(Problem(f'torch does not import: {facts["torch"]["error"]}',
-                                f'{both_torch} --force-reinstall'))
+        problems.append(Problem(f'torch does not import: {facts["torch"]["error"]}', f'{both_torch} --force-reinstall'))
     elif numbers(torch) and numbers(torch) < [2, 1]:
         problems.append(Problem(f'torch {torch} is too old: repnext_mm needs 2.1 or newer.', both_torch))
     wanted = torch_of_torchvision()
     if torch and torchvision and wanted and wanted != torch:
         # pip knows which torchvision belongs to a torch; the numbers do not tell
-        problems.append(Problem(f'torchvision {torchvision} was built for torch {wanted}, but torch {torch} is there.',
-                                f'{pip} install --upgrade torch=={installed("torch")} torchvision'))
+        problems.append(
+            Problem(
+                f'torchvision {torchvision} was built for torch {wanted}, but torch {torch} is there.',
+                f'{pip} install --upgrade torch=={installed("torch")} torchvision',
+            )
+        )
     elif 'error' in facts['torchvision'] and 'error' not in facts['torch']:
         problems.append(Problem(f'torchvision does not import: {facts["torchvision"]["error"]}', both_torch))
 
@@ -173,16 +223,27 @@ def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
     elif 'error' in facts['numpy']:
         problems.append(Problem(f'numpy does not import: {facts["numpy"]["error"]}', reinstall(pins['numpy'])))
     elif lane == 'OneDL' and numpy and numpy[0] < 2:
-        problems.append(Problem(f'numpy {installed("numpy")} is too old: the OneDL lane needs 2.x.',
-                                f'{pip} install {pins["numpy"]}'))
+        problems.append(
+            Problem(
+                f'numpy {installed("numpy")} is too old: the OneDL lane needs 2.x.', f'{pip} install {pins["numpy"]}'
+            )
+        )
     elif lane == 'OpenMMLab' and numpy and numpy[0] >= 2:
-        problems.append(Problem(f'numpy {installed("numpy")} is too new: the OpenMMLab lane needs 1.x.',
-                                f'{pip} install {pins["numpy"]} {pins["cv2"]}'))
+        problems.append(
+            Problem(
+                f'numpy {installed("numpy")} is too new: the OpenMMLab lane needs 1.x.',
+                f'{pip} install {pins["numpy"]} {pins["cv2"]}',
+            )
+        )
     setuptools = numbers(installed('setuptools'))
     if not [77] <= setuptools < [81]:
-        problems.append(Problem(f'setuptools {installed("setuptools") or "is missing"}: the mm packages need 77 to 80 '
-                                '(older ones reject them, newer ones lack pkg_resources).',
-                                f'{pip} install "setuptools>=77,<81"'))
+        problems.append(
+            Problem(
+                f'setuptools {installed("setuptools") or "is missing"}: the mm packages need 77 to 80 '
+                '(older ones reject them, newer ones lack pkg_resources).',
+                f'{pip} install "setuptools>=77,<81"',
+            )
+        )
     if 'error' in facts['cv2'] and 'error' not in facts['numpy'] and not facts['cv2'].get('missing'):
         problems.append(Problem(f'OpenCV does not import: {facts["cv2"]["error"]}', reinstall(pins['cv2'])))
     return problems + mm_problems(facts, lane, pip) + own_problems(facts, pip) + operator_problems(facts, lane, pip)
@@ -219,7 +280,8 @@ def mm_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> list[P
             problems.append(Problem(f'{module} {verb}', f'{pip} install --force-reinstall --no-deps {pins[module]}'))
     # Neither compiles: the one leaves the operators out where its build sees no torch, the other has none.
     python_only = f'{pip} install --force-reinstall --no-deps ' + (
-        'mmcv-lite==2.1.0' if lane == 'OpenMMLab' else pins['mmcv'])
+        'mmcv-lite==2.1.0' if lane == 'OpenMMLab' else pins['mmcv']
+    )
     if facts['mmcv'].get('missing'):
         problems.append(Problem('mmcv is not installed.', python_only))
     elif 'error' in facts['mmcv'] and 'error' not in facts['mmengine']:
@@ -235,8 +297,10 @@ def operator_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> 
     folder = Path(facts['mmcv'].get('file', '')).parent
     compiled = any((folder / f'_ext{suffix}').is_file() for suffix in EXTENSION_SUFFIXES)
     ours = f'{shlex.quote(sys.executable)} -m repnext_mm.mmcv_ops install' + ' --set-aside' * compiled
-    also = ('This puts those of repnext_mm in place, on torchvision; where mmcv is published compiled for this torch '
-            f'and CUDA, mim install "{PINS.get(lane, PINS["OneDL"])["mmcv"]}" brings its own.')
+    also = (
+        'This puts those of repnext_mm in place, on torchvision; where mmcv is published compiled for this torch '
+        f'and CUDA, mim install "{PINS.get(lane, PINS["OneDL"])["mmcv"]}" brings its own.'
+    )
     if 'error' in ops:
         why = 'compiled for another torch or CUDA' if compiled else 'mmcv came without them'
         return [Problem(f"mmcv's operators do not load, {why}: {ops['error']}. {also}", ours)]
@@ -263,7 +327,7 @@ def torch_of_torchvision() -> str:
     for requirement in asked:
         text = requirement.replace('(', ' ').replace(')', ' ').replace(' ', '')
         if text.startswith('torch=='):
-            return text[len('torch=='):].split(';')[0].split('+')[0]
+            return text[len('torch==') :].split(';')[0].split('+')[0]
     return ''
 
 
@@ -280,8 +344,11 @@ def system_facts() -> dict[str, str]:
         'setuptools': installed('setuptools') or 'none',
         'cores': str(os.cpu_count()),
         'C++ compiler': first_line(shlex.split(os.environ.get('CXX') or 'c++')[0], '--version'),
-        'nvcc': first_line(str(Path(os.environ.get('CUDA_HOME', ''), 'bin', 'nvcc')) if os.environ.get('CUDA_HOME')
-                           else 'nvcc', '--version', last=True),
+        'nvcc': first_line(
+            str(Path(os.environ.get('CUDA_HOME', ''), 'bin', 'nvcc')) if os.environ.get('CUDA_HOME') else 'nvcc',
+            '--version',
+            last=True,
+        ),
         'NVIDIA driver': first_line('nvidia-smi', '--query-gpu=driver_version,name', '--format=csv,noheader'),
     }
 
@@ -290,8 +357,9 @@ def first_line(*command: str, last: bool = False) -> str:
     if not shutil.which(command[0]):
         return 'none'
     try:
-        run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace',
-                             timeout=30)
+        run = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', timeout=30
+        )
         lines = run.stdout.strip().splitlines() or run.stderr.strip().splitlines()
         return lines[-1 if last else 0] if lines else 'says nothing'
     except (OSError, subprocess.SubprocessError) as error:

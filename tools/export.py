@@ -16,21 +16,25 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', help=f'the file; its end names the format: {ends}')
     parser.add_argument('--checkpoint', help='weights of the model, or of anything with this backbone')
     parser.add_argument(
-        '--part', choices=PARTS,
-        help='backbone: feature maps, the default of an arch; classifier: scores, of an arch those of the authors\' '
+        '--part',
+        choices=PARTS,
+        help="backbone: feature maps, the default of an arch; classifier: scores, of an arch those of the authors' "
         'ImageNet classifier; model: all that a config describes, the default of a config',
-    )  # fmt: skip
+    )
     parser.add_argument('--form', default='default', help='deploy form, or auto: the fastest in this runtime, measured')
     parser.add_argument('--shape', nargs=4, type=int, default=(1, 3, 224, 224), metavar=('N', 'C', 'H', 'W'))
     parser.add_argument('--static', action='store_true', help='this shape only (default: any batch and size)')
     parser.add_argument(
-        '--normalize', action=argparse.BooleanOptionalAction,
+        '--normalize',
+        action=argparse.BooleanOptionalAction,
         help='mean and std inside the graph, which then takes RGB pixels from 0 to 255 (default: Core ML only)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--opset', type=int, metavar='N',
+        '--opset',
+        type=int,
+        metavar='N',
         help=f'version of ONNX, {OPSETS[0]} to {OPSETS[-1]} with this torch (default: {DEFAULT_OPSET})',
-    )  # fmt: skip
+    )
     parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
     parser.add_argument('--threads', type=int, help='of the runtime that --form auto measures in')
     parser.add_argument(

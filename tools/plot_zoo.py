@@ -22,9 +22,11 @@ def main() -> None:
     parser.add_argument('records', nargs='*', type=Path, default=[RECORD], help='JSON files of tools/benchmark.py')
     parser.add_argument('--metrics', nargs='+', default=['top1'], choices=METRICS, help='a row for each')
     parser.add_argument(
-        '--against', choices=('latency', 'epochs'), default='latency',
+        '--against',
+        choices=('latency', 'epochs'),
+        default='latency',
         help='epochs: the best top-1 of the compact models, by the length of their training; takes no records',
-    )  # fmt: skip
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/visualize/zoo.png'), help='PNG file')
     args = parser.parse_args()
     try:

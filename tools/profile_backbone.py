@@ -34,9 +34,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument(
-        '--trace', metavar='FILE.json',
+        '--trace',
+        metavar='FILE.json',
         help='also write the profile of each form, or way to train, for chrome://tracing and Perfetto: FILE.FORM.json',
-    )  # fmt: skip
+    )
     return parser.parse_args()
 
 
@@ -47,9 +48,14 @@ def trace_file(args: argparse.Namespace, name: str) -> Path:
 
 def profile_training(args: argparse.Namespace) -> tuple[str, str]:
     spots = find_step_spots(
-        args.arch, shape=parse_shape(args.shape), memory_format=args.memory_format, norm_eval=args.norm_eval,
-        device=args.device, rounds=args.rounds, trace=None if args.trace is None else partial(trace_file, args),
-    )  # fmt: skip
+        args.arch,
+        shape=parse_shape(args.shape),
+        memory_format=args.memory_format,
+        norm_eval=args.norm_eval,
+        device=args.device,
+        rounds=args.rounds,
+        trace=None if args.trace is None else partial(trace_file, args),
+    )
     norms = 'eval' if args.norm_eval else 'train'
     return f'training step, norms in {norms} mode; {machine_line(spots)}', operations_table(spots)
 
@@ -68,16 +74,21 @@ def profile_inference(args: argparse.Namespace) -> tuple[str, str]:
     train_form = build_train_form(args.arch)
     forms = {form: in_form(train_form, resolved(train_form, form, image=image), image=image) for form in args.forms}
     if args.by == 'module':
-        return 'by module', modules_table({
-            form: time_by_module(network, image, rounds=args.rounds) for form, network in forms.items()
-        })  # fmt: skip
+        return 'by module', modules_table(
+            {form: time_by_module(network, image, rounds=args.rounds) for form, network in forms.items()}
+        )
     spots = {
         form: find_hot_spots(
-            network, image, rounds=args.rounds, runtime=args.runtime, threads=args.threads,
-            native=args.dtype == NATIVE, trace=None if args.trace is None else trace_file(args, form),
+            network,
+            image,
+            rounds=args.rounds,
+            runtime=args.runtime,
+            threads=args.threads,
+            native=args.dtype == NATIVE,
+            trace=None if args.trace is None else trace_file(args, form),
         )
         for form, network in forms.items()
-    }  # fmt: skip
+    }
     return machine_line(spots), operations_table(spots)
 
 

@@ -33,11 +33,17 @@ class Lane(NamedTuple):
 
 LANES = {
     'onedl': Lane(
-        minors=(10, 11, 12, 13, 14), marker='onedl_mmengine', mmcv='onedl-mmcv',
-        wheels='https://mmwheels.onedl.ai/{device}-torch{digits}/simple/onedl-mmcv/index.html'),
+        minors=(10, 11, 12, 13, 14),
+        marker='onedl_mmengine',
+        mmcv='onedl-mmcv',
+        wheels='https://mmwheels.onedl.ai/{device}-torch{digits}/simple/onedl-mmcv/index.html',
+    ),
     'openmmlab': Lane(
-        minors=(10, 11), marker='mmengine', mmcv='mmcv',
-        wheels='https://download.openmmlab.com/mmcv/dist/{device}/torch{torch}/index.html'),
+        minors=(10, 11),
+        marker='mmengine',
+        mmcv='mmcv',
+        wheels='https://download.openmmlab.com/mmcv/dist/{device}/torch{torch}/index.html',
+    ),
 }
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 # What the venv's Python knows of its torch; FORCE_CUDA is mmcv's own switch.
@@ -119,8 +125,14 @@ class Venv:
         progress = Progress(title)
         with file.open('wb') as sink, file.open(errors='replace') as source:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT,
-                env=dict(self.environment(), **(env or {})), start_new_session=True)
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=dict(self.environment(), **(env or {})),
+                start_new_session=True,
+            )
             try:
                 while process.poll() is None:
                     try:
@@ -134,8 +146,10 @@ class Venv:
         progress.close()
         if process.returncode:
             tail = '\n'.join(f'  | {line[:300]}' for line in file.read_text(errors='replace').splitlines()[-15:])
-            stop(f'{title}: failed with exit code {process.returncode}; the last lines of its log:\n{tail}\n'
-                 f'To look further: grep -n -i -B2 -A4 error {shlex.quote(str(file))} | less')
+            stop(
+                f'{title}: failed with exit code {process.returncode}; the last lines of its log:\n{tail}\n'
+                f'To look further: grep -n -i -B2 -A4 error {shlex.quote(str(file))} | less'
+            )
 
     def pip(self, title: str, *arguments: str, env: dict[str, str] | None = None, log: str = '') -> None:
         verb, *rest = arguments
@@ -144,15 +158,26 @@ class Venv:
     def environment(self) -> dict[str, str]:
         """The caller's environment without what would send packages elsewhere; ninja is found on PATH only."""
         env = {key: value for key, value in os.environ.items() if key not in ('PYTHONPATH', 'PYTHONHOME')}
-        return dict(env, PATH=f'{self.python.parent}{os.pathsep}{env.get("PATH", os.defpath)}', PIP_USER='0',
-                    PIP_NO_INPUT='1', PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_WARN_SCRIPT_LOCATION='1')
+        return dict(
+            env,
+            PATH=f'{self.python.parent}{os.pathsep}{env.get("PATH", os.defpath)}',
+            PIP_USER='0',
+            PIP_NO_INPUT='1',
+            PIP_DISABLE_PIP_VERSION_CHECK='1',
+            PIP_NO_WARN_SCRIPT_LOCATION='1',
+        )
 
     def ask(self, code: str) -> str:
         """Standard output of a piece of Python in the environment, '' where it fails."""
         if not self.python.exists():
             return ''
-        run = subprocess.run([str(self.python), '-I', '-c', code], stdin=subprocess.DEVNULL, capture_output=True,
-                             text=True, env=self.environment())
+        run = subprocess.run(
+            [str(self.python), '-I', '-c', code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self.environment(),
+        )
         return '' if run.returncode else run.stdout.strip()
 
 
@@ -160,13 +185,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--lane', choices=LANES, default='onedl', help='which set of mm packages (default: onedl)')
     parser.add_argument('--venv', type=Path, default=ROOT / '.venv', help='where to make it (default: .venv)')
-    parser.add_argument('--ops', choices=('portable', 'compiled'), default='portable',
-                        help="mmcv's operators: on torchvision, without a compiler (default), or compiled")
-    parser.add_argument('--torch', default='', metavar='cpu|VERSION', help='another PyTorch than the tested one: a '
-                        "version, or cpu for the build without CUDA from PyTorch's own index")
+    parser.add_argument(
+        '--ops',
+        choices=('portable', 'compiled'),
+        default='portable',
+        help="mmcv's operators: on torchvision, without a compiler (default), or compiled",
+    )
+    parser.add_argument(
+        '--torch',
+        default='',
+        metavar='cpu|VERSION',
+        help='another PyTorch than the tested one: a '
+        "version, or cpu for the build without CUDA from PyTorch's own index",
+    )
     parser.add_argument('--force', action='store_true', help='go through all steps again')
-    parser.add_argument('--unlocked', action='store_true', help='check versions, not hashes: for a package index whose '
-                        'files are its own, such as one of other builds of PyTorch')
+    parser.add_argument(
+        '--unlocked',
+        action='store_true',
+        help='check versions, not hashes: for a package index whose '
+        'files are its own, such as one of other builds of PyTorch',
+    )
     options = parser.parse_args(arguments)
     venv, lane, start = Venv(options.venv.absolute()), options.lane, time.monotonic()
     choice = f'{lane} {options.ops} {options.torch}'
@@ -179,8 +217,10 @@ def main(arguments: list[str] | None = None) -> None:
     venv.pip('[4/5] repnext_mm, editable', 'install', '--no-deps', '--no-build-isolation', '-e', str(ROOT))
     operators(venv, lane, compiled=options.ops == 'compiled', hashed=not options.unlocked)
     if not venv.ask('import mmcv.ops, repnext_mm; print(1)'):
-        stop('Everything is installed, but mmcv.ops or repnext_mm does not import. To see which: '
-             f'{venv.python} {ROOT / "tools" / "check_env.py"}')
+        stop(
+            'Everything is installed, but mmcv.ops or repnext_mm does not import. To see which: '
+            f'{venv.python} {ROOT / "tools" / "check_env.py"}'
+        )
     (venv.notes / 'stamp').write_text(venv.fingerprint(choice))
     print(f'{options.venv}: ready (lane {lane}) after {time.monotonic() - start:.0f} s')
 
@@ -197,26 +237,50 @@ def install(venv: Venv, lane: str, *, compiled: bool, torch: str, hashed: bool) 
         wanted = [entry for entry in entries(lock) if not unwanted(name(entry), without)]
         rules = ('--require-hashes', '--no-deps')
     else:
-        wanted = [line for file in pinned(lane) if file != 'cam' for line in requirements(file)
-                  if not unwanted(name(line), without)]
+        wanted = [
+            line
+            for file in pinned(lane)
+            if file != 'cam'
+            for line in requirements(file)
+            if not unwanted(name(line), without)
+        ]
         rules = ()
     tools = {name(line) for line in requirements('build')}
     # Without build isolation, so that what builds has a hash as well.
-    venv.pip('[2/5] build tools', 'install', *rules,
-             '-r', venv.file('build-tools', [entry for entry in wanted if name(entry) in tools]))
+    venv.pip(
+        '[2/5] build tools',
+        'install',
+        *rules,
+        '-r',
+        venv.file('build-tools', [entry for entry in wanted if name(entry) in tools]),
+    )
     size = '' if torch else ' (up to 3 GB to download)'
     with tempfile.TemporaryDirectory() as folder:
         # mmcv's setup.py compiles wherever it can import torch: while packages are built, it cannot.
         Path(folder, 'torch.py').write_text('raise ModuleNotFoundError("hidden while packages are built")\n')
-        venv.pip(f'[3/5] {"" if torch else "PyTorch, "}mm packages of lane {lane}, development tools{size}',
-                 'install', *rules, '--no-build-isolation', '-r', venv.file('packages', wanted),
-                 env=dict(PYTHONPATH=folder), log='packages')
+        venv.pip(
+            f'[3/5] {"" if torch else "PyTorch, "}mm packages of lane {lane}, development tools{size}',
+            'install',
+            *rules,
+            '--no-build-isolation',
+            '-r',
+            venv.file('packages', wanted),
+            env=dict(PYTHONPATH=folder),
+            log='packages',
+        )
     # A bare machine has no libGL: of the two builds of OpenCV in one folder the headless one must be the last.
     headless = [entry for entry in wanted if name(entry) == 'opencv-python-headless']
     # grad-cam asks for any headless OpenCV: without its dependencies, all of which are there.
     more = [] if lock else requirements('cam')
-    venv.pip('[3/5] headless OpenCV', 'install', *rules, '--no-deps', '--force-reinstall',
-             '-r', venv.file('headless-opencv', [*headless, *more]))
+    venv.pip(
+        '[3/5] headless OpenCV',
+        'install',
+        *rules,
+        '--no-deps',
+        '--force-reinstall',
+        '-r',
+        venv.file('headless-opencv', [*headless, *more]),
+    )
 
 
 def install_torch(venv: Venv, lane: str, torch: str) -> set[str]:
@@ -228,8 +292,16 @@ def install_torch(venv: Venv, lane: str, torch: str) -> set[str]:
     if torch == 'cpu' and platform.system() == 'Linux':  # elsewhere the package index has builds without CUDA
         version, index = f'{version}+cpu', ['--extra-index-url', CPU_INDEX]
     numpy = [line for line in requirements(lane) if name(line) == 'numpy']  # else torchvision takes the newest
-    venv.pip(f'[2/5] torch {version} and its torchvision', 'install', f'torch=={version}', 'torchvision', *index,
-             '-r', venv.file('numpy', numpy), log='torch')
+    venv.pip(
+        f'[2/5] torch {version} and its torchvision',
+        'install',
+        f'torch=={version}',
+        'torchvision',
+        *index,
+        '-r',
+        venv.file('numpy', numpy),
+        log='torch',
+    )
     return {'torch', 'torchvision', 'triton', 'nvidia-*', 'cuda-*'}
 
 
@@ -252,25 +324,36 @@ def create(venv: Venv, lane: str) -> None:
     minor = venv.ask('import sys; print(sys.version_info.minor)')
     if not minor:
         if sys.version_info[0] != 3 or sys.version_info.minor not in minors:
-            stop(f'Python {platform.python_version()} runs this, lane {lane} needs {known}: '
-                 f'{another_python(venv, minors)}')
+            stop(
+                f'Python {platform.python_version()} runs this, lane {lane} needs {known}: '
+                f'{another_python(venv, minors)}'
+            )
         try:
             import ensurepip  # noqa: F401  # Debian and Ubuntu package it apart
             import venv as _  # noqa: F401
         except ImportError:
-            stop(f'{sys.executable} comes without venv and ensurepip: install them (Debian, Ubuntu: sudo apt install '
-                 f'python3.{sys.version_info.minor}-venv), or take another Python: make env PYTHON=python3.x')
+            stop(
+                f'{sys.executable} comes without venv and ensurepip: install them (Debian, Ubuntu: sudo apt install '
+                f'python3.{sys.version_info.minor}-venv), or take another Python: make env PYTHON=python3.x'
+            )
         if ours.exists():  # its Python is gone, so nothing in it can run
             shutil.rmtree(venv.path)
-        venv.step(f'[1/5] {venv.path.name} with Python {platform.python_version()}',
-                  [sys.executable, '-m', 'venv', str(venv.path)], log='venv')
+        venv.step(
+            f'[1/5] {venv.path.name} with Python {platform.python_version()}',
+            [sys.executable, '-m', 'venv', str(venv.path)],
+            log='venv',
+        )
     elif int(minor) not in minors:
-        stop(f'{venv.path} holds Python 3.{minor}, lane {lane} needs {known}: rm -r {shlex.quote(str(venv.path))} '
-             'and run this again.')
+        stop(
+            f'{venv.path} holds Python 3.{minor}, lane {lane} needs {known}: rm -r {shlex.quote(str(venv.path))} '
+            'and run this again.'
+        )
     for other in LANES.keys() - {lane}:
         if any(venv.path.glob(f'lib/python3*/site-packages/{LANES[other].marker}-*.dist-info')):
-            stop(f'{venv.path} holds lane {other}, whose packages share their import names with lane {lane}: name '
-                 'another folder with --venv.')
+            stop(
+                f'{venv.path} holds lane {other}, whose packages share their import names with lane {lane}: name '
+                'another folder with --venv.'
+            )
     if not venv.ask('import pip; print(1)'):  # creation was interrupted, or another tool made it without pip
         venv.step('[1/5] pip', [str(venv.python), '-m', 'ensurepip', '--upgrade', '--default-pip'])
 
@@ -282,16 +365,20 @@ def another_python(venv: Venv, minors: tuple[int, ...]) -> str:
         return f'make env PYTHON={found}'
     newest = f'3.{min(minors[-1], 13)}'  # 3.14 works on one platform only
     fetch = f'uv venv --python {newest} --seed {shlex.quote(str(venv.path))} && make env'
-    return fetch if shutil.which('uv') else f'install one and name it (make env PYTHON=python{newest}), or with uv ' \
-        f'(pip install uv): {fetch}'
+    return (
+        fetch
+        if shutil.which('uv')
+        else f'install one and name it (make env PYTHON=python{newest}), or with uv (pip install uv): {fetch}'
+    )
 
 
 def mmcv_wheel(venv: Venv, lane: str, *, hashed: bool = True) -> Path:
     """The wheel with compiled operators for this torch and Python: kept, published by the lane, or compiled now."""
     (requirement,) = (line for line in requirements(lane) if name(line) == LANES[lane].mmcv)
     lock = locked(lane) if hashed else None
-    sources = venv.file('mmcv', [entry for entry in entries(lock) if name(entry) == name(requirement)]
-                        if lock else [requirement])
+    sources = venv.file(
+        'mmcv', [entry for entry in entries(lock) if name(entry) == name(requirement)] if lock else [requirement]
+    )
     answer = venv.ask(ASK_TORCH)
     if not answer:
         stop(f'torch is installed but does not import: {venv.python} {ROOT / "tools" / "check_env.py"} says why.')
@@ -307,11 +394,27 @@ def mmcv_wheel(venv: Venv, lane: str, *, hashed: bool = True) -> Path:
             can_compile(facts)
             jobs = os.environ.get('MAX_JOBS') or str(cores())
             kind = f'CUDA {facts["toolkit"]}' if facts['cuda'] else 'CPU'
-            print(f'[5/5] {requirement} has no ready wheel: compiling its {kind} operators with {jobs} jobs, once for '
-                  'this torch and Python (about 9 minutes on 2 cores; with CUDA several times that)')
-            venv.pip('    compiling', 'wheel', '-v', '--no-build-isolation', '--no-deps', '--no-cache-dir',
-                     '--no-binary', name(requirement), '-w', folder, *(['--require-hashes'] if lock else []),
-                     '-r', sources, log='mmcv', env=dict(MMCV_WITH_OPS='1', MAX_JOBS=jobs))
+            print(
+                f'[5/5] {requirement} has no ready wheel: compiling its {kind} operators with {jobs} jobs, once for '
+                'this torch and Python (about 9 minutes on 2 cores; with CUDA several times that)'
+            )
+            venv.pip(
+                '    compiling',
+                'wheel',
+                '-v',
+                '--no-build-isolation',
+                '--no-deps',
+                '--no-cache-dir',
+                '--no-binary',
+                name(requirement),
+                '-w',
+                folder,
+                *(['--require-hashes'] if lock else []),
+                '-r',
+                sources,
+                log='mmcv',
+                env=dict(MMCV_WITH_OPS='1', MAX_JOBS=jobs),
+            )
         (built,) = Path(folder).glob('*.whl')
         shelf.mkdir(exist_ok=True)
         os.replace(built, shelf / built.name)  # the same disk: there whole, or not at all
@@ -323,8 +426,26 @@ def published_wheel(venv: Venv, lane: str, requirement: str, facts: dict[str, st
     device = f'cu{facts["toolkit"].replace(".", "")}' if facts['cuda'] else 'cpu'
     major, minor = facts['torch'].split('.')[:2]
     page = LANES[lane].wheels.format(device=device, torch=f'{major}.{minor}.0', digits=f'{major}{minor}0')
-    command = [str(venv.python), '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary', ':all:',
-               '--no-index', '--timeout', '10', '--retries', '0', '--find-links', page, '-d', folder, requirement]
+    command = [
+        str(venv.python),
+        '-m',
+        'pip',
+        'download',
+        '--quiet',
+        '--no-deps',
+        '--only-binary',
+        ':all:',
+        '--no-index',
+        '--timeout',
+        '10',
+        '--retries',
+        '0',
+        '--find-links',
+        page,
+        '-d',
+        folder,
+        requirement,
+    ]
     print(f'[5/5] {requirement}: looking for a wheel for torch {major}.{minor} and {device}', flush=True)
     run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=venv.environment())
     return not run.returncode and any(Path(folder).glob('*.whl'))
@@ -333,8 +454,13 @@ def published_wheel(venv: Venv, lane: str, requirement: str, facts: dict[str, st
 def key(requirement: str, facts: dict[str, str]) -> str:
     """Everything that a compiled wheel depends on, as a folder name."""
     arches = os.environ.get('TORCH_CUDA_ARCH_LIST') or facts['arches'] or 'all'
-    parts = [requirement.replace('==', '-'), f'torch-{facts["torch"]}', facts['python'],
-             f'{platform.system()}-{platform.machine()}', f'cuda-{arches}' if facts['cuda'] else 'cpu']
+    parts = [
+        requirement.replace('==', '-'),
+        f'torch-{facts["torch"]}',
+        facts['python'],
+        f'{platform.system()}-{platform.machine()}',
+        f'cuda-{arches}' if facts['cuda'] else 'cpu',
+    ]
     return re.sub(r'[^A-Za-z0-9._+-]+', '-', '_'.join(parts))
 
 
@@ -348,14 +474,20 @@ def can_compile(facts: dict[str, str]) -> None:
     """Say in one sentence what a compilation would say in a thousand lines."""
     compiler = shlex.split(os.environ.get('CXX') or 'c++')[0]
     if not shutil.which(compiler):
-        stop(f"mmcv's operators need a C++ compiler, and {compiler!r} is not on PATH: install one (Debian, Ubuntu: "
-             'sudo apt install g++) and run this again.')
+        stop(
+            f"mmcv's operators need a C++ compiler, and {compiler!r} is not on PATH: install one (Debian, Ubuntu: "
+            'sudo apt install g++) and run this again.'
+        )
     if not Path(facts['headers'], 'Python.h').exists():
-        stop(f"mmcv's operators need Python's headers, and {facts['headers']} has no Python.h: install them (Debian, "
-             f'Ubuntu: sudo apt install python3.{facts["python"][3:]}-dev) and run this again.')
+        stop(
+            f"mmcv's operators need Python's headers, and {facts['headers']} has no Python.h: install them (Debian, "
+            f'Ubuntu: sudo apt install python3.{facts["python"][3:]}-dev) and run this again.'
+        )
     if facts['cuda'] and not facts['nvcc']:
-        stop(f"mmcv's CUDA operators need nvcc, which is not here: install the CUDA toolkit {facts['toolkit']} and set "
-             'CUDA_HOME, or hide the GPU and work on the CPU: CUDA_VISIBLE_DEVICES= make env')
+        stop(
+            f"mmcv's CUDA operators need nvcc, which is not here: install the CUDA toolkit {facts['toolkit']} and set "
+            'CUDA_HOME, or hide the GPU and work on the CPU: CUDA_VISIBLE_DEVICES= make env'
+        )
 
 
 def pinned(lane: str) -> list[str]:

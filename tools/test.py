@@ -26,12 +26,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--ema', action='store_true', help='test the averaged weights of the file')
     parser.add_argument('--img-size', type=int, metavar='N', help='classification: pixels of the central crop')
     parser.add_argument(
-        '--crop-pct', type=float, metavar='P',
+        '--crop-pct',
+        type=float,
+        metavar='P',
         help="classification: the crop's share of the short edge, as timm's validate.py has it",
-    )  # fmt: skip
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides such as data_root=/data/coco'
     )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides such as data_root=/data/coco')
     parser.add_argument(
         '--trust-pickle', action='store_true', help='let checkpoints build any object, which can run any code in them'
     )

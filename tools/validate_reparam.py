@@ -30,21 +30,28 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_argument_group('what is looked at')
     what.add_argument(
-        'model', nargs='?', metavar='MODEL|CONFIG',
+        'model',
+        nargs='?',
+        metavar='MODEL|CONFIG',
         help='a RepNeXt arch (m1), a class of MODELS (RepNeXtU, mmpretrain.RepVGG), a timm model (timm/repvit_m0_9), '
         'or a config file: its classifier, or else its backbone',
-    )  # fmt: skip
+    )
     what.add_argument(
-        '--options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
         help="arguments of the model's constructor; overrides of a config file",
-    )  # fmt: skip
+    )
     what.add_argument('--operation', choices=OPERATIONS, default='all')
     what.add_argument('--form', default='default', help='of repnext_mm.reparam.fuse')
     what.add_argument('--shape', help='of the image, NxCxHxW (default: 1x3x224x224)')
     what.add_argument(
-        '--table', nargs='*', metavar='WORD',
+        '--table',
+        nargs='*',
+        metavar='WORD',
         help='instead of a model: the table of laws and families, all rows or those whose names contain a WORD',
-    )  # fmt: skip
+    )
     how = parser.add_argument_group('how')
     how.add_argument('--tolerance-float64', type=float, default=TOLERANCE_FLOAT64, help='relative, per output level')
     how.add_argument('--tolerance-float32', type=float, default=TOLERANCE_FLOAT32, help='relative, per output level')
@@ -67,9 +74,14 @@ def run_model(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     print(f'{args.model}, form {args.form}, image {"x".join(map(str, shape))}, {args.device}')
     if args.operation != 'speed':
         found = check_consistency(
-            model, form=args.form, shape=shape, device=args.device, tolerance_float64=args.tolerance_float64,
-            tolerance_float32=args.tolerance_float32, seed=args.seed,
-        )  # fmt: skip
+            model,
+            form=args.form,
+            shape=shape,
+            device=args.device,
+            tolerance_float64=args.tolerance_float64,
+            tolerance_float32=args.tolerance_float32,
+            seed=args.seed,
+        )
         failures = list(found.failures)
         record['fused'] = asdict(found.report)
         record['consistency'] = {name: [asdict(level) for level in levels] for name, levels in found.levels.items()}

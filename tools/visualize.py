@@ -63,9 +63,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], Path], text: str
-) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], Path], text: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     command.add_argument('--config', help='of a trained model')
@@ -83,9 +81,12 @@ def _command(
 
 def subject_of(args: argparse.Namespace) -> Subject:
     return load_subject(
-        args.config, args.checkpoint, arch=getattr(args, 'arch', 'm0'), trust_pickle=args.trust_pickle,
+        args.config,
+        args.checkpoint,
+        arch=getattr(args, 'arch', 'm0'),
+        trust_pickle=args.trust_pickle,
         options=args.cfg_options,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -125,9 +126,14 @@ def predictions_of(args: argparse.Namespace) -> Path:
     if args.config is None or args.checkpoint is None:
         raise ValueError('predictions need --config and --checkpoint')
     return draw_predictions(
-        args.config, args.checkpoint, args.out, count=args.count, fuse=not args.no_fuse,
-        trust_pickle=args.trust_pickle, options=args.cfg_options,
-    )  # fmt: skip
+        args.config,
+        args.checkpoint,
+        args.out,
+        count=args.count,
+        fuse=not args.no_fuse,
+        trust_pickle=args.trust_pickle,
+        options=args.cfg_options,
+    )
 
 
 def cam_of(args: argparse.Namespace) -> Path:
@@ -135,8 +141,9 @@ def cam_of(args: argparse.Namespace) -> Path:
     seen = see(subject, args.image)
     maps = [
         activation_map(subject, seen, method=method, layer=layer, label=args.label)
-        for layer in args.layers for method in args.methods
-    ]  # fmt: skip
+        for layer in args.layers
+        for method in args.methods
+    ]
     return draw_activation_maps(seen.image, maps, args.out, title=subject.name)
 
 
@@ -147,9 +154,13 @@ def cams_of(args: argparse.Namespace) -> Path:
     if unclear := next((''.join(pair) for pair in pairs if not pair[0] or not pair[2]), None):
         raise ValueError(f"--weights '{unclear}' must be NETWORK=FILE, such as repnext_m5=repnext_m5_coco.pth")
     subjects = load_detectors(
-        args.config, args.networks, {name: file for name, _, file in pairs}, trust_pickle=args.trust_pickle,
-        options=args.cfg_options, save_configs=args.save_configs,
-    )  # fmt: skip
+        args.config,
+        args.networks,
+        {name: file for name, _, file in pairs},
+        trust_pickle=args.trust_pickle,
+        options=args.cfg_options,
+        save_configs=args.save_configs,
+    )
     title = f'{Path(args.config).stem} with each backbone: {METHODS[args.method]} of level {args.level}'
     return draw_cam_sheet(
         subjects, args.images, args.out, title=title, method=args.method, level=args.level, label=args.label

@@ -8,6 +8,13 @@ from repnext_mm.apis.train import prepare_training, run_training
 from repnext_mm.checkpoints import WeightsError
 
 __all__ = [
-    'NotBuiltError', 'WeightsError', 'annotate_image', 'annotate_images', 'load_config', 'prepare_test',
-    'prepare_training', 'run_test', 'run_training',
-]  # fmt: skip
+    'NotBuiltError',
+    'WeightsError',
+    'annotate_image',
+    'annotate_images',
+    'load_config',
+    'prepare_test',
+    'prepare_training',
+    'run_test',
+    'run_training',
+]

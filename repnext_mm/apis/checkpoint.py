@@ -34,7 +34,7 @@ from repnext_mm.checkpoints import (
     weights_in,
     write_checkpoint,
     writer_of,
-)  # fmt: skip
+)
 from repnext_mm.models import ARCHITECTURES, type_name
 from repnext_mm.models.pretrained import deployed_like, fit_to_model
 from repnext_mm.reparam import FusionReport, fuse, relative_error, within

@@ -18,9 +18,7 @@ SCOPE_PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def load_config(
-    path: str | Path, *, options: Mapping[str, Any] | None = None, work_dir: str | None = None
-) -> Config:
+def load_config(path: str | Path, *, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:
     """Read a config, apply dotted overrides and choose its working directory.
 
     ``options`` are those of ``--cfg-options``. A new value of the top-level ``data_root`` reaches every path that

@@ -96,9 +96,15 @@ def annotate_images(
     """
     found = found_images(images)
     annotate = _annotator(
-        config_path, checkpoint, device=device, score_threshold=score_threshold, fuse=fuse, ema=ema,
-        trust_pickle=trust_pickle, options=options,
-    )  # fmt: skip
+        config_path,
+        checkpoint,
+        device=device,
+        score_threshold=score_threshold,
+        fuse=fuse,
+        ema=ema,
+        trust_pickle=trust_pickle,
+        options=options,
+    )
     say = report if report is not None else (lambda _: None)
     place, written, replaced, failed = Path(out_dir) / 'vis', list[Path](), list[Path](), dict[str, str]()
     for image in found:

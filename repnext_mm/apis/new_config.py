@@ -147,9 +147,14 @@ def _detection(plan: Plan, root: Path, classes: Sequence[str] | None, findings: 
 
 
 def _segmentation(
-    plan: Plan, root: Path, classes: Sequence[str], findings: Findings, *, reduce_zero_label: bool,
+    plan: Plan,
+    root: Path,
+    classes: Sequence[str],
+    findings: Findings,
+    *,
+    reduce_zero_label: bool,
     map_suffix: str | None,
-) -> str:  # fmt: skip
+) -> str:
     splits = find_label_maps(root)
     facts = check_label_maps(splits, classes, findings, reduce_zero_label=reduce_zero_label, map_suffix=map_suffix)
     return segmentation_text(

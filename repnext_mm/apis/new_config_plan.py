@@ -30,19 +30,31 @@ RECIPES: dict[Task, Recipe] = {
     'det': Recipe(
         'mask_rcnn_repnext',
         ('models/mask_rcnn_repnext', 'datasets/coco_instance', 'schedules/coco_1x', 'default_runtime_det'),
-        2e-4, 16, 2, 800, 12,
+        2e-4,
+        16,
+        2,
+        800,
+        12,
     ),
     'seg': Recipe(
         'semantic_fpn_repnext',
         ('models/semantic_fpn_repnext', 'datasets/ade20k', 'schedules/ade20k_80k', 'default_runtime_seg'),
-        1e-4, 16, 4, 512, 64,  # 80,000 iterations on ADE20K's 20,210 images
+        1e-4,
+        16,
+        4,
+        512,
+        64,  # 80,000 iterations on ADE20K's 20,210 images
     ),
     'cls': Recipe(
         'repnext',
         ('models/repnext_classifier', 'schedules/imagenet_repvit', 'default_runtime_cls'),
-        4e-3, 2048, 64, 224, 300,
+        4e-3,
+        2048,
+        64,
+        224,
+        300,
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)

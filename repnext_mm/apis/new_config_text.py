@@ -74,10 +74,13 @@ param_scheduler = [
 
 
 def segmentation_text(
-    plan: Plan, *, maps: Mapping[str, str], images: Mapping[str, str],
+    plan: Plan,
+    *,
+    maps: Mapping[str, str],
+    images: Mapping[str, str],
     suffixes: Mapping[str, Suffixes],
     reduce_zero_label: bool,
-) -> str:  # fmt: skip
+) -> str:
     """Semantic FPN; paths are relative to the data's root."""
     iterations = plan.steps * plan.epochs
     interval = max(1, iterations // 10)
@@ -138,9 +141,7 @@ param_scheduler = [
 """
 
 
-def classification_text(
-    plan: Plan, *, folders: Mapping[str, str], suffixes: Sequence[str] | None = None
-) -> str:  # fmt: skip
+def classification_text(plan: Plan, *, folders: Mapping[str, str], suffixes: Sequence[str] | None = None) -> str:
     """RepNeXt's two-headed classifier with the augmentation of the RepViT recipe."""
     count = len(plan.classes)
     topk = (1, 5) if count > 5 else (1,)

@@ -43,10 +43,14 @@ def measure(job: Job, emit: Emit) -> None:
         job, calls = _prepared(job, emit)
     if calls:
         emit({'event': 'times', 'times': _times(job, calls, emit)})
-    emit({
-        'event': 'finished', 'batch': job.shape[0], 'process_peak_rss_mib': _peak_rss_mib(),
-        'environment': environment(job.device),
-    })  # fmt: skip
+    emit(
+        {
+            'event': 'finished',
+            'batch': job.shape[0],
+            'process_peak_rss_mib': _peak_rss_mib(),
+            'environment': environment(job.device),
+        }
+    )
 
 
 def set_up(job: Job) -> None:

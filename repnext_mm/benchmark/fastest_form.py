@@ -60,7 +60,9 @@ def stage_latencies(
     return {
         name: measure_latency(
             {form: partial(fuse(part, form=form)[0], *inputs[name]) for form in forms},
-            rounds=rounds, warmup_s=0.3, device=image.device,
+            rounds=rounds,
+            warmup_s=0.3,
+            device=image.device,
         )
         for name, part in parts.items()
-    }  # fmt: skip
+    }

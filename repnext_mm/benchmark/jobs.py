@@ -75,8 +75,9 @@ def plan(
         present = [variant for variant in variants if variant.form != PEER_FORM]
     fused = [variant for variant in present if variant.form != TRAIN_FORM]
     if len(fused) < len(present):
-        skipped += [f'{runtime}, train form: exported files hold fused networks' for runtime in runtimes
-                    if runtime in EXPORTED]  # fmt: skip
+        skipped += [
+            f'{runtime}, train form: exported files hold fused networks' for runtime in runtimes if runtime in EXPORTED
+        ]
     jobs: list[Job] = []
     modes = ['latency'] if throughput is None else ['latency', 'throughput']
     for mode, runtime, shape, dtype, memory_format in product(modes, runtimes, shapes, dtypes, memory_formats):
@@ -85,9 +86,20 @@ def plan(
             shape = (throughput or 1, *shape[1:])
         timed = tuple(fused if runtime in EXPORTED else present)
         job = Job(
-            runtime, shape, dtype, memory_format, timed, mode, mode == 'throughput' and search_batch,
-            device, threads, tf32, rounds, warmup_rounds, warmup_s,
-        )  # fmt: skip
+            runtime,
+            shape,
+            dtype,
+            memory_format,
+            timed,
+            mode,
+            mode == 'throughput' and search_batch,
+            device,
+            threads,
+            tf32,
+            rounds,
+            warmup_rounds,
+            warmup_s,
+        )
         reason = why_not(runtime, device=device, dtype=dtype, memory_format=memory_format, tf32=tf32)
         reason = reason or (None if job.variants else 'no fused form to export')
         if reason:

@@ -61,9 +61,15 @@ class Observed:
                 return self.model.test_step({'inputs': [data['inputs']], 'data_samples': [data['data_samples']]})
 
     def _station(
-        self, original: Callable[..., Any], watch: Stopwatch, part: str, name: str, handed_on: Mapping[str, Any],
-        *, look: bool,
-    ) -> Callable[..., Any]:  # fmt: skip
+        self,
+        original: Callable[..., Any],
+        watch: Stopwatch,
+        part: str,
+        name: str,
+        handed_on: Mapping[str, Any],
+        *,
+        look: bool,
+    ) -> Callable[..., Any]:
         @wraps(original)
         def station(*args: Any, **kwargs: Any) -> Any:
             with watch.part(part):

@@ -50,10 +50,11 @@ def whole_model_table(results: Sequence[WholeModel]) -> list[str]:
         weights = 'trained weights' if result.trained else 'random weights'
         lines += [
             f'{result.config}, {weights}, picture of {size} ({result.image}), network input {seen}'
-            f'{f", {counts}" if counts else ""}; {result.fusion}; relative error {result.error:.0e}.', '',
+            f'{f", {counts}" if counts else ""}; {result.fusion}; relative error {result.error:.0e}.',
+            '',
             '| part | train form, median ms | p10 to p90 | fused, median ms | p10 to p90 | n | times faster |',
             '|---|---:|---:|---:|---:|---:|---:|',
-        ]  # fmt: skip
+        ]
         lines += [*(_part(part, result.times) for part in result.times['train']), '']
     return lines
 

@@ -10,12 +10,25 @@ from torch import Tensor, nn
 from torch.fx.experimental import optimization
 
 PEERS = (
-    'repvit_m0_9', 'repvit_m1_0', 'repvit_m1_1', 'repvit_m1_5', 'repvit_m2_3',
-    'mobileone_s1', 'mobileone_s2', 'mobileone_s3', 'mobileone_s4',
-    'fastvit_t8', 'fastvit_t12', 'fastvit_sa12', 'fastvit_sa24',
-    'starnet_s1', 'starnet_s2', 'starnet_s3', 'starnet_s4',
+    'repvit_m0_9',
+    'repvit_m1_0',
+    'repvit_m1_1',
+    'repvit_m1_5',
+    'repvit_m2_3',
+    'mobileone_s1',
+    'mobileone_s2',
+    'mobileone_s3',
+    'mobileone_s4',
+    'fastvit_t8',
+    'fastvit_t12',
+    'fastvit_sa12',
+    'fastvit_sa24',
+    'starnet_s1',
+    'starnet_s2',
+    'starnet_s3',
+    'starnet_s4',
     'resnet50',
-)  # fmt: skip
+)
 """Names in timm. By reported top-1, RepViT M0.9, M1.0, M1.1, M1.5, M2.3 stand beside RepNeXt M1, M2, M3, M4, M5."""
 
 

@@ -54,13 +54,17 @@ def plot(record: Record, stem: str | os.PathLike[str]) -> list[Path]:
                     _draw(axis, setting, rows, name)
                 else:
                     axis.set_visible(False)
-        handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(),
-                                                                                strict=True)}  # fmt: skip
+        handles = {
+            label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
         ordered = [name for name in STYLES if name in handles]
         figure.legend(
-            [handles[name] for name in ordered], ordered, loc='outside lower center', ncols=min(2 * len(columns), 4),
+            [handles[name] for name in ordered],
+            ordered,
+            loc='outside lower center',
+            ncols=min(2 * len(columns), 4),
             fontsize=9,
-        )  # fmt: skip
+        )
         where = str(record['environment'].get('device'))
         if record['settings'].get('device') != 'cuda':
             where += f', CPU threads: {record["environment"].get("threads")}'
@@ -98,17 +102,22 @@ def _draw(axis: Any, setting: Setting, rows: Sequence[Row], metric: str) -> None
         points = [(row, accuracy) for row in line if (accuracy := value(row.reported)) is not None]
         if not points:
             continue
-        axis.plot([row.median_ms for row, _ in points], [accuracy for _, accuracy in points], label=name,
-                  **STYLES[name])  # fmt: skip
+        axis.plot(
+            [row.median_ms for row, _ in points], [accuracy for _, accuracy in points], label=name, **STYLES[name]
+        )
         differ = len({row.form for row, _ in points}) > 1
         for row, accuracy in points if not name.startswith('RepNeXt') or name == FASTEST else ():
             text = row.reported.label.removeprefix(f'{row.reported.family} ')
             text = f'{text} ({row.form})' if name == FASTEST and differ else text
             axis.annotate(
-                text, (row.median_ms, accuracy), textcoords='offset points',
-                xytext=(-5, 5) if name == FASTEST else (5, -11), ha='right' if name == FASTEST else 'left',
-                fontsize=8, color=STYLES[name]['color'],
-            )  # fmt: skip
+                text,
+                (row.median_ms, accuracy),
+                textcoords='offset points',
+                xytext=(-5, 5) if name == FASTEST else (5, -11),
+                ha='right' if name == FASTEST else 'left',
+                fontsize=8,
+                color=STYLES[name]['color'],
+            )
     axis.set_xscale('log')
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter('{x:g}')

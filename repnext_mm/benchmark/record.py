@@ -16,8 +16,14 @@ Record = dict[str, Any]
 
 def new_record(command: str, environment: dict[str, object], settings: dict[str, object]) -> Record:
     """An empty record: what was asked for and where; ``runs`` will hold one entry per child process."""
-    return {'format': FORMAT, 'command': command, 'environment': environment, 'settings': settings, 'skipped': [],
-            'runs': []}  # fmt: skip
+    return {
+        'format': FORMAT,
+        'command': command,
+        'environment': environment,
+        'settings': settings,
+        'skipped': [],
+        'runs': [],
+    }
 
 
 def write_record(record: Record, path: str | os.PathLike[str]) -> None:

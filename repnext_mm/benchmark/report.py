@@ -78,9 +78,10 @@ def markdown(record: Record) -> str:
                 chosen = ', '.join(f'{part or "all"} {form}' for part, form in row.chosen.items())
                 lines += ['', f'{row.reported.label} {row.form}: {chosen}.']
         peaks = [
-            run['process_peak_rss_mib'] for run in record['runs']
+            run['process_peak_rss_mib']
+            for run in record['runs']
             if _same(run, setting) and run.get('process_peak_rss_mib')
-        ]  # fmt: skip
+        ]
         if peaks and not cuda:
             lines += ['', f'Peak resident memory of the whole process, all variants together: {max(peaks):,.0f} MiB.']
     lines += _failures(record)
@@ -92,17 +93,25 @@ def markdown(record: Record) -> str:
 def heading(record: Record, title: str) -> list[str]:
     """Title, command and environment."""
     known = {key: value for key, value in record['environment'].items() if value is not None}
-    return [f'# {title}', '', f'Command: `{record["command"]}`', '',
-            *(f'- {key}: {_plain(value)}' for key, value in known.items()), '']  # fmt: skip
+    return [
+        f'# {title}',
+        '',
+        f'Command: `{record["command"]}`',
+        '',
+        *(f'- {key}: {_plain(value)}' for key, value in known.items()),
+        '',
+    ]
 
 
 def _rows(runs: Sequence[dict[str, Any]]) -> Iterator[Row]:
     names = dict.fromkeys((row['model'], row['form']) for run in runs for row in run['variants'])
     for model, form in names:
         found = [
-            (run, row) for run in runs for row in run['variants']
+            (run, row)
+            for run in runs
+            for row in run['variants']
             if (row['model'], row['form']) == (model, form) and 'times_ms' in row
-        ]  # fmt: skip
+        ]
         if not found:
             continue
         total = quantiles([time for _, row in found for time in row['times_ms']])
@@ -110,14 +119,22 @@ def _rows(runs: Sequence[dict[str, Any]]) -> Iterator[Row]:
         ratios = [ratio for run, row in found if (ratio := _ratio(run, row)) is not None]
         last = found[-1][1]
         yield Row(
-            model, form, total.median_ms, total.p10_ms, total.p90_ms, total.n,
+            model,
+            form,
+            total.median_ms,
+            total.p10_ms,
+            total.p90_ms,
+            total.n,
             tuple(median(row['times_ms']) for _, row in found),
             median(events) if events else None,
             median(ratios) if ratios else None,
             found[-1][0]['batch'] / total.median_ms * 1e3,
             max(row['error'] for _, row in found),
-            last['parameters'], last['norms'], last.get('peak_memory_mib'), last.get('chosen'),
-        )  # fmt: skip
+            last['parameters'],
+            last['norms'],
+            last.get('peak_memory_mib'),
+            last.get('chosen'),
+        )
 
 
 def _ratio(run: dict[str, Any], row: dict[str, Any]) -> float | None:
@@ -138,17 +155,24 @@ def _table(setting: Setting, rows: Sequence[Row], cuda: bool) -> list[str]:
     for row in rows:
         low, high = min(row.medians_ms), max(row.medians_ms)
         cells = [
-            row.reported.label, row.form, _ms(row.median_ms), f'{_ms(row.p10_ms)} to {_ms(row.p90_ms)}', str(row.n),
+            row.reported.label,
+            row.form,
+            _ms(row.median_ms),
+            f'{_ms(row.p10_ms)} to {_ms(row.p90_ms)}',
+            str(row.n),
             f'{_ms(low)} to {_ms(high)}' if len(row.medians_ms) > 1 else '(one)',
-        ]  # fmt: skip
+        ]
         if cuda:
             cells += [_maybe(row.event_median_ms, _ms), _maybe(row.peak_memory_mib, '{:,.0f}'.format)]
         if setting.mode == 'throughput':
             cells += [f'{row.images_per_s:,.4g}']
         cells += [
-            _maybe(row.ratio, '{:.2f}'.format), f'{row.error:.0e}', f'{row.parameters / 1e6:.2f}', str(row.norms),
+            _maybe(row.ratio, '{:.2f}'.format),
+            f'{row.error:.0e}',
+            f'{row.parameters / 1e6:.2f}',
+            str(row.norms),
             _maybe(row.reported.top1, str),
-        ]  # fmt: skip
+        ]
         lines.append(f'| {" | ".join(cells)} |')
     return lines
 
@@ -185,8 +209,9 @@ def _sources(record: Record) -> list[str]:
     recipes = dict.fromkeys((reported.source, reported.recipe, reported.family) for reported in known)
     return [
         f'Reported top-1 of {family} ({recipe}): {SOURCES[source]}.'
-        for source, recipe, family in recipes if source is not None
-    ]  # fmt: skip
+        for source, recipe, family in recipes
+        if source is not None
+    ]
 
 
 def _same(run: dict[str, Any], setting: Setting) -> bool:

@@ -103,25 +103,63 @@ REPORTED: dict[str, Reported] = {
 
 # Core ML on an iPhone 12, one image; RepNeXt from its authors' README, peers from their tools/latency.py.
 PHONE_MS: dict[str, float] = {
-    'm0': 0.59, 'm1': 0.86, 'm2': 1.00, 'm3': 1.11, 'm4': 1.48, 'm5': 2.20, 'm0e': 0.62, 'm1e': 0.89, 'm2e': 1.04,
-    'repvit_m0_9': 0.89, 'repvit_m1_0': 1.02, 'repvit_m1_1': 1.13, 'repvit_m1_5': 1.51, 'repvit_m2_3': 2.24,
-    'fastvit_t8': 0.89, 'fastvit_t12': 1.33, 'fastvit_sa12': 1.67, 'fastvit_sa24': 2.78,
-    'mobileone_s1': 0.89, 'mobileone_s2': 1.14, 'mobileone_s3': 1.31, 'mobileone_s4': 1.73,
-    'starnet_s3': 0.98, 'starnet_s4': 1.11,
-    'mobilevig_ti': 1.27, 'mobilevig_s': 1.50, 'mobilevig_m': 1.86, 'mobilevig_b': 2.87,
-    'swiftformer_xs': 1.00, 'swiftformer_s': 1.16, 'swiftformer_l1': 1.62, 'swiftformer_l3': 2.99,
-    'efficientformer_l1': 1.42, 'efficientformer_l3': 2.80,
-    'efficientformerv2_s0': 0.91, 'efficientformerv2_s1': 1.06, 'efficientformerv2_s2': 1.63,
+    'm0': 0.59,
+    'm1': 0.86,
+    'm2': 1.00,
+    'm3': 1.11,
+    'm4': 1.48,
+    'm5': 2.20,
+    'm0e': 0.62,
+    'm1e': 0.89,
+    'm2e': 1.04,
+    'repvit_m0_9': 0.89,
+    'repvit_m1_0': 1.02,
+    'repvit_m1_1': 1.13,
+    'repvit_m1_5': 1.51,
+    'repvit_m2_3': 2.24,
+    'fastvit_t8': 0.89,
+    'fastvit_t12': 1.33,
+    'fastvit_sa12': 1.67,
+    'fastvit_sa24': 2.78,
+    'mobileone_s1': 0.89,
+    'mobileone_s2': 1.14,
+    'mobileone_s3': 1.31,
+    'mobileone_s4': 1.73,
+    'starnet_s3': 0.98,
+    'starnet_s4': 1.11,
+    'mobilevig_ti': 1.27,
+    'mobilevig_s': 1.50,
+    'mobilevig_m': 1.86,
+    'mobilevig_b': 2.87,
+    'swiftformer_xs': 1.00,
+    'swiftformer_s': 1.16,
+    'swiftformer_l1': 1.62,
+    'swiftformer_l3': 2.99,
+    'efficientformer_l1': 1.42,
+    'efficientformer_l3': 2.80,
+    'efficientformerv2_s0': 0.91,
+    'efficientformerv2_s1': 1.06,
+    'efficientformerv2_s2': 1.63,
     'efficientformerv2_l': 2.75,
-}  # fmt: skip
+}
 # The same networks trained without distillation, by the table in tools/latency.py; M0 by the README.
 PHONE_PLAIN_MS: dict[str, float] = {
-    'm0': 0.59, 'm1': 0.87, 'm2': 1.01, 'm3': 1.12, 'm4': 1.48, 'm5': 2.20,
-}  # fmt: skip
+    'm0': 0.59,
+    'm1': 0.87,
+    'm2': 1.01,
+    'm3': 1.12,
+    'm4': 1.48,
+    'm5': 2.20,
+}
 # The backbone alone on 512x512, which the tables of detection and segmentation give.
 PHONE_512_MS: dict[str, float] = {
-    'm3': 5.1, 'm4': 6.6, 'm5': 10.4, 'repvit_m1_1': 4.9, 'repvit_m1_5': 6.4, 'repvit_m2_3': 9.9,
-}  # fmt: skip
+    'm3': 5.1,
+    'm4': 6.6,
+    'm5': 10.4,
+    'repvit_m1_1': 4.9,
+    'repvit_m1_5': 6.4,
+    'repvit_m2_3': 9.9,
+}
 # 224x224, by the README; the sizes are of the fused networks.
 COMPACT: dict[str, tuple[Compact, ...]] = {
     'CIFAR-100': (

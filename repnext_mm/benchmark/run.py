@@ -126,8 +126,9 @@ def failures_of(run: dict[str, Any], *, repeat: bool = True) -> list[str]:
         return [f'{where}: {run["reason"]}']
     return [
         f'{where}: {row["model"]}/{row["form"]}: {row["reason"]}'
-        for row in run['variants'] if row['status'] == 'failed'
-    ]  # fmt: skip
+        for row in run['variants']
+        if row['status'] == 'failed'
+    ]
 
 
 def _key(job: dict[str, Any]) -> str:

@@ -34,8 +34,10 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
         ValueError: an unknown name.
     """
     for kind, name, known in (
-        ('runtime', runtime, RUNTIMES), ('dtype', dtype, DTYPES), ('memory format', memory_format, MEMORY_FORMATS),
-    ):  # fmt: skip
+        ('runtime', runtime, RUNTIMES),
+        ('dtype', dtype, DTYPES),
+        ('memory format', memory_format, MEMORY_FORMATS),
+    ):
         if name not in known:
             raise ValueError(f'unknown {kind} {name!r}: choose from {", ".join(known)}')
     if dtype == NATIVE and runtime != 'openvino':

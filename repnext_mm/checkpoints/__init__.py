@@ -9,8 +9,28 @@ from .state import is_averaged, model_state, plain_dict, shown_entries, state_di
 from .write import plain_metadata, published_name, write_checkpoint
 
 __all__ = [
-    'LoadReport', 'Recognised', 'StateDict', 'WeightsError', 'backbone_state', 'check_fits', 'fit', 'is_averaged',
-    'is_torchscript', 'is_whole_file', 'load_strictly', 'model_state', 'one_sentence', 'plain_dict', 'plain_metadata',
-    'published_name', 'read_checkpoint', 'recognise', 'shown_entries', 'state_dict_of', 'unsafe_globals', 'weights_in',
-    'write_checkpoint', 'writer_of',
-]  # fmt: skip
+    'LoadReport',
+    'Recognised',
+    'StateDict',
+    'WeightsError',
+    'backbone_state',
+    'check_fits',
+    'fit',
+    'is_averaged',
+    'is_torchscript',
+    'is_whole_file',
+    'load_strictly',
+    'model_state',
+    'one_sentence',
+    'plain_dict',
+    'plain_metadata',
+    'published_name',
+    'read_checkpoint',
+    'recognise',
+    'shown_entries',
+    'state_dict_of',
+    'unsafe_globals',
+    'weights_in',
+    'write_checkpoint',
+    'writer_of',
+]

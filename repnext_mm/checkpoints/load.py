@@ -246,8 +246,10 @@ def _verified(
             )
         if carries_nothing(key):
             kept[key] = value.to(like.dtype)  # averaging over files makes floats of counters
-        elif value.is_floating_point() != like.is_floating_point() or value.is_quantized or (
-            like.is_floating_point() and value.dtype.itemsize < _HALF
+        elif (
+            value.is_floating_point() != like.is_floating_point()
+            or value.is_quantized
+            or (like.is_floating_point() and value.dtype.itemsize < _HALF)
         ):
             raise WeightsError(
                 f'{source} does not fit this {name}: {key} is {value.dtype}, the model {like.dtype}; '
@@ -267,9 +269,7 @@ def _likeliest_names(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
     if not bare.keys() & keys.keys() or not {'stem', 'stages'} <= set(_tops(bare)):
         return bare
     outside = '' if 'stem' in _tops(target) else 'backbone.'
-    return {
-        keys.get(key, key if key.startswith('head.') else outside + key): value for key, value in bare.items()
-    }
+    return {keys.get(key, key if key.startswith('head.') else outside + key): value for key, value in bare.items()}
 
 
 def _without(state: StateDict, unused: Sequence[str]) -> tuple[StateDict, tuple[str, ...]]:
@@ -289,7 +289,7 @@ def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
         )
     if found.form == 'keep_norms' and wanted.form != 'keep_norms' and wanted.task != 'backbone':
         return (
-            "the file holds a fused network of the authors, whose branches are gone and whose norms are left: take the "
+            'the file holds a fused network of the authors, whose branches are gone and whose norms are left: take the '
             "file in train form (without '_fused'), or load this one into a backbone with deploy=True"
         )
     if found.form in ('default', 'keep_norms') and wanted.form == 'train':

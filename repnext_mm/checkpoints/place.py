@@ -74,6 +74,4 @@ def _agrees(value: Tensor | None, key: str, name: str, like: Tensor) -> bool:
 
 def _is_pointwise(value: Tensor, like: Tensor) -> bool:
     """Whether one is a linear layer's weight and the other the same as a 1x1 convolution's, or they agree."""
-    return {value.dim(), like.dim()} <= {2, 4} and value.numel() == like.numel() and (
-        value.shape[:2] == like.shape[:2]
-    )
+    return {value.dim(), like.dim()} <= {2, 4} and value.numel() == like.numel() and (value.shape[:2] == like.shape[:2])

@@ -20,8 +20,15 @@ from .read import StateDict
 
 HASH_DIGITS = 8
 _USUAL = {
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
-}  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+}
 _MAX_PARTS, _MAX_DEPTH = 100_000, 50  # of metadata
 
 

@@ -7,6 +7,11 @@ from repnext_mm.datasets.foreground_iou import build_foreground_iou
 from repnext_mm.datasets.scene_files import SceneSet, ensure_scenes
 
 __all__ = [
-    'SceneSet', 'build_cifar100', 'build_digit_images', 'build_digit_scenes', 'build_foreground_iou', 'ensure_digits',
+    'SceneSet',
+    'build_cifar100',
+    'build_digit_images',
+    'build_digit_scenes',
+    'build_foreground_iou',
+    'ensure_digits',
     'ensure_scenes',
-]  # fmt: skip
+]

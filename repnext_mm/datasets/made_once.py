@@ -64,9 +64,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def _present(
-    root: Path, kind: str, info: Mapping[str, Any], read_info: Callable[[Path], Mapping[str, Any]]
-) -> bool:
+def _present(root: Path, kind: str, info: Mapping[str, Any], read_info: Callable[[Path], Mapping[str, Any]]) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     way_out = f'remove {root}, or set another data_root'

@@ -17,9 +17,17 @@ from repnext_mm.datasets.sources import Split
 GENERATOR_VERSION = 1  # raise it whenever the same seed would give other scenes
 CLASSES = tuple(f'digit {digit}' for digit in range(10))
 PALETTE = (
-    (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
-    (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212),
-)  # fmt: skip
+    (230, 25, 75),
+    (60, 180, 75),
+    (255, 225, 25),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+    (210, 245, 60),
+    (250, 190, 212),
+)
 FOLDERS: dict[Split, str] = {'train': 'training', 'val': 'validation'}  # ADE20K's names
 
 

@@ -133,8 +133,11 @@ def _latency(models: Mapping[str, Any], seen: Seen, *, rounds: int, device: str)
         calls['whole network', form] = partial(_predict, model, seen)
     found = measure_latency(
         {' '.join(key): call for key, call in calls.items()},
-        rounds=rounds, warmup_rounds=2, warmup_s=_WARMUP_S, device=device,
-    )  # fmt: skip
+        rounds=rounds,
+        warmup_rounds=2,
+        warmup_s=_WARMUP_S,
+        device=device,
+    )
     return {
         part: {form: found[f'{part} {form}'] for form in models} for part in dict.fromkeys(part for part, _ in calls)
     }

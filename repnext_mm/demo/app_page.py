@@ -84,9 +84,12 @@ def build_page(offer: Callable[[], Offer]) -> Any:
         page.load(opened, outputs=[config, checkpoint], api_visibility='private')
         config.change(config_chosen, inputs=config, outputs=checkpoint, api_name='choose_config')
         start.click(
-            run, inputs=[picture, config, checkpoint, threshold, rounds],
-            outputs=[seen, table, latency, differences, remarks], concurrency_limit=1, api_name='run',
-        )  # fmt: skip
+            run,
+            inputs=[picture, config, checkpoint, threshold, rounds],
+            outputs=[seen, table, latency, differences, remarks],
+            concurrency_limit=1,
+            api_name='run',
+        )
     page.queue(default_concurrency_limit=1, max_size=8)
     return page
 

@@ -140,9 +140,13 @@ def data_options(data: str, root: str | None) -> dict[str, Any]:
     }
     for loader, split, steps in (('train', 'train', augmented), ('val', 'test', []), ('test', 'test', [])):
         options[f'{loader}_dataloader.dataset'] = {
-            '_delete_': True, 'type': data.upper(), 'data_root': root, 'split': split, 'download': False,
+            '_delete_': True,
+            'type': data.upper(),
+            'data_root': root,
+            'split': split,
+            'download': False,
             'pipeline': [*steps, {'type': 'PackInputs'}],
-        }  # fmt: skip
+        }
     return options
 
 

@@ -65,9 +65,13 @@ def _bars(axis: Any, report: ReparamReport, *, value: Callable[[FormRow], _Value
             if low < high:
                 axis.vlines(centre, low, high, color='black', linewidth=1)
             axis.annotate(
-                f'{middle:.2f}', (centre, max(middle, high)), xytext=(0, 3), textcoords='offset points', ha='center',
+                f'{middle:.2f}',
+                (centre, max(middle, high)),
+                xytext=(0, 3),
+                textcoords='offset points',
+                ha='center',
                 fontsize=8,
-            )  # fmt: skip
+            )
     axis.set_xticks(range(len(models)), models)
     axis.margins(y=0.1)
     axis.spines[['top', 'right']].set_visible(False)

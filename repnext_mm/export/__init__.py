@@ -9,6 +9,19 @@ from .write import ExportReport, export_model
 from .writers import DEFAULT_OPSET, OPSETS
 
 __all__ = [
-    'DEFAULT_OPSET', 'OPSETS', 'PARTS', 'RUNTIMES', 'SUFFIXES', 'Choice', 'ExportReport', 'ExportedPart', 'Part',
-    'choose_form', 'export_model', 'export_part', 'format_of', 'load_part', 'open_exported',
-]  # fmt: skip
+    'DEFAULT_OPSET',
+    'OPSETS',
+    'PARTS',
+    'RUNTIMES',
+    'SUFFIXES',
+    'Choice',
+    'ExportReport',
+    'ExportedPart',
+    'Part',
+    'choose_form',
+    'export_model',
+    'export_part',
+    'format_of',
+    'load_part',
+    'open_exported',
+]

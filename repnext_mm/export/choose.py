@@ -59,9 +59,15 @@ def choose_form(
             graph, _ = part.fused(form)
             try:
                 export_model(
-                    graph, path, format=format, shape=shape, dynamic=dynamic, reference=part.reference, opset=opset,
+                    graph,
+                    path,
+                    format=format,
+                    shape=shape,
+                    dynamic=dynamic,
+                    reference=part.reference,
+                    opset=opset,
                     half=half,
-                )  # fmt: skip
+                )
             except RuntimeError as error:
                 refused[form] = str(error)
                 continue

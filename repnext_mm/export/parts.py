@@ -89,13 +89,12 @@ def load_part(
         check_checkpoint(checkpoint, given_as='checkpoint')
     if str(source) in ARCHITECTURES:
         if part == 'model':
-            raise ValueError(
-                f"arch '{source}' names no model: take part 'backbone' or 'classifier', or give a config"
-            )
+            raise ValueError(f"arch '{source}' names no model: take part 'backbone' or 'classifier', or give a config")
         if part == 'classifier':
             return _classifier(str(source), checkpoint, IMAGENET if normalize else None, trust_pickle)
-        return _backbone({'type': 'RepNeXt', 'arch': str(source)}, checkpoint, IMAGENET if normalize else None,
-                         trust_pickle)  # fmt: skip
+        return _backbone(
+            {'type': 'RepNeXt', 'arch': str(source)}, checkpoint, IMAGENET if normalize else None, trust_pickle
+        )
     if not Path(source).is_file() and not Path(source).suffix:
         raise ValueError(f"'{source}' is neither an arch ({', '.join(ARCHITECTURES)}) nor a config file")
     config = load_config(source, options=options)

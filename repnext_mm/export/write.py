@@ -168,9 +168,7 @@ def _check(model: nn.Module, path: Path, format: str, shape: Sequence[int]) -> N
         )
 
 
-def _runtime(
-    model: nn.Module, draft: Path, format: str, example: torch.Tensor, dynamic: bool
-) -> tuple[Run, str]:
+def _runtime(model: nn.Module, draft: Path, format: str, example: torch.Tensor, dynamic: bool) -> tuple[Run, str]:
     if format in RUNTIMES:
         try:
             return open_exported(draft, format=format), RUNTIME_NAMES[format]

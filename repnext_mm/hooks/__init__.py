@@ -9,6 +9,12 @@ from .strict_load import StrictLoadHook
 from .whole_checkpoints import CheckpointNotSavedError
 
 __all__ = [
-    'AtomicCheckpointHook', 'CheckpointNotSavedError', 'FuseBackboneHook', 'NoWholeCheckpointError', 'ReturnMemoryHook',
-    'SeedStepsHook', 'SeededSampler', 'StrictLoadHook',
-]  # fmt: skip
+    'AtomicCheckpointHook',
+    'CheckpointNotSavedError',
+    'FuseBackboneHook',
+    'NoWholeCheckpointError',
+    'ReturnMemoryHook',
+    'SeedStepsHook',
+    'SeededSampler',
+    'StrictLoadHook',
+]

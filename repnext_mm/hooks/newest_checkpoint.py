@@ -53,9 +53,11 @@ def newest_whole(*, work_dir: Path, folder: Path, template: str) -> Choice:
     here = next((file for file in found if recorded and _is_named(file, recorded, folder)), None)
     if here is not None and is_whole(here.path):  # also when the run has moved, and the old place is still there
         written_ns = record.stat().st_mtime_ns
-        moved = '' if here.path.resolve() == Path(str(recorded)).resolve() else (
-            f"last_checkpoint names '{recorded}', in another folder: '{here.path}' has its name"
-        )  # fmt: skip
+        moved = (
+            ''
+            if here.path.resolve() == Path(str(recorded)).resolve()
+            else (f"last_checkpoint names '{recorded}', in another folder: '{here.path}' has its name")
+        )
         for later in found:
             newer = later.template == here.template and later.step > here.step and later.time_ns >= written_ns
             if newer and is_whole(later.path):
@@ -83,9 +85,7 @@ def newest_whole(*, work_dir: Path, folder: Path, template: str) -> Choice:
 
 def step_of(name: str, template: str) -> int | None:
     """The step that a checkpoint's name was made of, 0 where the template has none; None for another name."""
-    pattern = ''.join(
-        re.escape(text) + ('' if field is None else '(.{1,30}?)') for text, field in _parsed(template)
-    )  # fmt: skip
+    pattern = ''.join(re.escape(text) + ('' if field is None else '(.{1,30}?)') for text, field in _parsed(template))
     match = re.fullmatch(pattern, name)
     if match is None:
         return None

@@ -20,8 +20,18 @@ from repnext_mm.checkpoints import WeightsError
 
 _HUB = ('log_scalars', 'runtime_info', 'resumed_keys')
 # Options of a parameter group that torch adds where an older file lacks them.
-_OPTIONAL = {'foreach', 'maximize', 'capturable', 'differentiable', 'fused', 'decoupled_weight_decay', 'nesterov',
-             'amsgrad', 'initial_lr', 'param_names'}  # fmt: skip
+_OPTIONAL = {
+    'foreach',
+    'maximize',
+    'capturable',
+    'differentiable',
+    'fused',
+    'decoupled_weight_decay',
+    'nesterov',
+    'amsgrad',
+    'initial_lr',
+    'param_names',
+}
 _PROBE = (2, 3)  # no optimizer keeps this shape but as that of the parameter
 
 
@@ -39,8 +49,11 @@ def check_resumable(checkpoint: Mapping[str, Any], runner: Any, model: nn.Module
     """
     meta = checkpoint.get('meta')
     there = {'meta': meta if isinstance(meta, Mapping) else {}, '': checkpoint}
-    lacking = [name for name in ('meta.epoch', 'meta.iter', 'message_hub')
-               if name.rpartition('.')[2] not in there[name.rpartition('.')[0]]]  # fmt: skip
+    lacking = [
+        name
+        for name in ('meta.epoch', 'meta.iter', 'message_hub')
+        if name.rpartition('.')[2] not in there[name.rpartition('.')[0]]
+    ]
     if lacking:
         raise WeightsError(
             f'{source} holds no training of mmengine to go on from (--resume), it lacks {" and ".join(lacking)}: '

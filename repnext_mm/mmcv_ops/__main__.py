@@ -20,15 +20,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m repnext_mm.mmcv_ops', description=__doc__)
     verbs = parser.add_subparsers(dest='verb', required=True)
     adding = verbs.add_parser('install', help='write mmcv/_ext.py, where mmcv has no compiled operators')
-    adding.add_argument('--set-aside', action='store_true',
-                        help='rename compiled operators that do not load, such as those for another torch')
+    adding.add_argument(
+        '--set-aside',
+        action='store_true',
+        help='rename compiled operators that do not load, such as those for another torch',
+    )
     verbs.add_parser('remove', help='take that file away again')
     verbs.add_parser('status', help='say which operators mmcv has')
     options = parser.parse_args()
     try:
         found: Operators = {
-            'install': lambda: install(set_aside=options.set_aside), 'remove': remove, 'status': status,
-        }[options.verb]()  # fmt: skip
+            'install': lambda: install(set_aside=options.set_aside),
+            'remove': remove,
+            'status': status,
+        }[options.verb]()
     except (FileExistsError, ModuleNotFoundError, PermissionError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

@@ -13,15 +13,23 @@ from .suppression import as_float32
 
 
 def deform_roi_pool_forward(
-    input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, pooled_height: int, pooled_width: int,
-    spatial_scale: float, sampling_ratio: int, gamma: float,
-) -> None:  # fmt: skip
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
     """Fill output (R, C, PH, PW) with means of samples of input (N, C, H, W); offset is (R, 2, PH, PW) or empty."""
     height, width = input.shape[2:]
     maps, images = input.flatten(2), rois[:, 0].long()
     output.zero_()
-    for part, y, x, _ in _samples(input, rois, offset, pooled_height, pooled_width, spatial_scale, sampling_ratio,
-                                  gamma):
+    for part, y, x, _ in _samples(
+        input, rois, offset, pooled_height, pooled_width, spatial_scale, sampling_ratio, gamma
+    ):
         around = corners(y, x, height, width)
         for weight, position in zip(around.weights, around.positions, strict=True):
             values = weight[..., None] * maps[images[part].view(-1, 1, 1, 1, 1), :, position]
@@ -29,15 +37,25 @@ def deform_roi_pool_forward(
 
 
 def deform_roi_pool_backward(
-    grad_output: Tensor, input: Tensor, rois: Tensor, offset: Tensor, grad_input: Tensor, grad_offset: Tensor,
-    pooled_height: int, pooled_width: int, spatial_scale: float, sampling_ratio: int, gamma: float,
-) -> None:  # fmt: skip
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
     """Add to grad_input and grad_offset what grad_output (R, C, PH, PW) sends back."""
     channels, height, width = input.shape[1:]
     maps, images = input.flatten(2), rois[:, 0].long()
     channel = torch.arange(channels, device=rois.device)
-    for part, y, x, (size_y, size_x) in _samples(input, rois, offset, pooled_height, pooled_width, spatial_scale,
-                                                 sampling_ratio, gamma):
+    for part, y, x, (size_y, size_x) in _samples(
+        input, rois, offset, pooled_height, pooled_width, spatial_scale, sampling_ratio, gamma
+    ):
         around = corners(y, x, height, width)
         image = images[part].view(-1, 1, 1, 1, 1)
         sent = (grad_output[part] / (y.shape[3] * x.shape[4])).movedim(1, -1)[:, :, :, None, None]
@@ -51,7 +69,8 @@ def deform_roi_pool_backward(
         # By the ends and the place as it was: in the cell outside the border this goes on as if the map did,
         # where the value itself stands still. So does mmcv's.
         above, below, left, right = (
-            (distance * around.inside)[..., None] for distance in (y - y_low, y_high - y, x - x_low, x_high - x))
+            (distance * around.inside)[..., None] for distance in (y - y_low, y_high - y, x - x_low, x_high - x)
+        )
         along_x = above * (high_high - high_low) + below * (low_high - low_low)
         along_y = left * (high_high - low_high) + right * (high_low - low_low)
         for axis, slope, size in ((0, along_x, size_x), (1, along_y, size_y)):
@@ -59,9 +78,15 @@ def deform_roi_pool_backward(
 
 
 def _samples(
-    input: Tensor, rois: Tensor, offset: Tensor, pooled_height: int, pooled_width: int, spatial_scale: float,
-    sampling_ratio: int, gamma: float,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]]:  # fmt: skip
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]]:
     """Indices of RoIs, their y (R, PH, PW, rows, 1) and x (R, PH, PW, 1, columns), heights and widths."""
     start_x, start_y, end_x, end_y = (rois[:, 1:] * as_float32(spatial_scale) - 0.5).unbind(1)
     size_y, size_x = end_y - start_y, end_x - start_x

@@ -9,8 +9,13 @@ TINY = torch.finfo(torch.float32).tiny  # under the logarithms
 
 
 def sigmoid_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float,
-) -> None:  # fmt: skip
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
     """Fill output (N, C) with the loss of logits (N, C) for classes (N,), C meaning none; weight is (C,) or empty."""
     p, positive = _probabilities(input, target)
     loss = torch.where(positive, -alpha * (1 - p) ** gamma * _log(p), -(1 - alpha) * p**gamma * _log(1 - p))
@@ -18,28 +23,45 @@ def sigmoid_focal_loss_forward(
 
 
 def sigmoid_focal_loss_backward(
-    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float,
-) -> None:  # fmt: skip
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
     """Fill grad_input (N, C) with the loss's slope."""
     p, positive = _probabilities(input, target)
     slope = torch.where(
         positive,
         -alpha * (1 - p) ** gamma * (1 - p - gamma * p * _log(p)),
-        -(1 - alpha) * p**gamma * (gamma * (1 - p) * _log(1 - p) - p))
+        -(1 - alpha) * p**gamma * (gamma * (1 - p) * _log(1 - p) - p),
+    )
     grad_input.copy_(_weighted(slope, weight, target))
 
 
 def softmax_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float,
-) -> None:  # fmt: skip
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
     """Fill output (N,) with the loss of probabilities (N, C) for class indices (N,), below 0 meaning ignored."""
     p = _of_target(input, target)
     output.copy_(_heeded(-alpha * (1 - p) ** gamma * _log(p), weight, target))
 
 
 def softmax_focal_loss_backward(
-    input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float,
-) -> None:  # fmt: skip
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
     """Fill grad_input (N, C) with the slope of the loss by the logits; buff (N,) is a part of it."""
     p = _of_target(input, target)
     part = alpha * (gamma * (1 - p) ** (gamma - 1) * p * _log(p) - (1 - p) ** gamma)

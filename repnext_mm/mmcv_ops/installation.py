@@ -59,8 +59,10 @@ def install(*, set_aside: bool = False) -> Operators:
         found.file.rename(f'{found.file}{SET_ASIDE}')
         found = status()
     if found.kind == 'compiled':
-        raise FileExistsError(f'{found.file} has compiled operators, which need no help; if they do not load in this '
-                              'environment, put them aside with install --set-aside')
+        raise FileExistsError(
+            f'{found.file} has compiled operators, which need no help; if they do not load in this '
+            'environment, put them aside with install --set-aside'
+        )
     if found.kind == 'foreign':
         raise FileExistsError(f'{found.file} is not from repnext_mm: remove it yourself if you want it replaced')
     if found.kind == 'none':
@@ -94,15 +96,18 @@ def compile_command() -> str:
         break
     else:
         name, version = 'mmcv', '2.1.0'
-    return (f'MMCV_WITH_OPS=1 {sys.executable} -m pip install --force-reinstall --no-deps --no-build-isolation '
-            f'--no-cache-dir --no-binary {name} {name}=={version}')
+    return (
+        f'MMCV_WITH_OPS=1 {sys.executable} -m pip install --force-reinstall --no-deps --no-build-isolation '
+        f'--no-cache-dir --no-binary {name} {name}=={version}'
+    )
 
 
 def _mmcv_folder() -> Path:
     spec = find_spec('mmcv')
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f'{sys.executable} has no mmcv: install one first, such as onedl-mmcv or mmcv-lite',
-                                  name='mmcv')
+        raise ModuleNotFoundError(
+            f'{sys.executable} has no mmcv: install one first, such as onedl-mmcv or mmcv-lite', name='mmcv'
+        )
     return Path(spec.origin).parent
 
 

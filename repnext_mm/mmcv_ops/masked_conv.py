@@ -8,9 +8,15 @@ from torch import Tensor
 
 
 def masked_im2col_forward(
-    im: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, col: Tensor, kernel_h: int, kernel_w: int, pad_h: int,
+    im: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    col: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    pad_h: int,
     pad_w: int,
-) -> None:  # fmt: skip
+) -> None:
     """Fill col (C * kH * kW, M) with the windows of im (1, C, H, W) round M cells."""
     # One kernel more of zeros on the far side: a cell's window may reach there where the padding is narrow.
     padded = F.pad(im[0], (pad_w, pad_w + kernel_w, pad_h, pad_h + kernel_h))
@@ -20,7 +26,13 @@ def masked_im2col_forward(
 
 
 def masked_col2im_forward(
-    col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int,
-) -> None:  # fmt: skip
+    col: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    im: Tensor,
+    height: int,
+    width: int,
+    channels: int,
+) -> None:
     """Put col (C, M) at M cells of im (1, C, H, W)."""
     im[0, :, mask_h_idx, mask_w_idx] = col

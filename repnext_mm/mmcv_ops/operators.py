@@ -37,25 +37,47 @@ def get_compiling_cuda_version() -> str:
 SERVED: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        carafe.carafe_backward, carafe.carafe_forward, carafe.carafe_naive_backward, carafe.carafe_naive_forward,
-        deform_conv.deform_conv_backward_input, deform_conv.deform_conv_backward_parameters,
-        deform_conv.deform_conv_forward, deform_conv.modulated_deform_conv_backward,
+        carafe.carafe_backward,
+        carafe.carafe_forward,
+        carafe.carafe_naive_backward,
+        carafe.carafe_naive_forward,
+        deform_conv.deform_conv_backward_input,
+        deform_conv.deform_conv_backward_parameters,
+        deform_conv.deform_conv_forward,
+        deform_conv.modulated_deform_conv_backward,
         deform_conv.modulated_deform_conv_forward,
-        deform_roi_pool.deform_roi_pool_backward, deform_roi_pool.deform_roi_pool_forward,
-        focal_loss.sigmoid_focal_loss_backward, focal_loss.sigmoid_focal_loss_forward,
-        focal_loss.softmax_focal_loss_backward, focal_loss.softmax_focal_loss_forward,
-        get_compiler_version, get_compiling_cuda_version,
-        masked_conv.masked_col2im_forward, masked_conv.masked_im2col_forward,
-        ms_deform_attn.ms_deform_attn_backward, ms_deform_attn.ms_deform_attn_forward,
-        psamask.psamask_backward, psamask.psamask_forward,
-        roi.roi_align_backward, roi.roi_align_forward, roi.roi_pool_backward, roi.roi_pool_forward,
-        rotated.box_iou_rotated, rotated.nms_rotated,
-        suppression.bbox_overlaps, suppression.line_nms_forward, suppression.nms, suppression.nms_match,
+        deform_roi_pool.deform_roi_pool_backward,
+        deform_roi_pool.deform_roi_pool_forward,
+        focal_loss.sigmoid_focal_loss_backward,
+        focal_loss.sigmoid_focal_loss_forward,
+        focal_loss.softmax_focal_loss_backward,
+        focal_loss.softmax_focal_loss_forward,
+        get_compiler_version,
+        get_compiling_cuda_version,
+        masked_conv.masked_col2im_forward,
+        masked_conv.masked_im2col_forward,
+        ms_deform_attn.ms_deform_attn_backward,
+        ms_deform_attn.ms_deform_attn_forward,
+        psamask.psamask_backward,
+        psamask.psamask_forward,
+        roi.roi_align_backward,
+        roi.roi_align_forward,
+        roi.roi_pool_backward,
+        roi.roi_pool_forward,
+        rotated.box_iou_rotated,
+        rotated.nms_rotated,
+        suppression.bbox_overlaps,
+        suppression.line_nms_forward,
+        suppression.nms,
+        suppression.nms_match,
         suppression.softnms,
-        sync_bn.sync_bn_backward_data, sync_bn.sync_bn_backward_param, sync_bn.sync_bn_forward_mean,
-        sync_bn.sync_bn_forward_output, sync_bn.sync_bn_forward_var,
+        sync_bn.sync_bn_backward_data,
+        sync_bn.sync_bn_backward_param,
+        sync_bn.sync_bn_forward_mean,
+        sync_bn.sync_bn_forward_output,
+        sync_bn.sync_bn_forward_var,
     )
-}  # fmt: skip
+}
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
@@ -68,7 +90,8 @@ def __getattr__(name: str) -> Callable[..., Any]:
     def missing(*args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(
             f"mmcv's operator {name!r} is not among those that repnext_mm.mmcv_ops serves: compile mmcv, with a C++ "
-            f'compiler and the headers of Python at hand, by {compile_command()}')
+            f'compiler and the headers of Python at hand, by {compile_command()}'
+        )
 
     missing.__name__ = missing.__qualname__ = name
     return missing

@@ -7,9 +7,17 @@ from torch import Tensor
 
 
 def psamask_forward(
-    input: Tensor, output: Tensor, psa_type: int, num_: int, h_feature: int, w_feature: int, h_mask: int, w_mask: int,
-    half_h_mask: int, half_w_mask: int,
-) -> None:  # fmt: skip
+    input: Tensor,
+    output: Tensor,
+    psa_type: int,
+    num_: int,
+    h_feature: int,
+    w_feature: int,
+    h_mask: int,
+    w_mask: int,
+    half_h_mask: int,
+    half_w_mask: int,
+) -> None:
     """Put input (N, h_mask * w_mask, H, W) where it belongs in output (N, H * W, H, W); 0 collects, 1 distributes."""
     relative = input.view(num_, h_mask, w_mask, h_feature, w_feature)
     absolute = torch.zeros(num_, *(h_feature, w_feature) * 2, dtype=input.dtype, device=input.device)
@@ -23,9 +31,17 @@ def psamask_forward(
 
 
 def psamask_backward(
-    grad_output: Tensor, grad_input: Tensor, psa_type: int, num_: int, h_feature: int, w_feature: int, h_mask: int,
-    w_mask: int, half_h_mask: int, half_w_mask: int,
-) -> None:  # fmt: skip
+    grad_output: Tensor,
+    grad_input: Tensor,
+    psa_type: int,
+    num_: int,
+    h_feature: int,
+    w_feature: int,
+    h_mask: int,
+    w_mask: int,
+    half_h_mask: int,
+    half_w_mask: int,
+) -> None:
     """Fill grad_input (N, h_mask * w_mask, H, W) from where its cells went."""
     sent = grad_output.flatten(2)
     sent = (sent if psa_type == 0 else sent.transpose(1, 2)).reshape(num_, *(h_feature, w_feature) * 2)

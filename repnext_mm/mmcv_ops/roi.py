@@ -13,17 +13,29 @@ LEAST = -10000.0  # where the compiled maximum starts from: what is below is not
 
 
 def roi_align_forward(
-    input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, aligned_height: int,
-    aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
-) -> None:  # fmt: skip
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Fill output (R, C, PH, PW) with means (pool_mode 1) or maxima (0) of input (N, C, H, W) in rois (R, 5).
 
     Maxima also fill argmax_y and argmax_x with the places of the samples, -1 where there is none.
     """
     _check_rois(input, rois, aligned)
     if pool_mode:
-        output.copy_(torchvision.ops.roi_align(
-            input, rois, (aligned_height, aligned_width), as_float32(spatial_scale), sampling_ratio, aligned))
+        output.copy_(
+            torchvision.ops.roi_align(
+                input, rois, (aligned_height, aligned_width), as_float32(spatial_scale), sampling_ratio, aligned
+            )
+        )
         return
     channels, height, width = input.shape[1:]
     shift = 0.5 if aligned else 0.0
@@ -45,7 +57,8 @@ def roi_align_forward(
         around = corners(y, x, height, width)
         first, *others = (  # (R, PH, PW, rows, columns, C)
             weight[..., None] * maps[images[part].view(-1, 1, 1, 1, 1), :, position]
-            for weight, position in zip(around.weights, around.positions, strict=True))
+            for weight, position in zip(around.weights, around.positions, strict=True)
+        )
         values = sum(others, first).flatten(3, 4)
         largest, which = values.max(3)
         seen = (largest > LEAST).movedim(-1, 1)
@@ -55,9 +68,18 @@ def roi_align_forward(
 
 
 def roi_align_backward(
-    grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, aligned_height: int,
-    aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
-) -> None:  # fmt: skip
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Add to grad_input (N, C, H, W) what grad_output (R, C, PH, PW) sends back."""
     _check_rois(grad_input, rois, aligned)
     scale, bins = as_float32(spatial_scale), (aligned_height, aligned_width)
@@ -68,7 +90,8 @@ def roi_align_backward(
             grad_input += torch.autograd.grad(pooled, zeros, grad_output)[0]
     elif pool_mode:
         grad_input += torch.ops.torchvision._roi_align_backward(
-            grad_output, rois, scale, *bins, *grad_input.shape, sampling_ratio, aligned)
+            grad_output, rois, scale, *bins, *grad_input.shape, sampling_ratio, aligned
+        )
     else:
         channels, height, width = grad_input.shape[1:]
         around = corners(argmax_y, argmax_x, height, width)
@@ -79,9 +102,14 @@ def roi_align_backward(
 
 
 def roi_pool_forward(
-    input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int, pooled_width: int,
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
     spatial_scale: float,
-) -> None:  # fmt: skip
+) -> None:
     """Fill output (R, C, PH, PW) with the maxima of the cells under each bin, argmax with their places in a map.
 
     As in mmcv, and other than in torchvision, the corners of rois (R, 5) are not rounded first.
@@ -109,9 +137,14 @@ def roi_pool_forward(
 
 
 def roi_pool_backward(
-    grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_input: Tensor, pooled_height: int, pooled_width: int,
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
     spatial_scale: float,
-) -> None:  # fmt: skip
+) -> None:
     """Add grad_output (R, C, PH, PW) to grad_input (N, C, H, W) at the maxima."""
     channels, height, width = grad_input.shape[1:]
     maps = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)

@@ -20,14 +20,19 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int
         return
     rows = max(1, PAIRS_AT_ONCE // max(1, len(boxes2)))
     for start in range(0, len(boxes1), rows):
-        part = _overlap(boxes1[start: start + rows, None], boxes2, mode_flag)
-        ious.view(len(boxes1), len(boxes2))[start: start + rows] = part
+        part = _overlap(boxes1[start : start + rows, None], boxes2, mode_flag)
+        ious.view(len(boxes1), len(boxes2))[start : start + rows] = part
 
 
 def nms_rotated(
-    dets: Tensor, scores: Tensor, order: Tensor, dets_sorted: Tensor, labels: Tensor, iou_threshold: float,
+    dets: Tensor,
+    scores: Tensor,
+    order: Tensor,
+    dets_sorted: Tensor,
+    labels: Tensor,
+    iou_threshold: float,
     multi_label: int,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Indices of the boxes (N, 5) that no better box overlaps by the threshold or more, best first.
 
     Labels are not looked at, nor are they by the compiled operator.
@@ -62,8 +67,9 @@ def _corners(box: Tensor, origin: Tensor) -> Tensor:
     along = torch.stack([cos, sin], -1) * box[..., 2, None] / 2
     across = torch.stack([-sin, cos], -1) * box[..., 3, None] / 2
     centre = box[..., :2] - origin
-    return torch.stack([centre - along - across, centre + along - across,
-                        centre + along + across, centre - along + across], -2)
+    return torch.stack(
+        [centre - along - across, centre + along - across, centre + along + across, centre - along + across], -2
+    )
 
 
 def _intersection(first: Tensor, second: Tensor) -> Tensor:

@@ -58,13 +58,19 @@ def corners(y: Tensor, x: Tensor, height: int, width: int) -> Corners:
     y, x = torch.broadcast_tensors(y, x)
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     (y_low, y_high, y_part), (x_low, x_high, x_part) = (
-        _between(torch.where(inside, place, 0.0), size) for place, size in ((y, height), (x, width)))
+        _between(torch.where(inside, place, 0.0), size) for place, size in ((y, height), (x, width))
+    )
     y_rest, x_rest = 1 - y_part, 1 - x_part
     return Corners(
         (y_low * width + x_low, y_low * width + x_high, y_high * width + x_low, y_high * width + x_high),
-        tuple(torch.where(inside, weight, 0.0) for weight in  # type: ignore[arg-type]
-              (y_rest * x_rest, y_rest * x_part, y_part * x_rest, y_part * x_part)),
-        inside, (y_low, y_high), (x_low, x_high))
+        tuple(
+            torch.where(inside, weight, 0.0)
+            for weight in (y_rest * x_rest, y_rest * x_part, y_part * x_rest, y_part * x_part)  # type: ignore[arg-type]
+        ),
+        inside,
+        (y_low, y_high),
+        (x_low, x_high),
+    )
 
 
 def _between(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,9 +27,15 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def softnms(
-    boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float, min_score: float, method: int,
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
     offset: int,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Soft-NMS (arXiv 1704.04503): fills the first K rows of dets (N, 5), returns their indices (K,).
 
     Methods: 0 removes, 1 scales the score by 1 - IoU, 2 by exp(-IoU² / sigma). Overlaps count from the threshold on.
@@ -62,8 +68,9 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     need_float(dets)
     boxes, threshold = dets[:, :4].cpu(), as_float32(iou_threshold)
     order = by_score(dets[:, 4].cpu())
-    return [group.tolist()
-            for group in greedy(order, lambda one, rest: overlap(boxes[one], boxes[rest], 0) >= threshold)]
+    return [
+        group.tolist() for group in greedy(order, lambda one, rest: overlap(boxes[one], boxes[rest], 0) >= threshold)
+    ]
 
 
 def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
@@ -90,14 +97,14 @@ def line_nms_forward(boxes: Tensor, scores: Tensor, thresh: float, top_k: int) -
     for place, lane in enumerate(order.tolist()):
         if removed[place]:
             continue
-        later = order[place + 1:]
+        later = order[place + 1 :]
         start = torch.maximum(first[lane], first[later])
         end = torch.minimum(last[lane], last[later]).clamp(max=LANE_POINTS - 1)
         common = (points >= start[:, None]) & (points <= end[:, None])
         apart = ((lanes[lane, 5:] - lanes[later, 5:]).abs() * common).sum(1)
         close = (end >= start) & (start >= 0) & (apart < thresh * (end - start + 1))
         kept.append(lane)
-        removed[place + 1:] |= close
+        removed[place + 1 :] |= close
         parents[later[close]] = parents[lane] = len(kept)
         if len(kept) == top_k:
             break
@@ -108,10 +115,11 @@ def line_nms_forward(boxes: Tensor, scores: Tensor, thresh: float, top_k: int) -
 
 def overlap(first: Tensor, second: Tensor, offset: int, *, of_first: bool = False) -> Tensor:
     """IoU of boxes that broadcast, in the order of operations of the compiled operators, which decides equal ones."""
-    sides = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2]) + offset)
+    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2]) + offset
     inter, area1, area2 = (
         size[..., 0] * size[..., 1]
-        for size in (sides.clamp(min=0), *(box[..., 2:] - box[..., :2] + offset for box in (first, second))))
+        for size in (sides.clamp(min=0), *(box[..., 2:] - box[..., :2] + offset for box in (first, second)))
+    )
     return inter / (area1 if of_first else area1 + area2 - inter)
 
 

@@ -16,9 +16,20 @@ def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:
 
 
 def sync_bn_forward_output(
-    input: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor,
-    norm: Tensor, std: Tensor, output: Tensor, eps: float, momentum: float, group_size: int,
-) -> None:  # fmt: skip
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    norm: Tensor,
+    std: Tensor,
+    output: Tensor,
+    eps: float,
+    momentum: float,
+    group_size: int,
+) -> None:
     """Fill output, norm (the input normalized) and std (C,), move the running statistics."""
     std.copy_((var + eps).sqrt())
     norm.copy_((input.float() - mean[:, None]) / std[:, None])
@@ -36,9 +47,14 @@ def sync_bn_backward_param(grad_output: Tensor, norm: Tensor, grad_weight: Tenso
 
 
 def sync_bn_backward_data(
-    grad_output: Tensor, weight: Tensor, grad_weight: Tensor, grad_bias: Tensor, norm: Tensor, std: Tensor,
+    grad_output: Tensor,
+    weight: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    norm: Tensor,
+    std: Tensor,
     grad_input: Tensor,
-) -> None:  # fmt: skip
+) -> None:
     """Fill grad_input."""
     common = (grad_weight[:, None] * norm + grad_bias[:, None]) / (norm.shape[0] * norm.shape[2])
     grad_input.copy_((weight / std)[:, None] * (grad_output.float() - common))

@@ -10,6 +10,17 @@ from .repnext_u import UNIT_ARCHITECTURES, RepNeXtU, UnitArch
 from .type_name import type_name
 
 __all__ = [
-    'ARCHITECTURES', 'UNIT_ARCHITECTURES', 'Arch', 'Classifier', 'RepNeXt', 'RepNeXtU', 'UnitArch', 'build_box_tta',
-    'build_cls_head', 'build_convnext_with_mixed_downsample', 'load_classifier', 'resolve_arch', 'type_name',
-]  # fmt: skip
+    'ARCHITECTURES',
+    'UNIT_ARCHITECTURES',
+    'Arch',
+    'Classifier',
+    'RepNeXt',
+    'RepNeXtU',
+    'UnitArch',
+    'build_box_tta',
+    'build_cls_head',
+    'build_convnext_with_mixed_downsample',
+    'load_classifier',
+    'resolve_arch',
+    'type_name',
+]

@@ -66,9 +66,13 @@ class RepNeXt(StagedBackbone):
         pretrained: None = None,
     ) -> None:
         super().__init__(
-            in_channels=in_channels, out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
-            init_cfg=init_cfg, pretrained=pretrained,
-        )  # fmt: skip
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            init_cfg=init_cfg,
+            pretrained=pretrained,
+        )
         for name, value in (('with_cp', with_cp), ('deploy', deploy)):
             if not isinstance(value, bool):
                 raise ValueError(f'{name} {value!r} must be True or False')

@@ -87,9 +87,13 @@ class RepNeXtU(StagedBackbone):
         pretrained: None = None,
     ) -> None:
         super().__init__(
-            in_channels=in_channels, out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
-            init_cfg=init_cfg, pretrained=pretrained,
-        )  # fmt: skip
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            init_cfg=init_cfg,
+            pretrained=pretrained,
+        )
         if unit not in REP_UNITS:
             raise ValueError(f'unknown unit {unit!r}: choose one of {", ".join(REP_UNITS)}')
         if not 0 <= drop_path_rate < 1:
@@ -161,9 +165,15 @@ class RepNeXtU(StagedBackbone):
         own = self.state_dict()
         try:
             state, report = fit(
-                content, own, name=type(self).__name__, source=checkpoint, prefix=prefix, ema=ema, part=True,
+                content,
+                own,
+                name=type(self).__name__,
+                source=checkpoint,
+                prefix=prefix,
+                ema=ema,
+                part=True,
                 unused=['conv_repara'],  # the authors' train form has a dead 7x7
-            )  # fmt: skip
+            )
         except WeightsError as error:
             found, wanted = _form(state_dict_of(content, prefix=prefix, ema=ema)), _form(own)
             if found and found != wanted:

@@ -58,7 +58,7 @@ class StagedBackbone(BaseModule):
         super().__init__(init_cfg)
         if pretrained is not None:
             raise ValueError(
-                f"{type(self).__name__} takes no pretrained={pretrained!r}: set pretrained=None in the model and "
+                f'{type(self).__name__} takes no pretrained={pretrained!r}: set pretrained=None in the model and '
                 "init_cfg=dict(type='Pretrained', checkpoint=...) in the backbone"
             )
         if type(in_channels) is not int or in_channels < 1:
@@ -142,8 +142,9 @@ class StagedBackbone(BaseModule):
             named = '; '.join(report.refused[:3])
             print_log(
                 f'{type(self).__name__}: {len(report.refused)} parts stay as they are: {named}',
-                logger='current', level=logging.WARNING,
-            )  # fmt: skip
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def _freeze(self) -> None:
         for modules in self.parts()[: self.frozen_stages + 1]:

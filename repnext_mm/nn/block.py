@@ -23,7 +23,7 @@ from repnext_mm.reparam import (
     to_conv,
     why_called,
     why_intercepted,
-)  # fmt: skip
+)
 from .conv_norm import ConvNorm
 from .deploy_block import FusedBlock, FusedDownsample, NormedBlock, NormedDownsample
 from .layers import Config, build_activation, build_norm, called_one_by_one
@@ -48,9 +48,15 @@ class MetaNeXtBlock(Fusible):
     """
 
     def __init__(
-        self, channels: int, token_mixer: nn.Module, *, mlp_ratio: float, norm_cfg: Config, act_cfg: Config,
+        self,
+        channels: int,
+        token_mixer: nn.Module,
+        *,
+        mlp_ratio: float,
+        norm_cfg: Config,
+        act_cfg: Config,
         drop_path: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.token_mixer = token_mixer
         self.norm = build_norm(norm_cfg, channels)
@@ -161,8 +167,9 @@ class FrozenStatistics:
         norms = [m for m in self._module.modules() if isinstance(m, _BatchNorm)]
         self._before = [
             (norm, norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
-            for norm in norms if norm.training and norm.track_running_stats
-        ]  # fmt: skip
+            for norm in norms
+            if norm.training and norm.track_running_stats
+        ]
         for norm, *_ in self._before:
             # changes no value and, unlike leaving the statistics out, no tensor that backward expects
             norm.momentum = 0.0

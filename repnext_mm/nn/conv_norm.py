@@ -19,7 +19,7 @@ from repnext_mm.reparam import (
     read_norm,
     to_conv,
     why_called,
-)  # fmt: skip
+)
 from .layers import Config, build_norm, called_one_by_one
 
 

@@ -20,7 +20,7 @@ from repnext_mm.reparam import (
     to_conv,
     why_called,
     why_intercepted,
-)  # fmt: skip
+)
 from .layers import add_shortcut, overwriting
 from .token_mixer import StridedMixer, absorb_norm, is_readable, why_unreadable
 

@@ -20,7 +20,7 @@ from repnext_mm.reparam import (
     read_norm,
     to_linear,
     why_called,
-)  # fmt: skip
+)
 
 
 class NormLinear(Fusible):

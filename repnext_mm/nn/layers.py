@@ -135,9 +135,7 @@ def depthwise(
 ) -> nn.Conv2d:
     """A depthwise convolution with the padding that keeps the size at stride 1."""
     padding = ((kernel_size[0] - 1) * dilation // 2, (kernel_size[1] - 1) * dilation // 2)
-    return nn.Conv2d(
-        channels, channels * expansion, kernel_size, stride, padding, dilation, groups=channels, bias=bias
-    )
+    return nn.Conv2d(channels, channels * expansion, kernel_size, stride, padding, dilation, groups=channels, bias=bias)
 
 
 def _options(cfg: Config, *, name: str, known: Mapping[str, type[nn.Module]]) -> dict[str, Any]:

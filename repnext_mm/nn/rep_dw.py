@@ -21,7 +21,7 @@ from repnext_mm.reparam import (
     read,
     to_conv,
     why_called,
-)  # fmt: skip
+)
 from .layers import called_one_by_one, depthwise, geometry
 
 

@@ -24,7 +24,7 @@ from repnext_mm.reparam import (
     read_norm,
     to_conv,
     why_called,
-)  # fmt: skip
+)
 from .layers import called_one_by_one, depthwise, geometry
 
 WINDOW = (7, 7)

@@ -25,11 +25,13 @@ class Stem(Fusible):
     @classmethod
     def train_form(cls, in_channels: int, channels: int, *, norm_cfg: Config, act_cfg: Config) -> Stem:
         """With a norm after each convolution."""
-        return cls(nn.Sequential(
-            ConvNorm(in_channels, channels // 2, 3, stride=2, norm_cfg=norm_cfg),
-            build_activation(act_cfg),
-            ConvNorm(channels // 2, channels, 3, stride=2, norm_cfg=norm_cfg),
-        ))  # fmt: skip
+        return cls(
+            nn.Sequential(
+                ConvNorm(in_channels, channels // 2, 3, stride=2, norm_cfg=norm_cfg),
+                build_activation(act_cfg),
+                ConvNorm(channels // 2, channels, 3, stride=2, norm_cfg=norm_cfg),
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, I, H, W) -> (N, C, H / 4, W / 4)``."""
@@ -76,6 +78,4 @@ class Stage(nn.Module):
 
 def recomputed(module: nn.Module, x: Tensor) -> Tensor:
     """A module's output, whose activations the backward pass computes again; norms count the batch once."""
-    return checkpoint(
-        module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), FrozenStatistics(module))
-    )
+    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), FrozenStatistics(module)))

@@ -23,7 +23,7 @@ from repnext_mm.reparam import (
     to_conv,
     why_called,
     why_intercepted,
-)  # fmt: skip
+)
 from .layers import depthwise, geometry
 from .merged_mixer import MERGED_FORMS, merged
 from .rep_dw import RepDWConv, RepDWConvM, RepDWConvS

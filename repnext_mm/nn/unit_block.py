@@ -24,7 +24,7 @@ from repnext_mm.reparam import (
     to_conv,
     why_called,
     why_intercepted,
-)  # fmt: skip
+)
 from .block import stochastic_depth, why_not_dropped
 from .layers import add_shortcut, called_one_by_one, gelu, overwriting
 from .rep_unit import RepUnit

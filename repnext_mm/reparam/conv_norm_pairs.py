@@ -499,9 +499,11 @@ def _tree(node: Node | None, norm: nn.Module) -> Tree | None:
 
 
 _STACKING = tuple(getattr(torch, name) for name in ('cat', 'concat', 'concatenate') if hasattr(torch, name))
-_ADDING = (('function', torch.add), ('function', torch.Tensor.add), *(
-    ('method', name) for name in ('__add__', '__iadd__', '__radd__')
-))  # fmt: skip
+_ADDING = (
+    ('function', torch.add),
+    ('function', torch.Tensor.add),
+    *(('method', name) for name in ('__add__', '__iadd__', '__radd__')),
+)
 
 
 def _stacked(node: Node, norm: nn.Module) -> tuple[Any, ...]:

@@ -345,22 +345,96 @@ class Layer:
         return id(self)
 
 
-_MODES = (('torch', 'is_grad_enabled'), ('torch', 'is_inference_mode_enabled'), ('torch', 'is_autocast_enabled'),
-          ('torch.jit', 'is_tracing'), ('torch.onnx', 'is_in_onnx_export'))  # fmt: skip
+_MODES = (
+    ('torch', 'is_grad_enabled'),
+    ('torch', 'is_inference_mode_enabled'),
+    ('torch', 'is_autocast_enabled'),
+    ('torch.jit', 'is_tracing'),
+    ('torch.onnx', 'is_in_onnx_export'),
+)
 _KINDS = ('tensor', 'tuple', 'list', 'dict')
 _CLASSES = {'tensor': torch.Tensor, 'tuple': tuple, 'list': list, 'dict': dict, 'size': torch.Size, 'number': int}
-_SHAPES = frozenset({'shape', 'ndim', 'dtype', 'device', 'is_cuda', 'requires_grad', 'layout', 'is_sparse', 'is_mkldnn',
-                     'is_quantized', 'is_meta', 'is_nested'})  # fmt: skip
+_SHAPES = frozenset(
+    {
+        'shape',
+        'ndim',
+        'dtype',
+        'device',
+        'is_cuda',
+        'requires_grad',
+        'layout',
+        'is_sparse',
+        'is_mkldnn',
+        'is_quantized',
+        'is_meta',
+        'is_nested',
+    }
+)
 """What folding does not change."""
 _SHAPE_METHODS = frozenset({'size', 'dim', 'numel', 'is_floating_point', 'element_size', 'nelement', 'ndimension'})
-_SEVERAL = frozenset({'split', 'chunk', 'unbind', 'tensor_split', 'max', 'min', 'sort', 'topk', 'meshgrid', 'hsplit',
-                      'vsplit', 'dsplit', 'split_with_sizes', 'unsafe_chunk', 'tolist', 'item', 'numpy', 'items',
-                      'keys', 'values', 'get', 'pop', 'nonzero', 'unique', 'var_mean', 'std_mean', 'median',
-                      'stride'})  # fmt: skip
-_OPERATORS = ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'matmul', 'and', 'or', 'xor', 'lshift',
-              'rshift')  # fmt: skip
-_OTHER_OPERATORS = ('neg', 'pos', 'invert', 'abs', 'eq', 'ne', 'lt', 'le', 'gt', 'ge', 'round', 'floor', 'ceil',
-                    'trunc')  # fmt: skip
+_SEVERAL = frozenset(
+    {
+        'split',
+        'chunk',
+        'unbind',
+        'tensor_split',
+        'max',
+        'min',
+        'sort',
+        'topk',
+        'meshgrid',
+        'hsplit',
+        'vsplit',
+        'dsplit',
+        'split_with_sizes',
+        'unsafe_chunk',
+        'tolist',
+        'item',
+        'numpy',
+        'items',
+        'keys',
+        'values',
+        'get',
+        'pop',
+        'nonzero',
+        'unique',
+        'var_mean',
+        'std_mean',
+        'median',
+        'stride',
+    }
+)
+_OPERATORS = (
+    'add',
+    'sub',
+    'mul',
+    'truediv',
+    'floordiv',
+    'mod',
+    'pow',
+    'matmul',
+    'and',
+    'or',
+    'xor',
+    'lshift',
+    'rshift',
+)
+_OTHER_OPERATORS = (
+    'neg',
+    'pos',
+    'invert',
+    'abs',
+    'eq',
+    'ne',
+    'lt',
+    'le',
+    'gt',
+    'ge',
+    'round',
+    'floor',
+    'ceil',
+    'trunc',
+)
 _UNANSWERABLE = ('len', 'int', 'float', 'index', 'complex', 'array', 'next', 'enter', 'exit', 'dlpack')
 
 
@@ -498,9 +572,13 @@ def _nothing_watches() -> Iterator[None]:
     """Within, hooks of all modules are not called: they may keep what passes by, and it is nothing."""
     registries = [
         getattr(torch_module, name)
-        for name in ('_global_forward_hooks', '_global_forward_pre_hooks', '_global_backward_hooks',
-                     '_global_backward_pre_hooks')
-    ]  # fmt: skip
+        for name in (
+            '_global_forward_hooks',
+            '_global_forward_pre_hooks',
+            '_global_backward_hooks',
+            '_global_backward_pre_hooks',
+        )
+    ]
     kept = [registry.copy() for registry in registries]
     for registry in registries:
         registry.clear()

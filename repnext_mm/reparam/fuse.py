@@ -54,9 +54,7 @@ class Fusible(nn.Module, ABC):
         for fusible in (module for module in names if isinstance(module, Fusible)):
             for module, reason in ((fusible, why_intercepted(fusible)), *fusible.obstacles(form)):
                 reasons[module] = reasons.get(module) or reason
-        return tuple(
-            ': '.join(filter(None, (names[module], reason))) for module, reason in reasons.items() if reason
-        )
+        return tuple(': '.join(filter(None, (names[module], reason))) for module, reason in reasons.items() if reason)
 
     def fuse(self) -> nn.Module:
         """The default deploy form, with the running statistics whatever the mode, under the name that timm calls.
@@ -164,9 +162,10 @@ def fuse(
         result = replaced(model, deploy_form, left=dict(stay))
         inner = {module: name for name, module in model.named_modules()}
         refused += [
-            f'{inner[module] or type(module).__name__}: {reason}' for module, reason in stay.items()
+            f'{inner[module] or type(module).__name__}: {reason}'
+            for module, reason in stay.items()
             if any(isinstance(part, Fusible) or is_norm(part) for part in module.modules())
-        ]  # fmt: skip
+        ]
         for module in result.modules():
             if isinstance(module, Fusible) and module.not_plain():  # it may still read its parts
                 stay.setdefault(module, 'something in it has to be called')
@@ -179,9 +178,14 @@ def fuse(
             names += folded
             refused += reasons
     report = FusionReport(
-        form, tuple(names), count_parameters(model), count_parameters(result), count_norms(model), count_norms(result),
+        form,
+        tuple(names),
+        count_parameters(model),
+        count_parameters(result),
+        count_norms(model),
+        count_norms(result),
         tuple(dict.fromkeys(refused)),
-    )  # fmt: skip
+    )
     return (_copied(result) if copy else result), report
 
 

@@ -182,9 +182,7 @@ def split(norm: Affine, *channels: int) -> tuple[Affine, ...]:
 def average(first: Kernel, second: Kernel) -> Kernel:
     """The mean of two linear heads that read one input, as one head."""
     if first.weight.shape != second.weight.shape:
-        raise ValueError(
-            f'cannot average heads of shapes {tuple(first.weight.shape)} and {tuple(second.weight.shape)}'
-        )
+        raise ValueError(f'cannot average heads of shapes {tuple(first.weight.shape)} and {tuple(second.weight.shape)}')
     total = add(first, second)
     return Kernel(total.weight / 2, None if total.bias is None else total.bias / 2)
 

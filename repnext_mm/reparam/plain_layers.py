@@ -24,14 +24,18 @@ _PLAIN_FORWARDS = frozenset((*_CONV_FORWARDS, *((forward, None) for forward in (
 _PADDING_CONVS = (('mmcv', 'Conv2dAdaptivePadding'), ('timm', 'Conv2dSame'))
 """Convolutions with a ``forward`` that pads as TensorFlow does, and then convolves."""
 
-_WRAPPED_LAYERS = tuple(
-    ('mmcv', kind) for kind in ('Conv2d', 'Conv3d', 'ConvTranspose2d', 'ConvTranspose3d', 'Linear')
-)
+_WRAPPED_LAYERS = tuple(('mmcv', kind) for kind in ('Conv2d', 'Conv3d', 'ConvTranspose2d', 'ConvTranspose3d', 'Linear'))
 """Layers with a ``forward`` that does something else for old versions of PyTorch only."""
 
 _LINEAR_MAPS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
-)  # fmt: skip
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
 _LINEAR_FORWARDS = frozenset((kind.forward, getattr(kind, '_conv_forward', None)) for kind in _LINEAR_MAPS)
 
 _ACTIVATING_NORMS = (('timm', 'BatchNormAct2d'), ('timm', 'FrozenBatchNormAct2d'))
@@ -82,12 +86,14 @@ def hooks_of_all_modules() -> bool:
     return any(
         not getattr(hook, '__module__', '').startswith('torch.')
         for hooks in (
-            torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks,
-            torch_module._global_backward_hooks, torch_module._global_backward_pre_hooks,
+            torch_module._global_forward_hooks,
+            torch_module._global_forward_pre_hooks,
+            torch_module._global_backward_hooks,
+            torch_module._global_backward_pre_hooks,
         )
         if hooks
         for hook in hooks.values()
-    )  # fmt: skip
+    )
 
 
 def why_intercepted(module: nn.Module) -> str:

@@ -6,6 +6,10 @@ from .layer_decay import BackboneLayerDecayConstructor
 from .timm_schedule import TimmCosineLR
 
 __all__ = [
-    'AdaptiveClipAmpOptimWrapper', 'AdaptiveClipOptimWrapper', 'BackboneLayerDecayConstructor', 'DistilledClassifier',
-    'TimmCosineLR', 'distillation_loss',
-]  # fmt: skip
+    'AdaptiveClipAmpOptimWrapper',
+    'AdaptiveClipOptimWrapper',
+    'BackboneLayerDecayConstructor',
+    'DistilledClassifier',
+    'TimmCosineLR',
+    'distillation_loss',
+]

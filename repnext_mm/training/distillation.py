@@ -133,8 +133,7 @@ class _Teacher:
                 state = state_dict_of(read_checkpoint(checkpoint, trust_pickle=trust_pickle))
             except OSError as error:
                 raise ValueError(
-                    f"teacher_checkpoint '{checkpoint}' cannot be read ({error}): give the path of its "
-                    'file'
+                    f"teacher_checkpoint '{checkpoint}' cannot be read ({error}): give the path of its file"
                 ) from error
             kept, report = check_fits(state, self._model.state_dict(), name=name, source=checkpoint)
             self._model.load_state_dict(kept)

@@ -37,9 +37,13 @@ def BackboneLayerDecayConstructor(
 
     class BackboneLayerDecay(LearningRateDecayOptimWrapperConstructor):
         def add_params(
-            self, params: list[dict], module: nn.Module, prefix: str = '',
-            get_layer_depth: Callable[[str], tuple[int, int]] | None = None, **kwargs: Any,
-        ) -> None:  # fmt: skip
+            self,
+            params: list[dict],
+            module: nn.Module,
+            prefix: str = '',
+            get_layer_depth: Callable[[str], tuple[int, int]] | None = None,
+            **kwargs: Any,
+        ) -> None:
             if get_layer_depth is None:
                 depth_of = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
                 if depth_of is None:

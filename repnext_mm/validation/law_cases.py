@@ -34,7 +34,7 @@ from repnext_mm.reparam import (
     read,
     read_norm,
     to_conv,
-)  # fmt: skip
+)
 
 C = 64
 SHAPE = (1, C, 28, 28)

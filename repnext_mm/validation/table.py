@@ -121,10 +121,18 @@ def measure_rows(
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     cells = [
-        ['law or family', 'exact in float64', 'norms', 'parameters, k', 'as defined, ms', 'fused, ms', 'speed-up',
-         "library's own fused, ms"],
+        [
+            'law or family',
+            'exact in float64',
+            'norms',
+            'parameters, k',
+            'as defined, ms',
+            'fused, ms',
+            'speed-up',
+            "library's own fused, ms",
+        ],
         *map(_cells, rows),
-    ]  # fmt: skip
+    ]
     lines = [f'| {" | ".join(line)} |' for line in cells]
     return '\n'.join([lines[0], '|---|---|---:|---:|---:|---:|---:|---:|', *lines[1:]])
 

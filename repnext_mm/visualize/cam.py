@@ -18,9 +18,14 @@ from repnext_mm.visualize.canvas import new_figure, save_png
 from repnext_mm.visualize.subject import Seen, Subject
 
 METHODS = {
-    'gradcam': 'GradCAM', 'gradcam++': 'GradCAMPlusPlus', 'xgradcam': 'XGradCAM', 'hirescam': 'HiResCAM',
-    'layercam': 'LayerCAM', 'eigencam': 'EigenCAM', 'eigengradcam': 'EigenGradCAM',
-}  # fmt: skip
+    'gradcam': 'GradCAM',
+    'gradcam++': 'GradCAMPlusPlus',
+    'xgradcam': 'XGradCAM',
+    'hirescam': 'HiResCAM',
+    'layercam': 'LayerCAM',
+    'eigencam': 'EigenCAM',
+    'eigengradcam': 'EigenGradCAM',
+}
 _COLUMNS = 5
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 
@@ -90,9 +95,12 @@ def activation_map(
         )
     height, width = seen.image.shape[:2]
     return ActivationMap(
-        values=np.asarray(found, np.float32)[:height, :width], label=names[index], what=what, layer=layer,
+        values=np.asarray(found, np.float32)[:height, :width],
+        label=names[index],
+        what=what,
+        layer=layer,
         method=METHODS[method],
-    )  # fmt: skip
+    )
 
 
 def draw_activation_maps(image: NDArray[np.uint8], maps: list[ActivationMap], path: str | Path, *, title: str) -> Path:

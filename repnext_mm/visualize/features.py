@@ -34,9 +34,9 @@ def token_mixer_chunks(backbone: nn.Module, inputs: Tensor, *, block: str) -> di
     if f'{block}.token_mixer' not in mixers:
         names = [name.removesuffix('.token_mixer') for name in mixers]
         raise ValueError(
-            f"'{block}' is no block with four scales: " +
-            (f'choose from {", ".join(names)}' if names else 'only the multi-scale RepNeXt, m0 to m5, has them')
-        )  # fmt: skip
+            f"'{block}' is no block with four scales: "
+            + (f'choose from {", ".join(names)}' if names else 'only the multi-scale RepNeXt, m0 to m5, has them')
+        )
     seen: list[Tensor] = []
     # a copy: what follows the mixer may overwrite its output
     hook = mixers[f'{block}.token_mixer'].register_forward_hook(lambda *call: seen.append(call[-1].clone()))
@@ -70,10 +70,13 @@ def draw_features(
     train, merged = (torch.cat([*chunks.values()], dim=1) for chunks in rows.values())
     error = ((merged - train).abs().max() / train.abs().max()).item()
     height, width = train.shape[2:]
-    figure = new_figure((_SIDE * 5, _SIDE * 2 + 1.4), (
-        f'{title}\n{block}: mean over the {train.shape[1] // 4} channels of each scale, {height}x{width} units; '
-        f'largest difference after fusing {error:.0e} of the largest value'
-    ))  # fmt: skip
+    figure = new_figure(
+        (_SIDE * 5, _SIDE * 2 + 1.4),
+        (
+            f'{title}\n{block}: mean over the {train.shape[1] // 4} channels of each scale, {height}x{width} units; '
+            f'largest difference after fusing {error:.0e} of the largest value'
+        ),
+    )
     axes = figure.subplots(2, 5)
     for line, name in zip(axes, rows, strict=True):
         line[0].imshow(image)

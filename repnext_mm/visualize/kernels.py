@@ -36,8 +36,9 @@ def effective_kernels(backbone: nn.Module) -> dict[str, dict[str, Kernel]]:
             module = exact(module).requires_grad_(False)
             found[name] = {**_branches(module), '=': module.kernel()}
         elif isinstance(module, ChunkConv):
-            row, col = (read(cast(nn.Conv2d, conv)) for conv in
-                        exact(cast(nn.Sequential, module.conv_l)).requires_grad_(False))  # fmt: skip
+            row, col = (
+                read(cast(nn.Conv2d, conv)) for conv in exact(cast(nn.Sequential, module.conv_l)).requires_grad_(False)
+            )
             found[f'{name}.conv_l'] = {'1x11': row, '11x1': col, '=': chain_biased(row, col)[0]}
     if not any(not name.endswith('.conv_l') for name in found):
         raise ValueError(
@@ -47,9 +48,13 @@ def effective_kernels(backbone: nn.Module) -> dict[str, dict[str, Kernel]]:
 
 
 def draw_kernels(
-    backbone: nn.Module, path: str | Path, *, title: str, stages: Sequence[int] | None = None,
+    backbone: nn.Module,
+    path: str | Path,
+    *,
+    title: str,
+    stages: Sequence[int] | None = None,
     channel: int | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Save the kernels of every re-parameterized block: a row for each block, a panel for each branch.
 
     Args:
@@ -66,17 +71,18 @@ def draw_kernels(
     widths = _widths([*blocks.values()])
     columns = sum(widths)
     values = 'mean absolute weight over the channels' if channel is None else f'weight of channel {channel}'
-    figure = new_figure((max(_CELL * (columns + 1.6), _TITLE), (_CELL + 0.28) * len(blocks) + 1.4), (
-        f'{title}\n{values}, each panel scaled to its largest; grey: no weight\n'
-        '"=": the one kernel that the branches before it are'
-    ))  # fmt: skip
+    figure = new_figure(
+        (max(_CELL * (columns + 1.6), _TITLE), (_CELL + 0.28) * len(blocks) + 1.4),
+        (
+            f'{title}\n{values}, each panel scaled to its largest; grey: no weight\n'
+            '"=": the one kernel that the branches before it are'
+        ),
+    )
     axes = figure.subplots(len(blocks), columns, squeeze=False)
     for line, (name, scales) in zip(axes, blocks.items(), strict=True):
         for axis in line:
             axis.set_axis_off()
-        line[0].text(
-            -0.25, 0.5, _row_name(name), transform=line[0].transAxes, ha='right', va='center', fontsize=8
-        )  # fmt: skip
+        line[0].text(-0.25, 0.5, _row_name(name), transform=line[0].transAxes, ha='right', va='center', fontsize=8)
         end = 0
         for kernels, width in zip(scales, widths, strict=False):
             start, end = end, end + width
@@ -92,8 +98,9 @@ def _branches(module: RepDWConvS | RepDWConvM | SummedUnit) -> dict[str, Kernel]
     """What is added up, under names that give its size."""
     if isinstance(module, SummedUnit):
         convs = (module.dwconv1, module.dwconv2, module.dwconv3)
-        return {_size(conv): norm_after(read(conv), read_norm(norm)) for conv, norm in zip(convs, module.norms,
-                                                                                        strict=True)}  # fmt: skip
+        return {
+            _size(conv): norm_after(read(conv), read_norm(norm)) for conv, norm in zip(convs, module.norms, strict=True)
+        }
     if isinstance(module, RepDWConvM):
         return {
             '7x7': read(module.conv_7_7),
@@ -148,18 +155,29 @@ def _draw(axis: Any, kernel: Kernel, name: str, *, size: Sequence[int], channel:
     axis.set_facecolor(_ABSENT)
     axis.imshow(value.numpy(), vmax=limit, **signed)
     axis.set(xticks=[], yticks=[])
-    axis.set_title(f'= {"x".join(map(str, size))}' if name == '=' else name, fontsize=8, pad=2,
-                   fontweight='bold' if name == '=' else 'normal')  # fmt: skip
+    axis.set_title(
+        f'= {"x".join(map(str, size))}' if name == '=' else name,
+        fontsize=8,
+        pad=2,
+        fontweight='bold' if name == '=' else 'normal',
+    )
 
 
 def _legend(figure: Any, axes: Any, channel: int | None) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    colours = ScalarMappable(Normalize(-1 if channel is not None else 0, 1), 'RdBu_r' if channel is not None else
-                             'magma_r')  # fmt: skip
+    colours = ScalarMappable(
+        Normalize(-1 if channel is not None else 0, 1), 'RdBu_r' if channel is not None else 'magma_r'
+    )
     height = figure.get_figheight()
-    figure.colorbar(colours, ax=axes, location='bottom', fraction=0.3 / height, pad=0.3 / height, aspect=60,
-                    shrink=0.5, label='weight / largest weight of the panel')  # fmt: skip
-
-
+    figure.colorbar(
+        colours,
+        ax=axes,
+        location='bottom',
+        fraction=0.3 / height,
+        pad=0.3 / height,
+        aspect=60,
+        shrink=0.5,
+        label='weight / largest weight of the panel',
+    )

@@ -23,7 +23,7 @@ from repnext_mm.reparam import (
     exact,
     read,
     to_conv,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,9 +55,11 @@ def draw_sum(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
         },
     ]
     figure, axes = _panels(
-        2, 6, 'Branches of the small and of the medium scale, and the one kernel that they are\n'
+        2,
+        6,
+        'Branches of the small and of the medium scale, and the one kernel that they are\n'
         '(red is positive, blue negative, strongest at the largest value of the row)',
-    )  # fmt: skip
+    )
     for line, branches, merged, size in zip(axes, rows, (small, medium), (3, 7), strict=True):
         window = (size, size)
         whole = add(*(embed(kernel, window) for kernel in branches.values()))
@@ -103,10 +105,13 @@ def draw_shortcut(path: str | Path, *, channels: int = 3) -> None:
 
     before = (kernel(channels, 1, 3), kernel(4 * channels, channels, 1), kernel(channels, 4 * channels, 1))
     after = eliminate_shortcut(*before)
-    figure = _figure((9.4, 6.4), (
-        'gelu(x) + project(gelu(expand(spatial(x)))), before and after its shortcut became channels\n'
-        f'({channels} channels; a row for each output, a column for each input)'
-    ))  # fmt: skip
+    figure = _figure(
+        (9.4, 6.4),
+        (
+            'gelu(x) + project(gelu(expand(spatial(x)))), before and after its shortcut became channels\n'
+            f'({channels} channels; a row for each output, a column for each input)'
+        ),
+    )
     axes = figure.subplots(2, 3, width_ratios=(2, 2, 5), height_ratios=(4, 5))
     for line, kernels, when, height in zip(axes, (before, after), ('before', 'after'), (4, 5), strict=True):
         for axis, name, value, width in zip(line, ('spatial', 'expand', 'project'), kernels, (2, 2, 5), strict=True):

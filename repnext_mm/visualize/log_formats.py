@@ -16,10 +16,16 @@ Points = list[tuple[int, dict[str, float]]]  # iteration, values
 
 _NO_CURVES = {'iter', 'epoch', 'step', 'time', 'data_time', 'memory', 'base_lr', 'mode', 'n_parameters'}
 _BY_EPOCH = {  # DeiT's names and timm's
-    'train_loss': 'loss', 'train_lr': 'lr', 'lr': 'lr', 'test_loss': 'val/loss', 'eval_loss': 'val/loss',
-    'test_acc1': 'accuracy/top1', 'test_acc5': 'accuracy/top5', 'eval_top1': 'accuracy/top1',
+    'train_loss': 'loss',
+    'train_lr': 'lr',
+    'lr': 'lr',
+    'test_loss': 'val/loss',
+    'eval_loss': 'val/loss',
+    'test_acc1': 'accuracy/top1',
+    'test_acc5': 'accuracy/top5',
+    'eval_top1': 'accuracy/top1',
     'eval_top5': 'accuracy/top5',
-}  # fmt: skip
+}
 _TRAINING = {'loss', 'lr'}
 _MMCV1 = {'accuracy_top-1': 'accuracy/top1', 'accuracy_top-5': 'accuracy/top5'}
 _FRACTIONS = {'aAcc', 'mIoU', 'mAcc'}  # in percent since mmseg 1.x
@@ -95,8 +101,11 @@ def _mmcv1(lines: list[dict[str, Any]]) -> Log:
     A line of validation counts the validation's iterations: where it stands is where the training is.
     """
     training = [line for line in lines if line['mode'] == 'train']
-    starts = [line['iter'] for line, before in zip(training[1:], training, strict=False)
-              if line['epoch'] > before['epoch'] and line['iter'] <= before['iter']]  # fmt: skip
+    starts = [
+        line['iter']
+        for line, before in zip(training[1:], training, strict=False)
+        if line['epoch'] > before['epoch'] and line['iter'] <= before['iter']
+    ]
     evaluations = sum(line['mode'] == 'val' for line in lines)
     by_epoch = bool(starts) or evaluations <= 1
     length = max((line['iter'] for line in training), default=1) if by_epoch else None
@@ -142,6 +151,7 @@ def _by_epoch(path: Path, lines: Iterable[Mapping[str, Any]]) -> Log:
 
 def _values(line: Mapping[str, Any]) -> dict[str, float]:
     return {
-        name: float(value) for name, value in line.items()
+        name: float(value)
+        for name, value in line.items()
         if name not in _NO_CURVES and isinstance(value, int | float) and not isinstance(value, bool)
-    }  # fmt: skip
+    }

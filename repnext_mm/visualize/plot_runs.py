@@ -58,10 +58,11 @@ def plot_runs(runs: Sequence[RunLog], path: str | Path, *, keys: Sequence[str] =
         )
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
-    figure = new_figure((4.4 * columns + 0.4, 3.0 * rows + 1.1), title or 'Training: ' + ', '.join(
-        run.name for run in runs))  # fmt: skip
+    figure = new_figure(
+        (4.4 * columns + 0.4, 3.0 * rows + 1.1), title or 'Training: ' + ', '.join(run.name for run in runs)
+    )
     axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-    for axis in axes[len(names):]:  # fmt: skip
+    for axis in axes[len(names) :]:
         axis.set_visible(False)
     for axis, name in zip(axes, names, strict=False):
         _draw(axis, name, runs, in_epochs=in_epochs)
@@ -69,9 +70,13 @@ def plot_runs(runs: Sequence[RunLog], path: str | Path, *, keys: Sequence[str] =
     for axis in axes[: len(names)]:
         for line in axis.lines:
             handles.setdefault(line.get_gid(), line)
-    figure.legend([handles[run.name] for run in runs if run.name in handles],
-                  [run.name for run in runs if run.name in handles], loc='outside lower center',
-                  ncols=min(4, len(runs)), frameon=False)  # fmt: skip
+    figure.legend(
+        [handles[run.name] for run in runs if run.name in handles],
+        [run.name for run in runs if run.name in handles],
+        loc='outside lower center',
+        ncols=min(4, len(runs)),
+        frameon=False,
+    )
     return save_png(figure, path)
 
 
@@ -86,11 +91,15 @@ def _draw(axis: Any, name: str, runs: Sequence[RunLog], *, in_epochs: bool) -> N
         length = (run.epoch_length or 1) if in_epochs else 1
         points = sorted(curve.items())
         (line,) = axis.plot(
-            [iteration / length for iteration, _ in points], [value for _, value in points],
-            color=COLOURS[index % len(COLOURS)], linewidth=1.4, gid=run.name,
-            marker='o' if len(points) == 1 or (measured and len(points) <= _DOTS) else '', markersize=4,
+            [iteration / length for iteration, _ in points],
+            [value for _, value in points],
+            color=COLOURS[index % len(COLOURS)],
+            linewidth=1.4,
+            gid=run.name,
+            marker='o' if len(points) == 1 or (measured and len(points) <= _DOTS) else '',
+            markersize=4,
             linestyle='-' if index < len(COLOURS) else '--',
-        )  # fmt: skip
+        )
         logged = 'validation' if measured else 'training'
         if measured:
             values[_last_and_best(name, [value for _, value in points]) + ' ' * index] = line  # a key for each run

@@ -72,9 +72,12 @@ def draw_predictions(
     pairs, shown = occurring(pairs)
     palette = dataset.metainfo['palette']
     draw_sheet(
-        pairs, path=path, title=title, classes=[classes[label] for label in shown],
+        pairs,
+        path=path,
+        title=title,
+        classes=[classes[label] for label in shown],
         palette=[palette[label] for label in shown],
-    )  # fmt: skip
+    )
     return Path(path)
 
 
@@ -101,14 +104,13 @@ def _missing_truth(config: Config, model: Any) -> str | None:
     return None if there else f'LoadAnnotations with {option}=True'
 
 
-def _draw_classes(
-    found: Sequence[ClassifiedDigit], classes: Sequence[str], path: str | Path, *, title: str
-) -> Path:
+def _draw_classes(found: Sequence[ClassifiedDigit], classes: Sequence[str], path: str | Path, *, title: str) -> Path:
     rows = -(-len(found) // _COLUMNS)
     wrong = sum(item.answer != item.truth for item in found)
-    figure = new_figure((1.6 * _COLUMNS, 1.9 * rows + 0.9), (
-        f'{title}, {wrong} wrong\nanswer and its score; errors first, in red, with the true class'
-    ))  # fmt: skip
+    figure = new_figure(
+        (1.6 * _COLUMNS, 1.9 * rows + 0.9),
+        (f'{title}, {wrong} wrong\nanswer and its score; errors first, in red, with the true class'),
+    )
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).reshape(-1)
     for axis in axes:
         axis.set_axis_off()

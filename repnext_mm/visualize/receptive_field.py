@@ -94,8 +94,17 @@ def draw_receptive_fields(
                 side = side_holding(field, share)
                 sides.append(f'{share:.0%} in {side}')
                 corner = (width // 2 - side / 2, height // 2 - side / 2)
-                axis.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=1.5,
-                                         label=f'square that holds {share:.0%} of the gradient'))  # fmt: skip
+                axis.add_patch(
+                    Rectangle(
+                        corner,
+                        side,
+                        side,
+                        fill=False,
+                        edgecolor=colour,
+                        linewidth=1.5,
+                        label=f'square that holds {share:.0%} of the gradient',
+                    )
+                )
             axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
             axis.set_title(f'{name}, stage {level}\n{", ".join(sides)} pixels', fontsize=10)
             axis.set_xlabel('pixels', fontsize=9)

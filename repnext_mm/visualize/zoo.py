@@ -52,8 +52,9 @@ def reported_panel(metric: str) -> Panel:
     if metric == _TOP1:
         lines[_OURS_PLAIN] = [
             Point(REPORTED[name].label, latency_ms, plain)
-            for name, latency_ms in PHONE_PLAIN_MS.items() if (plain := REPORTED[name].top1_plain) is not None
-        ]  # fmt: skip
+            for name, latency_ms in PHONE_PLAIN_MS.items()
+            if (plain := REPORTED[name].top1_plain) is not None
+        ]
     size = 224 if metric == _TOP1 else 512
     return Panel(f'reported: iPhone 12, Core ML, {size}x{size}' + ('' if metric == _TOP1 else ', backbone'), lines)
 
@@ -68,16 +69,19 @@ def measured_panels(record: Record, metric: str) -> list[Panel]:
         lines = {
             name: [
                 Point(row.reported.label.removeprefix(f'{row.reported.family} '), row.median_ms, accuracy)
-                for row in line if (accuracy := METRICS[metric](row.reported)) is not None
+                for row in line
+                if (accuracy := METRICS[metric](row.reported)) is not None
             ]
             for name, line in series(rows).items()
-        }  # fmt: skip
+        }
         lines = {name: points for name, points in lines.items() if points}
         if setting.mode == 'latency' and lines:
             shape = 'x'.join(map(str, setting.shape))
-            found.append(Panel(
-                f'measured: {where},\n{setting.runtime}, {shape}, {setting.dtype}, {setting.memory_format}', lines
-            ))  # fmt: skip
+            found.append(
+                Panel(
+                    f'measured: {where},\n{setting.runtime}, {shape}, {setting.dtype}, {setting.memory_format}', lines
+                )
+            )
     return found
 
 
@@ -105,15 +109,17 @@ def plot_zoo(records: Sequence[Record], path: str | Path, *, metrics: Sequence[s
     axes = figure.subplots(len(rows), columns, squeeze=False)
     used = dict.fromkeys(name for panels in rows.values() for panel in panels for name in panel.lines)
     for line, (metric, panels) in zip(axes, rows.items(), strict=True):
-        for axis in line[len(panels):]:  # fmt: skip
+        for axis in line[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(line, panels, strict=False):
             _draw(axis, panel, metric)
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(),
-                                                                            strict=True)}  # fmt: skip
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     names = [name for name in _LINES if name in used]
-    figure.legend([handles[name] for name in names], names, loc='outside lower center', ncols=min(5, len(names)),
-                  fontsize=9)  # fmt: skip
+    figure.legend(
+        [handles[name] for name in names], names, loc='outside lower center', ncols=min(5, len(names)), fontsize=9
+    )
     return save_png(figure, path)
 
 
@@ -132,10 +138,16 @@ def _draw(axis: Any, panel: Panel, metric: str) -> None:
             continue  # the same networks in the same order, named at another line
         for point in points:
             axis.annotate(
-                point.label, (point.latency_ms, point.accuracy), textcoords='offset points',
-                xytext=(-5, 5) if ours else (5, -10), ha='right' if ours else 'left', fontsize=7.5,
-                color=style['color'], path_effects=halo, zorder=7 if ours else 6,
-            )  # fmt: skip
+                point.label,
+                (point.latency_ms, point.accuracy),
+                textcoords='offset points',
+                xytext=(-5, 5) if ours else (5, -10),
+                ha='right' if ours else 'left',
+                fontsize=7.5,
+                color=style['color'],
+                path_effects=halo,
+                zorder=7 if ours else 6,
+            )
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter('{x:g}')
     axis.xaxis.set_minor_locator(NullLocator())

@@ -43,9 +43,15 @@ def model(**parts):
     return made
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda x: x, lambda x: RepeatDataset(x, 2, lazy_init=True), lambda x: ConcatDataset([x], lazy_init=True),
-], ids=['bare', 'repeated', 'joined'])  # fmt: skip
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda x: x,
+        lambda x: RepeatDataset(x, 2, lazy_init=True),
+        lambda x: ConcatDataset([x], lazy_init=True),
+    ],
+    ids=['bare', 'repeated', 'joined'],
+)
 def test_classes_as_one_string(wrap):
     with pytest.raises(ValueError, match=r"train_dataloader.*BaseDataset has classes='scar', one string.*\('scar',\)"):
         built.check_same_classes({'train': wrap(data('scar'))}, model())
@@ -69,27 +75,36 @@ def test_a_palette_of_fewer_colors():
         assert built.check_same_classes({'test': data(('a', 'b'), palette=palette)}, model())
 
 
-@pytest.mark.parametrize(('name', 'make'), [
-    ('bbox_head', lambda head: model(bbox_head=head)),
-    ('roi_head.bbox_head.1', lambda head: model(roi_head=model(bbox_head=[SomeHead(2), head]))),
-    ('roi_head.mask_head', lambda head: model(roi_head=model(bbox_head=SomeHead(2), mask_head=head))),
-    ('decode_head', lambda head: model(decode_head=head)),
-    ('auxiliary_head.0', lambda head: model(decode_head=SomeHead(2), auxiliary_head=[head])),
-    ('student.head', lambda head: model(student=model(head=head))),
-    ('module.head', lambda head: model(module=model(head=head))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('name', 'make'),
+    [
+        ('bbox_head', lambda head: model(bbox_head=head)),
+        ('roi_head.bbox_head.1', lambda head: model(roi_head=model(bbox_head=[SomeHead(2), head]))),
+        ('roi_head.mask_head', lambda head: model(roi_head=model(bbox_head=SomeHead(2), mask_head=head))),
+        ('decode_head', lambda head: model(decode_head=head)),
+        ('auxiliary_head.0', lambda head: model(decode_head=SomeHead(2), auxiliary_head=[head])),
+        ('student.head', lambda head: model(student=model(head=head))),
+        ('module.head', lambda head: model(module=model(head=head))),
+    ],
+)
 def test_a_head_of_another_number_of_classes(name, make):
     built.check_heads(make(SomeHead(2)), ('cat', 'dog'))
     with pytest.raises(ValueError, match=rf'num_classes=80 of {name} does not agree with the 2 classes \(cat, dog\)'):
         built.check_heads(make(SomeHead(80)), ('cat', 'dog'))
 
 
-@pytest.mark.parametrize('other', [
-    model(rpn_head=SomeHead(1)), model(roi_head=model(semantic_head=FusedSemanticHead(183))),
-    model(mask_head=SomeHead(80, class_agnostic=True)), model(teacher=model(head=SomeHead(5))),
-    model(bbox_head=SomeHead(256), language_model=nn.Identity()),
-    model(bbox_head=SomeHead(80), panoptic_fusion_head=nn.Identity()),
-], ids=['proposals', 'stuff', 'agnostic', 'teacher', 'words', 'panoptic'])  # fmt: skip
+@pytest.mark.parametrize(
+    'other',
+    [
+        model(rpn_head=SomeHead(1)),
+        model(roi_head=model(semantic_head=FusedSemanticHead(183))),
+        model(mask_head=SomeHead(80, class_agnostic=True)),
+        model(teacher=model(head=SomeHead(5))),
+        model(bbox_head=SomeHead(256), language_model=nn.Identity()),
+        model(bbox_head=SomeHead(80), panoptic_fusion_head=nn.Identity()),
+    ],
+    ids=['proposals', 'stuff', 'agnostic', 'teacher', 'words', 'panoptic'],
+)
 def test_heads_of_other_classes_are_left_alone(other):
     built.check_heads(other, ('cat', 'dog'))
 
@@ -112,15 +127,18 @@ def seeded(dataset):
     return SeededSampler(dataset, sampler=dict(type='InfiniteSampler'))
 
 
-@pytest.mark.parametrize(('loaded', 'words'), [
-    (loader(8, 1), r'batch_size=1 makes batches of one image, and the batch norm head\.head\.norm .* 2 or more'),
-    (loader(8, 1, sampler=InfiniteSampler), 'batch_size=1'),
-    (loader(8, 7), '8 images per process in batches of 7 leave a last batch of one.*drop_last=True'),
-    (loader(8, 7, drop_last=True), None),
-    (loader(8, 7, sampler=InfiniteSampler), None),
-    (loader(8, 7, sampler=seeded), None),
-    (loader(8, 2), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('loaded', 'words'),
+    [
+        (loader(8, 1), r'batch_size=1 makes batches of one image, and the batch norm head\.head\.norm .* 2 or more'),
+        (loader(8, 1, sampler=InfiniteSampler), 'batch_size=1'),
+        (loader(8, 7), '8 images per process in batches of 7 leave a last batch of one.*drop_last=True'),
+        (loader(8, 7, drop_last=True), None),
+        (loader(8, 7, sampler=InfiniteSampler), None),
+        (loader(8, 7, sampler=seeded), None),
+        (loader(8, 2), None),
+    ],
+)
 def test_a_batch_of_one(loaded, words):
     network = Classifier('m0')
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -136,21 +154,33 @@ def test_a_batch_of_one(loaded, words):
 def segmentor(head, **options):
     init_default_scope('mmseg')
     own = dict(in_channels=320, in_index=3, channels=16, num_classes=3, norm_cfg=dict(type='BN'))
-    return MODELS.build(dict(
-        type='EncoderDecoder', data_preprocessor=dict(type='SegDataPreProcessor'),
-        backbone=dict(type='RepNeXt', arch='m0'), decode_head=dict(type=head, **{**own, **options}),
-        auxiliary_head=dict(type='FCNHead', **own), test_cfg=dict(mode='whole'),
-    ))  # fmt: skip
+    return MODELS.build(
+        dict(
+            type='EncoderDecoder',
+            data_preprocessor=dict(type='SegDataPreProcessor'),
+            backbone=dict(type='RepNeXt', arch='m0'),
+            decode_head=dict(type=head, **{**own, **options}),
+            auxiliary_head=dict(type='FCNHead', **own),
+            test_cfg=dict(mode='whole'),
+        )
+    )
 
 
-@pytest.mark.parametrize(('head', 'options', 'norm'), [
-    ('PSPHead', dict(pool_scales=(1, 2)), r'decode_head.psp_modules.0.1.bn'),
-    ('ASPPHead', dict(dilations=(1, 2)), r'decode_head.image_pool.1.bn'),
-    ('UPerHead', dict(in_channels=[40, 80, 160, 320], in_index=[0, 1, 2, 3], pool_scales=(1, 2)),
-     'decode_head.psp_modules.0.1.bn'),
-    ('PSPHead', dict(pool_scales=(1, 2), norm_cfg=dict(type='GN', num_groups=4)), None),
-    ('FCNHead', {}, None),
-], ids=['psp', 'aspp', 'uper', 'group norm', 'fcn'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('head', 'options', 'norm'),
+    [
+        ('PSPHead', dict(pool_scales=(1, 2)), r'decode_head.psp_modules.0.1.bn'),
+        ('ASPPHead', dict(dilations=(1, 2)), r'decode_head.image_pool.1.bn'),
+        (
+            'UPerHead',
+            dict(in_channels=[40, 80, 160, 320], in_index=[0, 1, 2, 3], pool_scales=(1, 2)),
+            'decode_head.psp_modules.0.1.bn',
+        ),
+        ('PSPHead', dict(pool_scales=(1, 2), norm_cfg=dict(type='GN', num_groups=4)), None),
+        ('FCNHead', {}, None),
+    ],
+    ids=['psp', 'aspp', 'uper', 'group norm', 'fcn'],
+)
 def test_the_norm_of_a_pooled_branch(head, options, norm):
     assert built.norm_of_one_value(segmentor(head, **options), size=(64, 64)) == norm
 
@@ -166,10 +196,16 @@ def test_where_no_norm_sees_one_value():
     assert built.norm_of_one_value(nn.Sequential(Uncopied()), size=(32, 32)) is None
 
 
-@pytest.mark.parametrize(('given', 'size'), [
-    (dict(data_preprocessor=dict(size=(64, 96))), (64, 96)), (dict(scale=32), (32, 32)),
-    (dict(crop_size=(48, 40)), (48, 40)), (dict(scale=(0.5, 2.0)), (224, 224)), ({}, (224, 224)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('given', 'size'),
+    [
+        (dict(data_preprocessor=dict(size=(64, 96))), (64, 96)),
+        (dict(scale=32), (32, 32)),
+        (dict(crop_size=(48, 40)), (48, 40)),
+        (dict(scale=(0.5, 2.0)), (224, 224)),
+        ({}, (224, 224)),
+    ],
+)
 def test_the_size_of_training_images(given, size):
     preprocessor = given.pop('data_preprocessor', None)
     dataset = dict(dataset=dict(pipeline=[dict(type='Load'), dict(type='Any', **given), dict(type='Pack')]))

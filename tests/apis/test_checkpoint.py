@@ -12,14 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from repnext_mm import RepNeXt
-from repnext_mm.apis.checkpoint import (
-    compare_files,
-    compare_outputs,
-    convert_file,
-    fuse_file,
-    inspect_file,
-    load_model,
-)  # fmt: skip
+from repnext_mm.apis.checkpoint import compare_files, compare_outputs, convert_file, fuse_file, inspect_file, load_model
 from repnext_mm.checkpoints import load_strictly, plain_metadata, read_checkpoint, write_checkpoint
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam import count_norms, fuse
@@ -86,8 +79,9 @@ def test_round_trip_of_every_task(task, tmp_path):
     written = fuse_file(weights, config, tmp_path / 'fused.pth')
     assert max(written.errors) < 1e-12
     assert (written.report.norms_before, written.report.norms_after) == (
-        count_norms(model), 0 if hasattr(model, 'head') else count_norms(model) - 53,
-    )  # fmt: skip
+        count_norms(model),
+        0 if hasattr(model, 'head') else count_norms(model) - 53,
+    )
     deploy_config = Config.fromfile(written.config)
     again = load_model(deploy_config, written.weights).eval()
     backbones = [getattr(network, 'backbone', network) for network in (again, model)]
@@ -256,10 +250,15 @@ def test_metadata_of_any_size_is_written_or_named(tmp_path):
     assert plain_metadata(meta)['dataset_meta'] == {'classes': ['a'], 'big': 'ndarray', 'empty': 'ndarray'}
 
 
-@pytest.mark.parametrize(('suffix', 'value'), [
-    ('.safetensors', _quantized([1.0])), ('.safetensors', torch.zeros(1, dtype=torch.bits8)),
-    ('.pth', torch.zeros(1, dtype=torch.uint8).view(getattr(torch, 'int4', torch.bits4x2))),
-], ids=['quantized', 'bits', 'int4'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('suffix', 'value'),
+    [
+        ('.safetensors', _quantized([1.0])),
+        ('.safetensors', torch.zeros(1, dtype=torch.bits8)),
+        ('.pth', torch.zeros(1, dtype=torch.uint8).view(getattr(torch, 'int4', torch.bits4x2))),
+    ],
+    ids=['quantized', 'bits', 'int4'],
+)
 def test_a_type_that_a_format_does_not_hold_is_named(suffix, value, tmp_path):
     with pytest.raises(ValueError, match=f'w is {value.dtype}, which cannot be written to a {suffix} file'):
         write_checkpoint(tmp_path / f'out{suffix}', {'w': value})

@@ -53,10 +53,14 @@ def test_fewer_than_five_have_none(tmp_path, classes, stage):
     check_class_counts(config, stages=STAGES)
 
 
-@pytest.mark.parametrize('form', [
-    lambda topk: [dict(type='Accuracy', topk=topk)],
-    lambda topk: dict(type='mmpretrain.Accuracy', topk=topk),
-], ids=['list', 'scoped'])  # fmt: skip
+@pytest.mark.parametrize(
+    'form',
+    [
+        lambda topk: [dict(type='Accuracy', topk=topk)],
+        lambda topk: dict(type='mmpretrain.Accuracy', topk=topk),
+    ],
+    ids=['list', 'scoped'],
+)
 def test_however_the_metric_is_written(tmp_path, form):
     config = few(tmp_path, 3)
     config.val_evaluator = form((1, 5))

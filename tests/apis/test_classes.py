@@ -8,16 +8,22 @@ from repnext_mm.datasets.scene_files import CLASSES
 from tests.tools.running import ROOT
 
 
-@pytest.mark.parametrize(('content', 'found'), [
-    ({'meta': {'dataset_meta': {'classes': ('a', 'b'), 'palette': [(0, 0, 0)] * 2}}},
-     {'classes': ('a', 'b'), 'palette': [(0, 0, 0)] * 2}),
-    ({'meta': {'CLASSES': ['a'], 'PALETTE': None}}, {'classes': ['a'], 'palette': None}),
-    ({'meta': {'CLASSES': 'ab'}}, {}),
-    ({'meta': {'dataset_meta': {'palette': []}}}, {}),
-    ({'meta': {'epoch': 1}}, {}),
-    ({'meta': 'ab'}, {}),
-    ({'state_dict': {}}, {}),
-], ids=['mmengine', 'before it', 'text', 'colours alone', 'another meta', 'no meta', 'weights alone'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('content', 'found'),
+    [
+        (
+            {'meta': {'dataset_meta': {'classes': ('a', 'b'), 'palette': [(0, 0, 0)] * 2}}},
+            {'classes': ('a', 'b'), 'palette': [(0, 0, 0)] * 2},
+        ),
+        ({'meta': {'CLASSES': ['a'], 'PALETTE': None}}, {'classes': ['a'], 'palette': None}),
+        ({'meta': {'CLASSES': 'ab'}}, {}),
+        ({'meta': {'dataset_meta': {'palette': []}}}, {}),
+        ({'meta': {'epoch': 1}}, {}),
+        ({'meta': 'ab'}, {}),
+        ({'state_dict': {}}, {}),
+    ],
+    ids=['mmengine', 'before it', 'text', 'colours alone', 'another meta', 'no meta', 'weights alone'],
+)
 def test_what_a_checkpoint_says(content, found):
     assert classes_in_checkpoint(content) == found
 

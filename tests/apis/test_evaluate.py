@@ -150,19 +150,30 @@ def test_what_a_second_run_does_to_the_files_of_the_first_is_said(weights, tmp_p
 CLASSIFIER = CONFIGS / 'repnext_m0_imagenet.py'
 
 
-@pytest.mark.parametrize(('given', 'crop', 'edge'), [
-    (dict(img_size=256), 256, 292), (dict(crop_pct=0.9), 224, 248), (dict(img_size=192, crop_pct=0.95), 192, 202),
-    (dict(crop_pct=1.0), 224, 224),
-], ids=['size', 'share', 'both', 'all of it'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('given', 'crop', 'edge'),
+    [
+        (dict(img_size=256), 256, 292),
+        (dict(crop_pct=0.9), 224, 248),
+        (dict(img_size=192, crop_pct=0.95), 192, 202),
+        (dict(crop_pct=1.0), 224, 224),
+    ],
+    ids=['size', 'share', 'both', 'all of it'],
+)
 def test_size_and_share_of_the_crop_are_those_of_timm(given, crop, edge, weights):
     steps = {step.type: step for step in prepare_test(CLASSIFIER, weights, **given).test_dataloader.dataset.pipeline}
     assert (steps['CenterCrop'].crop_size, steps['ResizeEdge'].scale) == (crop, edge)
 
 
-@pytest.mark.parametrize(('path', 'given', 'words'), [
-    (CLASSIFIER, dict(img_size=16), '--img-size 16 is too small'), (CLASSIFIER, dict(crop_pct=1.5), '--crop-pct 1.5'),
-    (COCO, dict(img_size=224), 'of a classification pipeline.*this one has LoadImageFromFile, Resize'),
-], ids=['small', 'share', 'detector'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('path', 'given', 'words'),
+    [
+        (CLASSIFIER, dict(img_size=16), '--img-size 16 is too small'),
+        (CLASSIFIER, dict(crop_pct=1.5), '--crop-pct 1.5'),
+        (COCO, dict(img_size=224), 'of a classification pipeline.*this one has LoadImageFromFile, Resize'),
+    ],
+    ids=['small', 'share', 'detector'],
+)
 def test_a_crop_that_cannot_be(path, given, words, weights):
     with pytest.raises(ValueError, match=words):
         prepare_test(path, weights, **given)

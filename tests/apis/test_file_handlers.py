@@ -111,9 +111,9 @@ def test_yaml_of_tuples_is_read(tmp_path):
             load(str(tmp_path / 'c.yaml'))
 
 
-@pytest.mark.parametrize('tag', [
-    'name:os.system', 'module:os', 'object:pathlib.Path', 'object/new:pathlib.Path', 'object/apply:os.system'
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'tag', ['name:os.system', 'module:os', 'object:pathlib.Path', 'object/new:pathlib.Path', 'object/apply:os.system']
+)
 def test_every_tag_of_classes_is_refused(tag, tmp_path):
     (tmp_path / 'a.yml').write_text(f'data: !!python/{tag} []\n')
     with reading_safely(), pytest.raises(ValueError, match='could run code'):

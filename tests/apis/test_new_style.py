@@ -25,24 +25,31 @@ from repnext_mm.visualize.predictions import _missing_truth
 from tests.configs.new_style import by_name, write_new_style
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-NAMES = {'detector': 'mask_rcnn_repnext_m0_digits', 'segmentor': 'semantic_fpn_repnext_m0_digits',
-         'classifier': 'repnext_m0_digits_cls', 'distilled': 'repnext_m0_digits_distill'}  # fmt: skip
+NAMES = {
+    'detector': 'mask_rcnn_repnext_m0_digits',
+    'segmentor': 'semantic_fpn_repnext_m0_digits',
+    'classifier': 'repnext_m0_digits_cls',
+    'distilled': 'repnext_m0_digits_distill',
+}
 
 
-@pytest.mark.parametrize(('kind', 'name'), [
-    ('RepNeXt', 'RepNeXt'),
-    ('mmdet.RepNeXt', 'RepNeXt'),
-    ('repnext_mm.models.RepNeXt', 'RepNeXt'),
-    ('mmengine.model.PretrainedInit', 'Pretrained'),
-    ('no.such.Thing', 'Thing'),
-    (repnext_mm.RepNeXt, 'RepNeXt'),
-    (PretrainedInit, 'Pretrained'),
-    (nn.SyncBatchNorm, 'SyncBatchNorm'),
-    (build_cls_head, 'RepNeXtClsHead'),
-    (build_box_tta, 'BoxTTAModel'),
-    (LazyObject('repnext_mm.models').RepNeXt, 'RepNeXt'),
-    (None, 'None'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('kind', 'name'),
+    [
+        ('RepNeXt', 'RepNeXt'),
+        ('mmdet.RepNeXt', 'RepNeXt'),
+        ('repnext_mm.models.RepNeXt', 'RepNeXt'),
+        ('mmengine.model.PretrainedInit', 'Pretrained'),
+        ('no.such.Thing', 'Thing'),
+        (repnext_mm.RepNeXt, 'RepNeXt'),
+        (PretrainedInit, 'Pretrained'),
+        (nn.SyncBatchNorm, 'SyncBatchNorm'),
+        (build_cls_head, 'RepNeXtClsHead'),
+        (build_box_tta, 'BoxTTAModel'),
+        (LazyObject('repnext_mm.models').RepNeXt, 'RepNeXt'),
+        (None, 'None'),
+    ],
+)
 def test_what_a_type_is_called(kind, name):
     assert type_name(kind) == name
 
@@ -123,9 +130,9 @@ def test_checkpoints_are_kept_whole_by_the_class_too():
 
 def test_a_config_without_a_scope_gets_its_models(pair, weights, tmp_path):
     path = tmp_path / 'scopeless.py'
-    path.write_text('\n'.join(
-        line for line in pair[1].read_text().splitlines() if not line.startswith('default_scope')
-    ))  # fmt: skip
+    path.write_text(
+        '\n'.join(line for line in pair[1].read_text().splitlines() if not line.startswith('default_scope'))
+    )
     assert load_config(path).default_scope == load_config(pair[0]).default_scope
 
 
@@ -136,7 +143,8 @@ def test_what_reads_a_config_finds_the_same(pair, tmp_path):
     assert by_name(_deploy_config(new).custom_hooks) == by_name(_deploy_config(plain).custom_hooks)
     if plain.default_scope != 'mmpretrain':
         assert [type(step).__name__ for step in whole_model._pipeline(new).transforms] == [
-            type(step).__name__ for step in whole_model._pipeline(plain).transforms]  # fmt: skip
+            type(step).__name__ for step in whole_model._pipeline(plain).transforms
+        ]
     if plain.default_scope == 'mmseg':
         assert _missing_truth(new, None) == _missing_truth(plain, None)
     networks = [load_part(path, part='backbone').network for path in pair]

@@ -55,9 +55,13 @@ def test_unknown_launcher():
 
 
 AMP = [
-    'AmpOptimWrapper', 'mmengine.AmpOptimWrapper', 'mmengine.optim.AmpOptimWrapper', AmpOptimWrapper,
-    'AdaptiveClipAmpOptimWrapper', AdaptiveClipAmpOptimWrapper,
-]  # fmt: skip
+    'AmpOptimWrapper',
+    'mmengine.AmpOptimWrapper',
+    'mmengine.optim.AmpOptimWrapper',
+    AmpOptimWrapper,
+    'AdaptiveClipAmpOptimWrapper',
+    AdaptiveClipAmpOptimWrapper,
+]
 
 
 @pytest.mark.parametrize('kind', AMP, ids=str)

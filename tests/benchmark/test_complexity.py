@@ -73,13 +73,17 @@ def test_every_form():
     assert all(found[form]['backbone'].macs >= found['default']['backbone'].macs for form in FORMS)
 
 
-@pytest.mark.parametrize(('model', 'forms'), [
-    (dict(type='RepNeXt', arch='m0e'), ['train', 'default', 'keep_norms']),
-    (dict(type='RepNeXt', arch='m0e', deploy=True), ['train']),
-    (dict(type='RepNeXt', arch='m0', deploy=True), ['train', 'half', 'three_quarters', 'dense']),
-    (dict(type='RepNeXtU'), ['branch_by_branch', 'train', 'default']),
-    (dict(type='ResNet', depth=18), ['train', 'default']),
-], ids=['one branch', 'fused', 'fused, of several', 'units', 'ResNet'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('model', 'forms'),
+    [
+        (dict(type='RepNeXt', arch='m0e'), ['train', 'default', 'keep_norms']),
+        (dict(type='RepNeXt', arch='m0e', deploy=True), ['train']),
+        (dict(type='RepNeXt', arch='m0', deploy=True), ['train', 'half', 'three_quarters', 'dense']),
+        (dict(type='RepNeXtU'), ['branch_by_branch', 'train', 'default']),
+        (dict(type='ResNet', depth=18), ['train', 'default']),
+    ],
+    ids=['one branch', 'fused', 'fused, of several', 'units', 'ResNet'],
+)
 def test_no_rows_of_forms_that_a_model_does_not_have(model, forms):
     found = model_complexity(Config({'default_scope': 'mmpretrain', 'model': model}), shape=(64, 64))
     assert list(found) == forms

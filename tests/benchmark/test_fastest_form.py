@@ -35,10 +35,14 @@ def test_the_choice_can_be_fused(backbone):
     assert max(relative_error(fused, backbone, torch.randn(1, 3, 65, 97))) < 1e-4
 
 
-@pytest.mark.parametrize(('times', 'expected'), [
-    ({'default': 1.0, 'dense': 0.5}, {'stages.0': 'dense', 'stages.1': 'dense'}),
-    ({'default': 1.0, 'dense': 0.99}, {'': 'default'}),
-], ids=['clear', 'tie'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('times', 'expected'),
+    [
+        ({'default': 1.0, 'dense': 0.5}, {'stages.0': 'dense', 'stages.1': 'dense'}),
+        ({'default': 1.0, 'dense': 0.99}, {'': 'default'}),
+    ],
+    ids=['clear', 'tie'],
+)
 def test_the_fastest_wins_and_ties_stay_with_the_first(times, expected, backbone, monkeypatch):
     found = {form: Latency(ms, ms, ms, 1) for form, ms in times.items()}
     monkeypatch.setattr(module, 'stage_latencies', lambda *_, **__: {'stages.0': found, 'stages.1': found})

@@ -34,9 +34,19 @@ def test_a_network():
 
 def test_a_trace_for_the_browser(tmp_path):
     run_tool(
-        ROOT / 'tools/profile_backbone.py', '--arch', 'm0', '--forms', 'default', '--shape', '1x3x32x32', '--rounds',
-        '1', '--trace', 'trace.json', cwd=tmp_path,
-    )  # fmt: skip
+        ROOT / 'tools/profile_backbone.py',
+        '--arch',
+        'm0',
+        '--forms',
+        'default',
+        '--shape',
+        '1x3x32x32',
+        '--rounds',
+        '1',
+        '--trace',
+        'trace.json',
+        cwd=tmp_path,
+    )
     events = json.loads((tmp_path / 'trace.default.json').read_text())['traceEvents']
     assert 'aten::conv2d' in {event.get('name') for event in events}
     shown = run_tool(
@@ -45,9 +55,14 @@ def test_a_trace_for_the_browser(tmp_path):
     assert 'error: --trace: PyTorch writes it' in shown
 
 
-@pytest.mark.parametrize('runtime', [
-    'onnxruntime', 'openvino', pytest.param('compile', marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'runtime',
+    [
+        'onnxruntime',
+        'openvino',
+        pytest.param('compile', marks=pytest.mark.slow),
+    ],
+)
 def test_another_runtime_tells_where_its_time_goes(runtime):
     if runtime != 'compile':
         pytest.importorskip(runtime)

@@ -117,13 +117,15 @@ def test_progress_and_results_of_a_child():
 @pytest.mark.parametrize(
     ('code', 'reason'),
     [
-        ("print(json.dumps(dict(event='preparing', variant='m0/half')), flush=True); os.kill(os.getpid(), 9)",
-         'the process was ended by SIGKILL (the system kills what takes too much memory) while preparing m0/half'),
+        (
+            "print(json.dumps(dict(event='preparing', variant='m0/half')), flush=True); os.kill(os.getpid(), 9)",
+            'the process was ended by SIGKILL (the system kills what takes too much memory) while preparing m0/half',
+        ),
         ("raise SystemExit('no such thing')", 'the process ended with status 1 (no such thing) while starting'),
         ('print("{\\"event\\": ", flush=True)', 'the process ended with status 0 while starting'),
     ],
     ids=['killed', 'raised', 'cut short'],
-)  # fmt: skip
+)
 def test_a_child_that_dies_is_a_row(code, reason, record, tmp_path):
     failures = run_jobs([QUICK], record, tmp_path / 'r.json', child=fake_child(code))
     assert failures == [f'eager 1x3x64x64 float32 contiguous, repeat 1: {reason}']
@@ -143,8 +145,11 @@ def test_an_interrupted_run_goes_on(record, tmp_path):
     assert run_jobs([QUICK, other], again, path, repeats=2, child=fake_child(counted)) == []
     assert calls.read_text().split() == ['96', '96']
     assert sorted((run['job']['shape'][2], run['repeat']) for run in read_record(path)['runs']) == [
-        (64, 0), (64, 1), (96, 0), (96, 1),
-    ]  # fmt: skip
+        (64, 0),
+        (64, 1),
+        (96, 0),
+        (96, 1),
+    ]
 
 
 def test_a_record_is_replaced_whole_or_not_at_all(record, tmp_path, monkeypatch):
@@ -183,10 +188,13 @@ def test_what_cannot_be_measured_is_left_out_with_a_line():
     options['dtypes'] = ['float32', 'bfloat16', 'native']
     jobs, skipped = plan((Variant('m0', 'train'), Variant('m0', 'half')), **options, throughput=4)
     assert [job.name for job in jobs] == [
-        'eager 1x3x64x64 float32 contiguous', 'eager 1x3x64x64 bfloat16 contiguous',
-        'torchscript 1x3x64x64 float32 contiguous', 'throughput eager 4x3x64x64 float32 contiguous',
-        'throughput eager 4x3x64x64 bfloat16 contiguous', 'throughput torchscript 4x3x64x64 float32 contiguous',
-    ]  # fmt: skip
+        'eager 1x3x64x64 float32 contiguous',
+        'eager 1x3x64x64 bfloat16 contiguous',
+        'torchscript 1x3x64x64 float32 contiguous',
+        'throughput eager 4x3x64x64 float32 contiguous',
+        'throughput eager 4x3x64x64 bfloat16 contiguous',
+        'throughput torchscript 4x3x64x64 float32 contiguous',
+    ]
     assert jobs[2].variants == (Variant('m0', 'half'),)
     assert 'cudagraph 1x3x64x64 float32 contiguous: CUDA graphs need --device cuda' in skipped
     assert 'eager 1x3x64x64 native contiguous: only OpenVINO chooses its precision itself' in skipped
@@ -218,8 +226,13 @@ def test_shapes_are_read():
 
 
 def test_failures_name_the_variant():
-    run = {'status': 'measured', 'batch': 1, 'repeat': 0, 'job': json.loads(json.dumps(vars(JOB))),
-           'variants': [{'model': 'm0', 'form': 'half', 'status': 'failed', 'reason': 'too odd'}]}  # fmt: skip
+    run = {
+        'status': 'measured',
+        'batch': 1,
+        'repeat': 0,
+        'job': json.loads(json.dumps(vars(JOB))),
+        'variants': [{'model': 'm0', 'form': 'half', 'status': 'failed', 'reason': 'too odd'}],
+    }
     assert failures_of(run) == ['eager 1x3x64x64 float32 contiguous, repeat 1: m0/half: too odd']
     with pytest.raises(ValueError, match='repeats=0'):
         run_jobs([JOB], {'runs': []}, 'r.json', repeats=0)

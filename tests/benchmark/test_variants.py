@@ -17,7 +17,7 @@ from repnext_mm.benchmark.variants import (
     resolved,
     tolerance,
     variants,
-)  # fmt: skip
+)
 from repnext_mm.reparam import FORMS
 
 IMAGE = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
@@ -82,9 +82,12 @@ def test_tf32_rounds_like_float16():
 
 def test_variants_are_arch_by_form_then_peers():
     assert variants(['m1', 'm4'], ['train', 'half'], ['resnet50']) == (
-        Variant('m1', 'train'), Variant('m1', 'half'), Variant('m4', 'train'), Variant('m4', 'half'),
+        Variant('m1', 'train'),
+        Variant('m1', 'half'),
+        Variant('m4', 'train'),
+        Variant('m4', 'half'),
         Variant('resnet50', PEER_FORM),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize('form', ['default', 'keep_norms', {'stages.2': 'dense'}], ids=str)

@@ -37,10 +37,14 @@ def authors_published(path: Path, state: State) -> Path:
 def authors_training(path: Path, state: State) -> Path:
     """What a training run of one's own with the authors' script writes."""
     content = {
-        'model': state, 'optimizer': {'state': {}, 'param_groups': [{'lr': 1e-3}]}, 'lr_scheduler': {'t': 1},
-        'epoch': 299, 'model_ema': {key: value.clone() for key, value in state.items()}, 'scaler': {'scale': 65536.0},
+        'model': state,
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 1e-3}]},
+        'lr_scheduler': {'t': 1},
+        'epoch': 299,
+        'model_ema': {key: value.clone() for key, value in state.items()},
+        'scaler': {'scale': 65536.0},
         'args': argparse.Namespace(model='repnext_m0', lr=1e-3, data_path='imagenet'),
-    }  # fmt: skip
+    }
     torch.save(content, path)
     return path
 
@@ -48,10 +52,15 @@ def authors_training(path: Path, state: State) -> Path:
 def timm_saver(path: Path, state: State) -> Path:
     """The StarNet recipe's `.pth.tar`."""
     content = {
-        'epoch': 304, 'arch': 'repnext_m0', 'state_dict': state, 'optimizer': {'state': {}, 'param_groups': []},
-        'version': 2, 'args': argparse.Namespace(model='repnext_m0', aa='rand-m1-mstd0.5-inc1'), 'metric': 73.764,
+        'epoch': 304,
+        'arch': 'repnext_m0',
+        'state_dict': state,
+        'optimizer': {'state': {}, 'param_groups': []},
+        'version': 2,
+        'args': argparse.Namespace(model='repnext_m0', aa='rand-m1-mstd0.5-inc1'),
+        'metric': 73.764,
         'state_dict_ema': {key: value.clone() for key, value in state.items()},
-    }  # fmt: skip
+    }
     torch.save(content, path)
     return path
 
@@ -59,9 +68,18 @@ def timm_saver(path: Path, state: State) -> Path:
 def old_detector(path: Path, state: State, others: State) -> Path:
     """mmdet 2.28: the whole model below `state_dict`, classes in `meta`."""
     weights = {f'backbone.{key}': value for key, value in backbone_only(state).items()} | others
-    meta = {'env_info': 'sys.platform: linux', 'config': 'model = dict()', 'seed': 0, 'mmdet_version': '2.28.2',
-            'CLASSES': ('person', 'bicycle'), 'PALETTE': [(220, 20, 60), (119, 11, 32)], 'epoch': 12, 'iter': 87960,
-            'mmcv_version': '1.7.2', 'time': 'Mon Jul  1 00:00:00 2024'}  # fmt: skip
+    meta = {
+        'env_info': 'sys.platform: linux',
+        'config': 'model = dict()',
+        'seed': 0,
+        'mmdet_version': '2.28.2',
+        'CLASSES': ('person', 'bicycle'),
+        'PALETTE': [(220, 20, 60), (119, 11, 32)],
+        'epoch': 12,
+        'iter': 87960,
+        'mmcv_version': '1.7.2',
+        'time': 'Mon Jul  1 00:00:00 2024',
+    }
     torch.save({'meta': meta, 'state_dict': weights, 'optimizer': {'state': {}, 'param_groups': []}}, path)
     return path
 
@@ -69,8 +87,13 @@ def old_detector(path: Path, state: State, others: State) -> Path:
 def old_segmentor(path: Path, state: State, others: State) -> Path:
     """mmseg 0.30."""
     weights = {f'backbone.{key}': value for key, value in backbone_only(state).items()} | others
-    meta = {'mmseg_version': '0.30.0+', 'CLASSES': ('wall', 'building'), 'PALETTE': [[120, 120, 120], [180, 120, 120]],
-            'iter': 80000, 'mmcv_version': '1.7.2'}  # fmt: skip
+    meta = {
+        'mmseg_version': '0.30.0+',
+        'CLASSES': ('wall', 'building'),
+        'PALETTE': [[120, 120, 120], [180, 120, 120]],
+        'iter': 80000,
+        'mmcv_version': '1.7.2',
+    }
     torch.save({'meta': meta, 'state_dict': weights, 'optimizer': {'state': {}, 'param_groups': []}}, path)
     return path
 

@@ -11,11 +11,17 @@ from pathlib import Path
 
 def plain(thing: object) -> bytes:
     """Plain Python values: text, bytes, numbers, None, and tuples, lists and dicts of them."""
-    return pickle.dumps(thing, 3)[2:-1].replace(b'q\x00', b'') if not isinstance(thing, tuple | list | dict) else (
-        b'(' + b''.join(map(plain, thing)) + b't' if isinstance(thing, tuple)
-        else b'](' + b''.join(map(plain, thing)) + b'e' if isinstance(thing, list)
-        else b'}(' + b''.join(plain(key) + plain(item) for key, item in thing.items()) + b'u'
-    )  # fmt: skip
+    return (
+        pickle.dumps(thing, 3)[2:-1].replace(b'q\x00', b'')
+        if not isinstance(thing, tuple | list | dict)
+        else (
+            b'(' + b''.join(map(plain, thing)) + b't'
+            if isinstance(thing, tuple)
+            else b'](' + b''.join(map(plain, thing)) + b'e'
+            if isinstance(thing, list)
+            else b'}(' + b''.join(plain(key) + plain(item) for key, item in thing.items()) + b'u'
+        )
+    )
 
 
 def text(content: str) -> bytes:

@@ -40,7 +40,7 @@ from tests.checkpoints.pickles import (
     tensor_arguments,
     text,
     tuple_of,
-)  # fmt: skip
+)
 
 LARGE = 5000
 M = 2**61 - 1  # what Python divides numbers by for their hash
@@ -75,21 +75,28 @@ ARGUMENTS = {
     'torch._utils._rebuild_parameter': (WIDE, b'\x88', b'N'),
     'torch._utils._rebuild_parameter_with_state': (WIDE, b'\x88', b'N', NAMES),
     'torch._tensor._rebuild_from_type_v2': (
-        found('torch._utils._rebuild_tensor_v2'), found('torch.Tensor'),
-        tuple_of(*tensor_arguments(1, (LARGE, 100), (0, 0))), NAMES),
+        found('torch._utils._rebuild_tensor_v2'),
+        found('torch.Tensor'),
+        tuple_of(*tensor_arguments(1, (LARGE, 100), (0, 0))),
+        NAMES,
+    ),
     'torch._utils._rebuild_qtensor': (ONES,),
     'torch._utils._rebuild_sparse_tensor': (ONES,),
     'torch._utils._rebuild_nested_tensor': (ONES,),
     'torch._utils._rebuild_meta_tensor_no_storage': (found('torch.float32'), plain((1 << 40,)), plain((1,)), b'\x89'),
     'torch._utils._rebuild_device_tensor_from_cpu_tensor': (WIDE, found('torch.float64'), text('xla:0'), b'\x89'),
     'torch.jit._pickle.build_intlist': (NUMBERS,),
-}  # fmt: skip
+}
 ALIASES = {
-    '__builtin__': 'builtins', 'numpy._core': 'numpy.core', '_rebuild_device_tensor_from_numpy':
-    '_rebuild_device_tensor_from_cpu_tensor', '_rebuild_xla_tensor': '_rebuild_device_tensor_from_cpu_tensor',
-    'build_doublelist': 'build_intlist', 'build_boollist': 'build_intlist', 'build_tensorlist': 'build_intlist',
+    '__builtin__': 'builtins',
+    'numpy._core': 'numpy.core',
+    '_rebuild_device_tensor_from_numpy': '_rebuild_device_tensor_from_cpu_tensor',
+    '_rebuild_xla_tensor': '_rebuild_device_tensor_from_cpu_tensor',
+    'build_doublelist': 'build_intlist',
+    'build_boollist': 'build_intlist',
+    'build_tensorlist': 'build_intlist',
     'restore_type_tag': 'build_intlist',
-}  # fmt: skip
+}
 
 
 def repeated(setup: bytes, step: bytes, *, dropped: bool = False) -> bytes:
@@ -118,27 +125,46 @@ def colliding() -> list[bytes]:
 STEPS = {
     **{f'call {name}': called(name, arguments) for name, arguments in ARGUMENTS.items()},
     'attributes of a Namespace': (
-        found('argparse.Namespace') + put(1) + NAMES + put(2), get(1) + b')\x81' + get(2) + b'b'),
+        found('argparse.Namespace') + put(1) + NAMES + put(2),
+        get(1) + b')\x81' + get(2) + b'b',
+    ),
     'attributes of an OrderedDict': (
-        found('collections.OrderedDict') + put(1) + NAMES + put(2), get(1) + b')R' + get(2) + b'b'),
+        found('collections.OrderedDict') + put(1) + NAMES + put(2),
+        get(1) + b')R' + get(2) + b'b',
+    ),
     'versions of modules': (
-        found('collections.OrderedDict') + put(1)
-        + dict_of((text('_metadata'), dict_of(*((text(f'{index}'), b'}') for index in range(LARGE // 8))))) + put(2),
-        get(1) + b')R' + get(2) + b'b'),
+        found('collections.OrderedDict')
+        + put(1)
+        + dict_of((text('_metadata'), dict_of(*((text(f'{index}'), b'}') for index in range(LARGE // 8)))))
+        + put(2),
+        get(1) + b')R' + get(2) + b'b',
+    ),
     'a log history': (
-        found(HISTORY) + put(1) + EMPTY_ARRAY + put(3)
+        found(HISTORY)
+        + put(1)
+        + EMPTY_ARRAY
+        + put(3)
         + dict_of((text('max_length'), plain(1)), (text('_log_history'), get(3)), (text('_count_history'), get(3)))
-        + put(2), get(1) + b')\x81' + get(2) + b'b'),
+        + put(2),
+        get(1) + b')\x81' + get(2) + b'b',
+    ),
     'arrays of one text': (
-        found('numpy.core.multiarray._reconstruct') + put(1) + tuple_of(found('numpy.ndarray'), plain((0,)), raw(b'b'))
-        + put(2) + tuple_of(plain(1), plain((LARGE // 100,)), dtype('S100'), b'\x89', raw(bytes(LARGE))) + put(3),
-        get(1) + get(2) + b'R' + get(3) + b'b'),
+        found('numpy.core.multiarray._reconstruct')
+        + put(1)
+        + tuple_of(found('numpy.ndarray'), plain((0,)), raw(b'b'))
+        + put(2)
+        + tuple_of(plain(1), plain((LARGE // 100,)), dtype('S100'), b'\x89', raw(bytes(LARGE)))
+        + put(3),
+        get(1) + get(2) + b'R' + get(3) + b'b',
+    ),
     'rows without columns': (
         EMPTY_ARRAY + put(1) + tuple_of(plain(1), plain((1 << 40, 0)), dtype('f4'), b'\x89', raw(b'')) + put(2),
-        get(1) + get(2) + b'b'),
+        get(1) + get(2) + b'b',
+    ),
     'texts of no bytes': (
         EMPTY_ARRAY + put(1) + tuple_of(plain(1), plain((1 << 40,)), dtype('S0'), b'\x89', raw(b'')) + put(2),
-        get(1) + get(2) + b'b'),
+        get(1) + get(2) + b'b',
+    ),
     'a long text as a key': (text('x' * LARGE) + put(1) + text('x' * LARGE) + put(2), items(get(1), get(2))),
     'long bytes as a key': (raw(b'x' * LARGE) + put(1) + raw(b'x' * LARGE) + put(2), items(get(1), get(2))),
     'a long tuple as a key': (ONES + put(1), items(get(1))),
@@ -152,35 +178,60 @@ STEPS = {
     'a long reference to a storage': (ONES + put(1), get(1) + b'Q'),
     'a long name of a global': (text('x' * LARGE) + put(1) + text('y') + put(2), get(1) + get(2) + b'\x93'),
     'a class of TorchScript': (b'', found('__torch__.M') + b')\x81'),
-    'lists': (b'', b']'), 'dicts': (b'', b'}'), 'sets': (b'', b'\x8f'), 'marks': (b'', b'('), 'memos': (b'', b'N\x94'),
-    'tuples': (b'', b'N\x85'), 'pairs': (b'', b'NN\x86'), 'copies': (b'', b'N2'), 'long memos': (b'', b'Nr\0\0\0\1'),
-    'frames': (b'', b'\x95' + (1 << 40).to_bytes(8, 'little')), 'a byte array': (b'', b'\x96' + bytes(8)),
-    'numbers': (b'', b'\x8a\x08' + bytes(8)), 'texts': (b'', text('')),
-}  # fmt: skip
+    'lists': (b'', b']'),
+    'dicts': (b'', b'}'),
+    'sets': (b'', b'\x8f'),
+    'marks': (b'', b'('),
+    'memos': (b'', b'N\x94'),
+    'tuples': (b'', b'N\x85'),
+    'pairs': (b'', b'NN\x86'),
+    'copies': (b'', b'N2'),
+    'long memos': (b'', b'Nr\0\0\0\1'),
+    'frames': (b'', b'\x95' + (1 << 40).to_bytes(8, 'little')),
+    'a byte array': (b'', b'\x96' + bytes(8)),
+    'numbers': (b'', b'\x8a\x08' + bytes(8)),
+    'texts': (b'', text('')),
+}
 WHOLE = {
     'numbers of one hash': items(*colliding()),
     'numbers of one hash in a set': b'\x8f(' + b''.join(colliding()) + b'\x90',
     'tuples of one hash': items(*(tuple_of(number) for number in colliding())),
     'complex numbers of one hash': items(
-        *(call('builtins.complex', plain(float(index)), plain(0.0)) for index in range(LARGE // 30))),
+        *(call('builtins.complex', plain(float(index)), plain(0.0)) for index in range(LARGE // 30))
+    ),
     'lists of lists of lists': doubled(b']', 60),
     'lists of long texts': doubled(text('x' * LARGE), 20),
     'lists of tensors': doubled(WIDE, 20),
-    'lists of arrays': doubled(call('numpy.core.numeric._frombuffer', raw(bytes(LARGE)), dtype('f4'),
-                                    plain((LARGE // 4,)), text('C')), 20),
+    'lists of arrays': doubled(
+        call('numpy.core.numeric._frombuffer', raw(bytes(LARGE)), dtype('f4'), plain((LARGE // 4,)), text('C')), 20
+    ),
     'tuples of tuples as a key': b')' + put(1) + (get(1) * 2 + b'\x86' + put(1)) * 60 + items(get(1)),
     'a list that holds itself': b']' + b'r\1\0\0\0' + b'h\1a',
     'deep lists': b']' * LARGE + b'a' * (LARGE - 1),
     'deep tuples': b')' + b'\x85' * LARGE,
     'modules that share tensors': (
-        found('__torch__.M') + b')\x81}(' + b''.join(text(f'm{index}') + (
-            found('__torch__.M') + b')\x81'
-            + dict_of(*((text(f'a{part}'), tensor(1, (1,), (1,))) for part in range(50)))
-            + b'bq\1' if not index else b'h\1') for index in range(LARGE // 8)) + b'ub'),
-    'modules of modules': found('__torch__.M') + b')\x81' + put(1) + (
-        found('__torch__.M') + b')\x81' + dict_of((text('a'), get(1)), (text('b'), get(1))) + b'b' + put(1)
-    ) * 60 + get(1),
-}  # fmt: skip
+        found('__torch__.M')
+        + b')\x81}('
+        + b''.join(
+            text(f'm{index}')
+            + (
+                found('__torch__.M')
+                + b')\x81'
+                + dict_of(*((text(f'a{part}'), tensor(1, (1,), (1,))) for part in range(50)))
+                + b'bq\1'
+                if not index
+                else b'h\1'
+            )
+            for index in range(LARGE // 8)
+        )
+        + b'ub'
+    ),
+    'modules of modules': found('__torch__.M')
+    + b')\x81'
+    + put(1)
+    + (found('__torch__.M') + b')\x81' + dict_of((text('a'), get(1)), (text('b'), get(1))) + b'b' + put(1)) * 60
+    + get(1),
+}
 PROGRAMS = {**{name: repeated(*step) for name, step in STEPS.items()}, **WHOLE}
 
 
@@ -256,10 +307,21 @@ def test_cost_of_random_programs(seed, small, tmp_path):
     steps = []
     for _ in range(8):
         one, two = rng.choice(held), rng.choice(held)
-        steps.append(rng.choice((
-            one + two + b'R', one + two + b'b', b'](' + one + two + b'e', b'}(' + one + two + b'u', one + two + b'\x86',
-            one + b'Q', one + two + b'\x81', b'\x8f(' + one + two + b'\x90', one + tuple_of(two, one) + b'R',
-        )))  # fmt: skip
+        steps.append(
+            rng.choice(
+                (
+                    one + two + b'R',
+                    one + two + b'b',
+                    b'](' + one + two + b'e',
+                    b'}(' + one + two + b'u',
+                    one + two + b'\x86',
+                    one + b'Q',
+                    one + two + b'\x81',
+                    b'\x8f(' + one + two + b'\x90',
+                    one + tuple_of(two, one) + b'R',
+                )
+            )
+        )
     path = made(tmp_path / 'a.pth', repeated(setup, b''.join(steps[: rng.randrange(1, 4)])))
     for reader in READERS.values():
         seconds, peak = cost(path, reader)
@@ -272,21 +334,36 @@ WORK = {
     **dict.fromkeys((name for name in STEPS if name.startswith('call ')), 500),
     **dict.fromkeys(('lists', 'dicts', 'sets', 'marks', 'memos', 'tuples', 'pairs', 'long memos'), 60),
     **dict.fromkeys(('copies', 'frames', 'a byte array', 'numbers', 'texts'), 0),  # no more than in the file
-    'call collections.OrderedDict': LARGE, 'call collections.Counter': LARGE, 'call _codecs.encode': LARGE,
-    'call torch.Size': LARGE, 'call builtins.set': LARGE, 'call builtins.bytearray': LARGE,
-    'call numpy.core.multiarray.scalar': LARGE, 'call numpy.core.numeric._frombuffer': 1 << 40,
+    'call collections.OrderedDict': LARGE,
+    'call collections.Counter': LARGE,
+    'call _codecs.encode': LARGE,
+    'call torch.Size': LARGE,
+    'call builtins.set': LARGE,
+    'call builtins.bytearray': LARGE,
+    'call numpy.core.multiarray.scalar': LARGE,
+    'call numpy.core.numeric._frombuffer': 1 << 40,
     **dict.fromkeys((f'call torch._utils._rebuild_tensor{kind}' for kind in ('', '_v2', '_v3')), 400 * LARGE),
     'call torch._tensor._rebuild_from_type_v2': 400 * LARGE,
     'call torch._utils._rebuild_parameter_with_state': LARGE,
     'call torch._utils._rebuild_device_tensor_from_cpu_tensor': 800 * LARGE,
-    'attributes of a Namespace': LARGE, 'attributes of an OrderedDict': LARGE, 'versions of modules': LARGE,
-    'a log history': 600, 'arrays of one text': LARGE, 'rows without columns': 1 << 40, 'texts of no bytes': 1 << 40,
-    'a long text as a key': 2 * LARGE, 'long bytes as a key': 2 * LARGE, 'a long number as a key': LARGE // 8,
-    'a nested tuple as a key': 2**7 * 60, 'a tuple of one text as a key': LARGE,
+    'attributes of a Namespace': LARGE,
+    'attributes of an OrderedDict': LARGE,
+    'versions of modules': LARGE,
+    'a log history': 600,
+    'arrays of one text': LARGE,
+    'rows without columns': 1 << 40,
+    'texts of no bytes': 1 << 40,
+    'a long text as a key': 2 * LARGE,
+    'long bytes as a key': 2 * LARGE,
+    'a long number as a key': LARGE // 8,
+    'a nested tuple as a key': 2**7 * 60,
+    'a tuple of one text as a key': LARGE,
     **dict.fromkeys((name for name in STEPS if name.startswith('a long tuple')), 60 * LARGE),
-    'a storage of a long name': LARGE, 'a long reference to a storage': 0, 'a long name of a global': LARGE,
+    'a storage of a long name': LARGE,
+    'a long reference to a storage': 0,
+    'a long name of a global': LARGE,
     'a class of TorchScript': 500,
-}  # fmt: skip
+}
 REFUSED_AT_ONCE = ('qtensor', 'sparse', 'nested', 'a long reference')
 
 
@@ -319,8 +396,10 @@ def spent(monkeypatch, tmp_path):
 def test_each_step_pays_for_what_it_works_on(name, spent):
     """Exact, where time and memory of one step are too small to measure."""
     setup, step = STEPS[name]
-    options = {'script': 'TorchScript' in name or 'torch.jit' in name,
-               'reader': scanned if 'global' in name else read_checkpoint}  # fmt: skip
+    options = {
+        'script': 'TorchScript' in name or 'torch.jit' in name,
+        'reader': scanned if 'global' in name else read_checkpoint,
+    }
     once, thrice = (spent(setup + b'](' + step * count + b'e', **options) for count in (10, 30))
     if not any(word in name for word in REFUSED_AT_ONCE):
         assert thrice - once >= 20 * WORK[name]
@@ -373,8 +452,11 @@ def test_an_honest_file_uses_little_of_its_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, 'ALLOWANCE', 0)
     monkeypatch.setattr(budget, 'FACTOR', 40)
     for zipped in (True, False):
-        torch.save({'state_dict': state, 'optimizer': optimizer.state_dict()}, tmp_path / 'a.pth',
-                   _use_new_zipfile_serialization=zipped)  # fmt: skip
+        torch.save(
+            {'state_dict': state, 'optimizer': optimizer.state_dict()},
+            tmp_path / 'a.pth',
+            _use_new_zipfile_serialization=zipped,
+        )
         assert len(read_checkpoint(tmp_path / 'a.pth')['state_dict']) == 300
 
 

@@ -83,9 +83,17 @@ def test_downloads_stay_in_the_cache(address, name, server, tmp_path):
 
 def test_different_addresses_are_different_files():
     addresses = [
-        'http://a/m.pth', 'https://a/m.pth', 'http://b/m.pth', 'http://a/x/m.pth', 'http://a:1/m.pth',
-        'http://a/m.pth?v=1', 'http://a/m.pth?v=2', 'http://a/d?f=m.pth', 'http://a/d?f=n.pth', 'http://a/',
-    ]  # fmt: skip
+        'http://a/m.pth',
+        'https://a/m.pth',
+        'http://b/m.pth',
+        'http://a/x/m.pth',
+        'http://a:1/m.pth',
+        'http://a/m.pth?v=1',
+        'http://a/m.pth?v=2',
+        'http://a/d?f=m.pth',
+        'http://a/d?f=n.pth',
+        'http://a/',
+    ]
     assert len({cached_name(address) for address in addresses}) == len(addresses)
     assert cached_name('HTTP://a/m.pth#part') == cached_name('http://a/m.pth')  # one file
 

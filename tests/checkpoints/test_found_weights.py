@@ -50,9 +50,7 @@ def below(prefix, state):
 WRAPPERS = ('module.', '_orig_mod.', '_fsdp_wrapped_module.', '_forward_module.')
 
 
-@pytest.mark.parametrize(
-    'prefix', [''.join(parts) for n in (1, 2, 3) for parts in itertools.permutations(WRAPPERS, n)]
-)
+@pytest.mark.parametrize('prefix', [''.join(parts) for n in (1, 2, 3) for parts in itertools.permutations(WRAPPERS, n)])
 def test_wrappers_in_any_nesting_are_taken_off(prefix, load, state):
     assert load({'state_dict': below(prefix, state)}) == f'loaded {len(state)}/{len(state)} tensors'
     assert list(state_dict_of(below(prefix, state))) == list(state)
@@ -65,10 +63,23 @@ def test_wrappers_of_parts_are_taken_off(wrapper, where, load, state):
     assert load({'model': renamed}) == f'loaded {len(state)}/{len(state)} tensors'
 
 
-@pytest.mark.parametrize('prefix', [
-    'model.', 'encoder.', 'net.', 'student.', 'model.backbone.', 'module.encoder.', 'model._orig_mod.', 'a.b.c.d.',
-    'backbone.module.', 'model.module.backbone.', 'stages.', 'stem.',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'prefix',
+    [
+        'model.',
+        'encoder.',
+        'net.',
+        'student.',
+        'model.backbone.',
+        'module.encoder.',
+        'model._orig_mod.',
+        'a.b.c.d.',
+        'backbone.module.',
+        'model.module.backbone.',
+        'stages.',
+        'stem.',
+    ],
+)
 def test_any_common_start_is_found(prefix, load, state):
     report = load({'state_dict': below(prefix, state) | {'criterion.weight': torch.ones(3)}})
     assert 'dropped 1 tensors of criterion' in report
@@ -76,8 +87,16 @@ def test_any_common_start_is_found(prefix, load, state):
 
 
 ENTRIES = [
-    'model_state_dict', 'net', 'ema', 'state_dict_ema', 'model_ema', 'weights', 'module', 'params', 'my own name',
-]  # fmt: skip
+    'model_state_dict',
+    'net',
+    'ema',
+    'state_dict_ema',
+    'model_ema',
+    'weights',
+    'module',
+    'params',
+    'my own name',
+]
 
 
 @pytest.mark.parametrize('entry', [*ENTRIES, 'state_dict', 'model'])
@@ -120,10 +139,13 @@ def test_without_averaged_weights_ema_is_refused(load, state):
         load({'model': state}, ema=True)
 
 
-@pytest.mark.parametrize(('content', 'named'), [
-    (lambda s: {'student': s, 'teacher': copy.deepcopy(s)}, 'student, teacher'),
-    (lambda s: {'state_dict': below('encoder_q.', s) | below('encoder_k.', copy.deepcopy(s))}, 'q, .*encoder_k'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('content', 'named'),
+    [
+        (lambda s: {'student': s, 'teacher': copy.deepcopy(s)}, 'student, teacher'),
+        (lambda s: {'state_dict': below('encoder_q.', s) | below('encoder_k.', copy.deepcopy(s))}, 'q, .*encoder_k'),
+    ],
+)
 def test_where_several_fit_the_choice_is_named(content, named, load, state):
     content = content(dict(state))
     with pytest.raises(ValueError, match=f'holds 2 networks that fit, .*{named}: choose one with prefix=') as error:
@@ -132,10 +154,19 @@ def test_where_several_fit_the_choice_is_named(content, named, load, state):
     assert load(content, prefix=prefix)
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda m: m, lambda m: {'model': m, 'epoch': 3}, lambda m: {'ema': m}, torch.optim.swa_utils.AveragedModel,
-    lambda m: nn.DataParallel(m), lambda m: nn.Sequential(m), lambda m: {'model': nn.DataParallel(m), 'args': [1]},
-], ids=['alone', 'in a dict', 'ema', 'averaged', 'data parallel', 'inside', 'data parallel in a dict'])  # fmt: skip
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda m: m,
+        lambda m: {'model': m, 'epoch': 3},
+        lambda m: {'ema': m},
+        torch.optim.swa_utils.AveragedModel,
+        lambda m: nn.DataParallel(m),
+        lambda m: nn.Sequential(m),
+        lambda m: {'model': nn.DataParallel(m), 'args': [1]},
+    ],
+    ids=['alone', 'in a dict', 'ema', 'averaged', 'data parallel', 'inside', 'data parallel in a dict'],
+)
 def test_whole_modules_give_their_state_dict(wrap, load, source):
     content = wrap(copy.deepcopy(source))
     with pytest.raises(ValueError, match='--trust-pickle'):
@@ -143,12 +174,21 @@ def test_whole_modules_give_their_state_dict(wrap, load, source):
     assert 'loaded' in load(content, trust_pickle=True)
 
 
-@pytest.mark.parametrize('change', [
-    lambda s: {k: v.float() for k, v in s.items()},
-    lambda s: {k: v for k, v in s.items() if not k.endswith('num_batches_tracked')},
-    lambda s: {**s, 'n_averaged': torch.tensor(3), 'stem.total_ops': torch.zeros(1), 'total_params': torch.zeros(1)},
-    lambda s: {k: v.reshape(1) if k.endswith('num_batches_tracked') else v for k, v in s.items()},
-], ids=['float', 'absent', 'more', 'another shape'])  # fmt: skip
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda s: {k: v.float() for k, v in s.items()},
+        lambda s: {k: v for k, v in s.items() if not k.endswith('num_batches_tracked')},
+        lambda s: {
+            **s,
+            'n_averaged': torch.tensor(3),
+            'stem.total_ops': torch.zeros(1),
+            'total_params': torch.zeros(1),
+        },
+        lambda s: {k: v.reshape(1) if k.endswith('num_batches_tracked') else v for k, v in s.items()},
+    ],
+    ids=['float', 'absent', 'more', 'another shape'],
+)
 def test_counters_decide_nothing(change, tmp_path, state):
     torch.save({'state_dict': change(dict(state))}, tmp_path / 'file.pth')
     model = RepNeXt(TINY)
@@ -158,16 +198,20 @@ def test_counters_decide_nothing(change, tmp_path, state):
     assert all(own[key].dtype == value.dtype for key, value in state.items())
 
 
-@pytest.mark.parametrize(('content', 'message'), [
-    (lambda s: {'resnet.' + k: v for k, v in nn.Conv2d(3, 4, 3).state_dict().items()}, "give prefix='resnet.'"),
-    (lambda s: {'conv1.weight': torch.ones(2), 'fc.weight': torch.ones(2)}, 'another network, its keys begin with'),
-    (lambda s: RepNeXt({**TINY, 'depths': (1, 1, 2, 1)}).state_dict(), 'set arch'),
-    (lambda s: below('model.', RepNeXt({**TINY, 'depths': (1, 1, 2, 1)}).state_dict()), 'set arch'),
-    (lambda s: {**s, 'stem.stem.0.conv.weight': torch.ones(4, 1, 3, 3)}, 'the other sizes'),
-    (lambda s: {**s, 'stem.stem.0.conv.weight': s['stem.stem.0.conv.weight'].char()}, 'quantized'),
-    (lambda s: {**s, 'stem.stem.0.conv.weight': s['stem.stem.0.conv.weight'].to(torch.complex64)}, 'converted'),
-    (lambda s: {**s, 'stem.stem.0.conv.weight': s['stem.stem.0.conv.weight'].to(torch.float8_e5m2)}, 'float8_e5m2'),
-], ids=['prefix', 'another network', 'arch', 'arch below', 'channels', 'int8', 'complex', 'float8'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (lambda s: {'resnet.' + k: v for k, v in nn.Conv2d(3, 4, 3).state_dict().items()}, "give prefix='resnet.'"),
+        (lambda s: {'conv1.weight': torch.ones(2), 'fc.weight': torch.ones(2)}, 'another network, its keys begin with'),
+        (lambda s: RepNeXt({**TINY, 'depths': (1, 1, 2, 1)}).state_dict(), 'set arch'),
+        (lambda s: below('model.', RepNeXt({**TINY, 'depths': (1, 1, 2, 1)}).state_dict()), 'set arch'),
+        (lambda s: {**s, 'stem.stem.0.conv.weight': torch.ones(4, 1, 3, 3)}, 'the other sizes'),
+        (lambda s: {**s, 'stem.stem.0.conv.weight': s['stem.stem.0.conv.weight'].char()}, 'quantized'),
+        (lambda s: {**s, 'stem.stem.0.conv.weight': s['stem.stem.0.conv.weight'].to(torch.complex64)}, 'converted'),
+        (lambda s: {**s, 'stem.stem.0.conv.weight': s['stem.stem.0.conv.weight'].to(torch.float8_e5m2)}, 'float8_e5m2'),
+    ],
+    ids=['prefix', 'another network', 'arch', 'arch below', 'channels', 'int8', 'complex', 'float8'],
+)
 def test_the_way_out_is_the_one_that_helps(content, message, state):
     with pytest.raises(ValueError, match=message) as error:
         fit(content(dict(state)), state, source='file.pth', part=True)

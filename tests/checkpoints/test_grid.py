@@ -17,10 +17,30 @@ from repnext_mm.checkpoints import WeightsError, read_checkpoint
 BASE = torch.arange(24.0).reshape(4, 6)
 COMPLEX = torch.tensor([1 + 2j, 3 - 1j])
 DTYPES = [
-    'float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool', 'complex64',
-    'complex128', 'complex32', 'uint16', 'uint32', 'uint64', 'float8_e4m3fn', 'float8_e5m2', 'float8_e4m3fnuz',
-    'float8_e5m2fnuz', 'float8_e8m0fnu', 'float4_e2m1fn_x2', 'bcomplex32',
-]  # fmt: skip
+    'float64',
+    'float32',
+    'float16',
+    'bfloat16',
+    'int64',
+    'int32',
+    'int16',
+    'int8',
+    'uint8',
+    'bool',
+    'complex64',
+    'complex128',
+    'complex32',
+    'uint16',
+    'uint32',
+    'uint64',
+    'float8_e4m3fn',
+    'float8_e5m2',
+    'float8_e4m3fnuz',
+    'float8_e5m2fnuz',
+    'float8_e8m0fnu',
+    'float4_e2m1fn_x2',
+    'bcomplex32',
+]
 
 
 def tagged(made):
@@ -38,8 +58,12 @@ def trained():
     model(torch.randn(1, 3, 8, 8)).sum().backward()
     optimizer.step()
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
-    return {'model': model.state_dict(), 'optimizer': optimizer.state_dict(), 'schedule': schedule.state_dict(),
-            'args': argparse.Namespace(lr=0.1, x=None, t=(1, 2))}  # fmt: skip
+    return {
+        'model': model.state_dict(),
+        'optimizer': optimizer.state_dict(),
+        'schedule': schedule.state_dict(),
+        'args': argparse.Namespace(lr=0.1, x=None, t=(1, 2)),
+    }
 
 
 KINDS = {
@@ -47,7 +71,9 @@ KINDS = {
     'views of one storage': lambda: [BASE, BASE[1:3], BASE[:, ::2], BASE.t(), BASE[2, 3], BASE.flatten()[5:]],
     'no elements, no dimensions': lambda: [torch.empty(0), torch.empty(3, 0, 2), torch.tensor(3.0), BASE[4:]],
     'channels last, permuted': lambda: [
-        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.randn(2, 3, 4).permute(2, 0, 1)],
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.randn(2, 3, 4).permute(2, 0, 1),
+    ],
     'expanded': lambda: [torch.tensor([1.0]).expand(3), BASE[0, :1].expand(30), torch.ones(3, 1).expand(3, 5)],
     'unfolded': lambda: torch.arange(10.0).unfold(0, 5, 1),
     'diagonal, as_strided': lambda: [torch.eye(4).diagonal(), torch.arange(9.0).as_strided((2, 2), (3, 1), 2)],
@@ -62,7 +88,8 @@ KINDS = {
     'sparse rows': lambda: BASE.to_sparse_csr(),
     'quantized': lambda: torch.quantize_per_tensor(BASE, 0.1, 0, torch.qint8),
     'quantized by channel': lambda: torch.quantize_per_channel(
-        BASE, torch.full((4,), 0.1), torch.zeros(4), 0, torch.quint8),
+        BASE, torch.full((4,), 0.1), torch.zeros(4), 0, torch.quint8
+    ),
     'nested': lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     'typed storage': lambda: torch.arange(6.0).storage(),
     'untyped storage': lambda: torch.arange(6.0).untyped_storage(),
@@ -70,10 +97,25 @@ KINDS = {
     'text': lambda: ['', 'ü\U0001f600', 'x' * 300],
     'bytes': lambda: [b'', b'\x00\xff' * 300, bytearray(), bytearray(b'ab'), bytearray(b'\xff' * 70000)],
     'numbers of numpy': lambda: [
-        np.float64(3), np.int64(2), np.bool_(True), np.float32(1.5), np.str_('hi'), np.bytes_(b'x'), np.complex64(1j)],
+        np.float64(3),
+        np.int64(2),
+        np.bool_(True),
+        np.float32(1.5),
+        np.str_('hi'),
+        np.bytes_(b'x'),
+        np.complex64(1j),
+    ],
     'arrays': lambda: [
-        np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.array(['a', 'bc']),
-        np.array([True]), np.zeros(0), np.zeros((2, 0)), np.array(3.0), np.zeros(3, 'S0'), np.arange(4)[::2]],
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.array(['a', 'bc']),
+        np.array([True]),
+        np.zeros(0),
+        np.zeros((2, 0)),
+        np.array(3.0),
+        np.zeros(3, 'S0'),
+        np.arange(4)[::2],
+    ],
     'big-endian arrays': lambda: [np.arange(3, dtype='>f4'), np.arange(30, dtype='>i8'), np.arange(3.0)],
     'array of objects': lambda: np.array([None, 1], dtype=object),
     'array of dates': lambda: np.array(['2024-01-01'], 'M8[D]'),
@@ -81,26 +123,38 @@ KINDS = {
     'type of numpy': lambda: np.dtype('f4'),
     'random states': lambda: [torch.get_rng_state(), random.getstate(), np.random.get_state()],  # noqa: NPY002
     'containers': lambda: [
-        collections.OrderedDict(b=collections.OrderedDict(c=1)), collections.Counter('aab'), {1, 2}, set(), (), [], {},
-        (1, (2, [3, {'four': (5,)}]))],
+        collections.OrderedDict(b=collections.OrderedDict(c=1)),
+        collections.Counter('aab'),
+        {1, 2},
+        set(),
+        (),
+        [],
+        {},
+        (1, (2, [3, {'four': (5,)}])),
+    ],
     'shared': lambda: (lambda part: [part, part, (part,)])([1, BASE]),
     'keys': lambda: {1: 2, (1, 'a'): 3, None: 4, 2.5: 1, ('a', ('b', 1)): 3, b'x': 1, torch.float32: 2},
     'things of torch': lambda: [torch.Size([1, 2]), torch.device('cuda', 1), torch.device('cpu'), torch.float16],
     'training': trained,
     'optimizer of a cycle': lambda: torch.optim.lr_scheduler.OneCycleLR(
-        torch.optim.SGD([nn.Parameter(BASE.clone())], 0.1, momentum=0.9), 0.1, 100).state_dict(),
+        torch.optim.SGD([nn.Parameter(BASE.clone())], 0.1, momentum=0.9), 0.1, 100
+    ).state_dict(),
     'path': lambda: pathlib.PurePosixPath('/x'),
     'class of a test': lambda: Plain(),
     'module': lambda: nn.Linear(2, 2),
     'itself': lambda: (lambda part: (part.append(part), part)[1])([]),
-}  # fmt: skip
+}
 if hasattr(nn, 'Buffer'):
     KINDS['buffer'] = lambda: nn.Buffer(BASE.clone())
 # what torch reads and this reader only names: networks here have none
 NAMED = {
-    'sparse': 'a sparse tensor', 'sparse rows': 'a sparse tensor', 'quantized': 'a quantized tensor',
-    'quantized by channel': 'a quantized tensor', 'nested': 'a nested tensor', 'itself': 'holds itself',
-}  # fmt: skip
+    'sparse': 'a sparse tensor',
+    'sparse rows': 'a sparse tensor',
+    'quantized': 'a quantized tensor',
+    'quantized by channel': 'a quantized tensor',
+    'nested': 'a nested tensor',
+    'itself': 'holds itself',
+}
 
 
 class Plain:
@@ -114,8 +168,9 @@ class Plain:
 def test_it_is_read_as_torch_reads_it_or_named(kind, zipped, protocol, tmp_path):
     path = tmp_path / 'a.pth'
     try:
-        torch.save({'w': BASE, 'it': KINDS[kind]()}, path, pickle_protocol=protocol,
-                   _use_new_zipfile_serialization=zipped)  # fmt: skip
+        torch.save(
+            {'w': BASE, 'it': KINDS[kind]()}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
+        )
     except (TypeError, KeyError, RuntimeError) as error:
         pytest.skip(f'torch does not save it: {error}')
     theirs, safe = loaded(path)

@@ -64,12 +64,16 @@ def test_a_backbone_takes_it_completely(kind, file_of, weights):
         assert value.dtype == weights[key].dtype
 
 
-@pytest.mark.parametrize(('kind', 'task', 'writer', 'prefix'), [
-    ('authors_published', 'classifier', "the authors' classification training", ''),
-    ('authors_training', 'classifier', "the authors' classification training", ''),
-    ('timm_saver', 'classifier', "timm's saver", ''), ('old_detector', 'detector', 'mmdet 2.28.2', 'backbone.'),
-    ('old_segmentor', 'segmentor', 'mmseg 0.30.0+', 'backbone.'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('kind', 'task', 'writer', 'prefix'),
+    [
+        ('authors_published', 'classifier', "the authors' classification training", ''),
+        ('authors_training', 'classifier', "the authors' classification training", ''),
+        ('timm_saver', 'classifier', "timm's saver", ''),
+        ('old_detector', 'detector', 'mmdet 2.28.2', 'backbone.'),
+        ('old_segmentor', 'segmentor', 'mmseg 0.30.0+', 'backbone.'),
+    ],
+)
 def test_it_is_recognised(kind, task, writer, prefix, file_of):
     content = read_checkpoint(file_of(kind))
     found = recognise(state_dict_of(content), ARCHITECTURES)

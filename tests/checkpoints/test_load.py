@@ -46,10 +46,19 @@ def test_mmengine_alone_would_load_nothing_of_it(authors_file, golden_state):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda s: s, lambda s: {'state_dict': s}, lambda s: {'model': {f'module.{k}': v for k, v in s.items()}},
-    lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()} | {'neck.weight': torch.ones(1)}, 'meta': {}},
-], ids=['bare', 'state_dict', 'data parallel', 'detector'])  # fmt: skip
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda s: s,
+        lambda s: {'state_dict': s},
+        lambda s: {'model': {f'module.{k}': v for k, v in s.items()}},
+        lambda s: {
+            'state_dict': {f'backbone.{k}': v for k, v in s.items()} | {'neck.weight': torch.ones(1)},
+            'meta': {},
+        },
+    ],
+    ids=['bare', 'state_dict', 'data parallel', 'detector'],
+)
 def test_other_wrappings(tmp_path, golden_state, wrap):
     state = {key: value for key, value in golden_state.items() if not key.startswith('head.')}
     torch.save(wrap(state), tmp_path / 'weights.pth')
@@ -79,11 +88,18 @@ def test_other_initialisations_still_run(authors_file, golden_state):
     assert both.init_cfg == [constant, {'type': 'Pretrained', 'checkpoint': str(authors_file)}]
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (lambda s: s.pop('stem.stem.0.conv.weight'), r'1 missing \(stem.stem.0.conv.weight\)'),
-    (lambda s: s.update({'stages.9.weight': torch.ones(1)}), r'1 unexpected \(stages.9.weight\)'),
-    (lambda s: s.update({'stem.stem.0.conv.weight': torch.ones(1)}), r'has shape \(1,\), the model \(20, 3, 3, 3\)'),
-], ids=['missing', 'unexpected', 'shape'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: s.pop('stem.stem.0.conv.weight'), r'1 missing \(stem.stem.0.conv.weight\)'),
+        (lambda s: s.update({'stages.9.weight': torch.ones(1)}), r'1 unexpected \(stages.9.weight\)'),
+        (
+            lambda s: s.update({'stem.stem.0.conv.weight': torch.ones(1)}),
+            r'has shape \(1,\), the model \(20, 3, 3, 3\)',
+        ),
+    ],
+    ids=['missing', 'unexpected', 'shape'],
+)
 def test_what_does_not_fit_changes_nothing(tmp_path, golden_state, change, message):
     change(golden_state := dict(golden_state))
     torch.save({'model': golden_state}, tmp_path / 'weights.pth')

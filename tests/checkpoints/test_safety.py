@@ -78,12 +78,13 @@ def training_file(tmp_path):
         'meta': {'epoch': 1, 'mmengine_version': '0.10.12', 'dataset_meta': {'classes': ('cat',)}},
         'state_dict': {'w': torch.ones(1)},
         'message_hub': {
-            'log_scalars': {'train/loss': history}, 'runtime_info': {'eta': np.float64(3.5), 'n': np.int64(2)},
+            'log_scalars': {'train/loss': history},
+            'runtime_info': {'eta': np.float64(3.5), 'n': np.int64(2)},
         },
         'optimizer': {'state': {0: {'step': torch.tensor(1.0)}}, 'param_groups': [{'lr': np.float32(0.1)}]},
         'param_schedulers': [{'milestones': Counter([8, 11]), 'last_step': 1}],
         'args': argparse.Namespace(lr=0.1),
-    }  # fmt: skip
+    }
     torch.save(content, tmp_path / 'epoch_1.pth')
     return tmp_path / 'epoch_1.pth'
 

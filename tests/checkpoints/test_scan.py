@@ -18,10 +18,11 @@ HIDDEN = {
     'STACK_GLOBAL, other text between': text('posix') + text('system') + text('x') + b'0\x93',
     'STACK_GLOBAL, from the memo': text('posix') + put(1) + text('system') + put(2) + get(1) + get(2) + b'\x93',
     'STACK_GLOBAL, from a memo that is written twice': (
-        text('x') + b'q\x01' + b'0' + text('posix') + b'q\x01' + b'0' + text('system') + b'q\x02' + b'0'
-        b'h\x01h\x02\x93'),
+        text('x') + b'q\x01' + b'0' + text('posix') + b'q\x01' + b'0' + text('system') + b'q\x02' + b'0h\x01h\x02\x93'
+    ),
     'STACK_GLOBAL, MEMOIZE after a number': (
-        b'K\x01\x940' + text('posix') + b'\x940' + text('system') + b'\x940' + b'h\x01h\x02\x93'),
+        b'K\x01\x940' + text('posix') + b'\x940' + text('system') + b'\x940' + b'h\x01h\x02\x93'
+    ),
     'STACK_GLOBAL, a copy': text('posix') + text('system') + b'2\x85' + b'0\x93',
     'STACK_GLOBAL, short texts': b'\x8c\x05posix\x8c\x06system\x93',
     'STACK_GLOBAL, long texts': b'\x8d' + struct.pack('<Q', 5) + b'posixU\x06system\x93',
@@ -38,7 +39,7 @@ HIDDEN = {
     'as a key': b'}' + found('posix.system') + b'Ns',
     'as a state': found('argparse.Namespace') + b')\x81}' + text('a') + found('posix.system') + b'sb',
     'as a type of numbers': tuple_of(text('storage'), found('posix.system'), text('0'), text('cpu'), b'K\x01') + b'Q',
-}  # fmt: skip
+}
 
 
 def legacy(path, content):

@@ -82,7 +82,6 @@ class RepNeXtInPlace(BaseModule):
         outputs = self.repnext(x)
         return tuple(project(outputs[i]) for i, project in zip(self.levels, self.project, strict=True))
 
-
     def used_parameters(self) -> Iterator[nn.Parameter]:
         for name, parameter in self.repnext.named_parameters():
             kind, _, rest = name.partition('.')
@@ -179,8 +178,7 @@ def _train(package: str, model: nn.Module, config: ConfigDict, outcome: Outcome)
 def _predict(package: str, model: nn.Module, config: ConfigDict, outcome: Outcome) -> None:
     model.eval()
     model.double()
-    apart = replaced(model, lambda _, module: branch_by_branch(module)
-                     if type(module) is repnext_mm.RepNeXt else None)  # fmt: skip
+    apart = replaced(model, lambda _, module: branch_by_branch(module) if type(module) is repnext_mm.RepNeXt else None)
     fused, report = FuseBackboneHook().fuse_backbone(model)
     outcome.norms = f'{report.norms_before} to {report.norms_after}'
     if any(count_norms(module) for module in _backbones(fused.eval())):
@@ -336,9 +334,14 @@ def _detection(config: ConfigDict, mode: str) -> dict[str, Any]:
 
     counts = [n for n in _numbers(config, 'num_classes') if n > 0]
     data = demo_mm_inputs(
-        2, (3, SIZE, SIZE), num_items=[3, 2], num_classes=max(2, min(counts, default=2)), with_mask=True,
-        with_semantic=True, use_box_type=True,
-    )  # fmt: skip
+        2,
+        (3, SIZE, SIZE),
+        num_items=[3, 2],
+        num_classes=max(2, min(counts, default=2)),
+        with_mask=True,
+        with_semantic=True,
+        use_box_type=True,
+    )
     semi = config.get('semi_train_cfg') is not None and mode == 'loss'
     if semi:
         branches = ('sup', 'unsup_teacher', 'unsup_student')
@@ -355,10 +358,16 @@ def _segmentation(config: ConfigDict, mode: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     samples = []
     for _ in range(2):
-        sample = SegDataSample(metainfo={
-            'img_shape': (SIZE, SIZE), 'ori_shape': (SIZE, SIZE), 'pad_shape': (SIZE, SIZE), 'flip': False,
-            'flip_direction': 'horizontal', 'scale_factor': 1.0,
-        })  # fmt: skip
+        sample = SegDataSample(
+            metainfo={
+                'img_shape': (SIZE, SIZE),
+                'ori_shape': (SIZE, SIZE),
+                'pad_shape': (SIZE, SIZE),
+                'flip': False,
+                'flip_direction': 'horizontal',
+                'scale_factor': 1.0,
+            }
+        )
         regions = torch.randint(classes, (1, 4, 4), generator=generator)
         sample.gt_sem_seg = PixelData(data=regions.repeat_interleave(SIZE // 4, 1).repeat_interleave(SIZE // 4, 2))
         edges = torch.zeros(1, SIZE, SIZE, dtype=torch.long)
@@ -381,9 +390,10 @@ def _classification(config: ConfigDict, mode: str) -> dict[str, Any]:
 def _varied(paths: Sequence[Path], count: int) -> list[Path]:
     """Some of the configs of a family: those with a plain ResNet and a pyramid by name first."""
     rare = ('-c4', '-dc5', 'caffe')
-    return sorted(paths, key=lambda path: (
-        'r50' not in path.name, 'fpn' not in path.name, any(word in path.name for word in rare)
-    ))[:count]  # fmt: skip
+    return sorted(
+        paths,
+        key=lambda path: ('r50' not in path.name, 'fpn' not in path.name, any(word in path.name for word in rare)),
+    )[:count]
 
 
 @contextmanager
@@ -402,8 +412,10 @@ def _limited(seconds: int) -> Iterator[None]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes in Markdown."""
-    lines = ['| package | config | strides | losses | without a gradient | norms | error | |',
-             '|---|---|---|---:|---:|---|---:|---|']  # fmt: skip
+    lines = [
+        '| package | config | strides | losses | without a gradient | norms | error | |',
+        '|---|---|---|---:|---:|---|---:|---|',
+    ]
     for one in outcomes:
         missing = one.without_gradient if one.without_gradient >= 0 else ''
         error = '' if math.isnan(one.error) else f'{one.error:.0e}'

@@ -28,20 +28,37 @@ NAMES = (
 )
 ABLATION = [f'convnext_femto_{kind}_imagenet' for kind in ('baseline', 'modified_a', 'modified_b')]
 TOP1 = {  # facts B2, B3, B4
-    'repnext_m0_imagenet': '72.6', 'repnext_m1_imagenet': '77.5', 'repnext_m2_imagenet': '78.9',
-    'repnext_m3_imagenet': '79.4', 'repnext_m4_imagenet': '81.2', 'repnext_m5_imagenet': '82.4',
-    'repnext_m0_distill_imagenet': '74.2', 'repnext_m1_distill_imagenet': '78.8', 'repnext_m2_distill_imagenet': '80.1',
-    'repnext_m3_distill_imagenet': '80.7', 'repnext_m4_distill_imagenet': '82.3', 'repnext_m5_distill_imagenet': '83.3',
-    'repnext_m0_starnet_imagenet': '73.8', 'repnext_m0e_starnet_imagenet': '73.9',
-    'repnext_m1_starnet_imagenet': '77.9', 'repnext_m1e_starnet_imagenet': '77.7',
+    'repnext_m0_imagenet': '72.6',
+    'repnext_m1_imagenet': '77.5',
+    'repnext_m2_imagenet': '78.9',
+    'repnext_m3_imagenet': '79.4',
+    'repnext_m4_imagenet': '81.2',
+    'repnext_m5_imagenet': '82.4',
+    'repnext_m0_distill_imagenet': '74.2',
+    'repnext_m1_distill_imagenet': '78.8',
+    'repnext_m2_distill_imagenet': '80.1',
+    'repnext_m3_distill_imagenet': '80.7',
+    'repnext_m4_distill_imagenet': '82.3',
+    'repnext_m5_distill_imagenet': '83.3',
+    'repnext_m0_starnet_imagenet': '73.8',
+    'repnext_m0e_starnet_imagenet': '73.9',
+    'repnext_m1_starnet_imagenet': '77.9',
+    'repnext_m1e_starnet_imagenet': '77.7',
     'repnext_m2_starnet_imagenet': '78.8',
-    'repnext_m2e_starnet_imagenet': '78.8', 'repnext_m0_starnet_distill_imagenet': '75.4',
-    'repnext_m0e_starnet_distill_imagenet': '75.6', 'repnext_m1_starnet_distill_imagenet': '79.7',
-    'repnext_m1e_starnet_distill_imagenet': '79.5', 'repnext_m2_starnet_distill_imagenet': '80.6',
-    'repnext_m2e_starnet_distill_imagenet': '80.6', 'repnext_m0_cifar100': '81.73', 'repnext_m0e_cifar100': '81.89',
-    'repnext_m0e_imagenet': '72.18', 'convnext_femto_baseline_imagenet': '72.37',
-    'convnext_femto_modified_a_imagenet': '74.28', 'convnext_femto_modified_b_imagenet': '74.19',
-}  # fmt: skip
+    'repnext_m2e_starnet_imagenet': '78.8',
+    'repnext_m0_starnet_distill_imagenet': '75.4',
+    'repnext_m0e_starnet_distill_imagenet': '75.6',
+    'repnext_m1_starnet_distill_imagenet': '79.7',
+    'repnext_m1e_starnet_distill_imagenet': '79.5',
+    'repnext_m2_starnet_distill_imagenet': '80.6',
+    'repnext_m2e_starnet_distill_imagenet': '80.6',
+    'repnext_m0_cifar100': '81.73',
+    'repnext_m0e_cifar100': '81.89',
+    'repnext_m0e_imagenet': '72.18',
+    'convnext_femto_baseline_imagenet': '72.37',
+    'convnext_femto_modified_a_imagenet': '74.28',
+    'convnext_femto_modified_b_imagenet': '74.19',
+}
 
 
 def read(name):
@@ -82,8 +99,9 @@ def test_what_every_config_holds(name):
     assert model.head.loss == dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
     starnet = 'starnet' in name
     assert [(mix.type, mix.alpha) for mix in model.train_cfg.augments] == [
-        ('Mixup', 0.8), ('CutMix', 0.2 if starnet else 1.0)
-    ]  # fmt: skip
+        ('Mixup', 0.8),
+        ('CutMix', 0.2 if starnet else 1.0),
+    ]
     assert config.optim_wrapper.optimizer.weight_decay == 0.025
     lr = 3e-3 if starnet else 2e-3 if 'distill' in name else 4e-3
     assert config.optim_wrapper.optimizer.lr == lr
@@ -113,9 +131,12 @@ def test_models_build_and_count(name):
 
 @pytest.mark.parametrize(
     ('name', 'pictures', 'processes', 'iterations'),
-    [('repnext_m1_imagenet', 1_281_167, 8, 625), ('repnext_m0_cifar100', 50_000, 4, 24),
-     ('repnext_m1_distill_imagenet', 1_281_167, 8, 1251)],
-)  # fmt: skip
+    [
+        ('repnext_m1_imagenet', 1_281_167, 8, 625),
+        ('repnext_m0_cifar100', 50_000, 4, 24),
+        ('repnext_m1_distill_imagenet', 1_281_167, 8, 1251),
+    ],
+)
 def test_iterations_of_an_epoch(monkeypatch, name, pictures, processes, iterations):
     from mmpretrain.datasets.samplers import repeat_aug
 
@@ -128,9 +149,14 @@ def test_iterations_of_an_epoch(monkeypatch, name, pictures, processes, iteratio
     assert max(np.bincount(list(sampler)[:3000])) <= 3
 
 
-@pytest.mark.parametrize(('name', 'edge'), [
-    ('repnext_m1_imagenet', 256), ('repnext_m1_starnet_imagenet', 248), ('repnext_m0_cifar100', 256),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('name', 'edge'),
+    [
+        ('repnext_m1_imagenet', 256),
+        ('repnext_m1_starnet_imagenet', 248),
+        ('repnext_m0_cifar100', 256),
+    ],
+)
 def test_sizes_when_tested(name, edge):
     init_default_scope('mmpretrain')
     resize, crop = read(name).test_dataloader.dataset.pipeline[-3:-1]

@@ -71,9 +71,7 @@ def test_coco_recipe(arch):
 def test_ade20k_recipe(arch):
     _, config = read(RECIPES[-1][0], arch)
     assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=0.05)
-    assert config.param_scheduler == [
-        dict(type='PolyLR', power=0.9, eta_min=1e-6, begin=0, end=80000, by_epoch=False)
-    ]
+    assert config.param_scheduler == [dict(type='PolyLR', power=0.9, eta_min=1e-6, begin=0, end=80000, by_epoch=False)]
     assert config.train_cfg == dict(type='IterBasedTrainLoop', max_iters=80000, val_interval=8000)
     assert config.train_dataloader.batch_size == 4
     assert (config.model.neck.out_channels, config.model.decode_head.channels) == (256, 128)

@@ -16,8 +16,12 @@ pytest.importorskip('mmpretrain')
 
 RECIPES = sorted(path.stem for path in CONFIGS.glob('*_imagenet.py'))
 FILES = {
-    'turned.jpg': 'RGB', 'cmyk.jpg': 'CMYK', 'gray.jpg': 'L', 'clear.png': 'RGBA', 'palette.png': 'P',
-}  # fmt: skip
+    'turned.jpg': 'RGB',
+    'cmyk.jpg': 'CMYK',
+    'gray.jpg': 'L',
+    'clear.png': 'RGBA',
+    'palette.png': 'P',
+}
 ORIENTATION, TURNED = 0x0112, 6
 
 
@@ -54,10 +58,14 @@ def test_every_recipe_reads_as_the_authors(folder, name):
             assert np.array_equal(found, expected), (stage, file)
 
 
-@pytest.mark.parametrize(('name', 'edge', 'crop'), [
-    ('repnext_m0_imagenet', 256, 224), ('repnext_m0_starnet_imagenet', 248, 224),
-    ('repnext_u3_tiny_imagenet', 292, 256),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('name', 'edge', 'crop'),
+    [
+        ('repnext_m0_imagenet', 256, 224),
+        ('repnext_m0_starnet_imagenet', 248, 224),
+        ('repnext_u3_tiny_imagenet', 292, 256),
+    ],
+)
 def test_what_is_tested_is_torchvisions_to_the_last_bit(folder, name, edge, crop):
     transforms = pytest.importorskip('torchvision.transforms')
     authors = transforms.Compose(

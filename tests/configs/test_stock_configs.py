@@ -13,8 +13,13 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore'),  # the stock models' own
 ]
 
-ALWAYS = (('mmdet', 'retinanet'), ('mmdet', 'mask_rcnn'), ('mmdet', 'soft_teacher'), ('mmseg', 'upernet'),
-          ('mmpretrain', 'resnet'))  # fmt: skip
+ALWAYS = (
+    ('mmdet', 'retinanet'),
+    ('mmdet', 'mask_rcnn'),
+    ('mmdet', 'soft_teacher'),
+    ('mmseg', 'upernet'),
+    ('mmpretrain', 'resnet'),
+)
 """Families that must be among those that were tried."""
 
 

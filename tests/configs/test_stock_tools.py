@@ -15,12 +15,30 @@ from tests.tools.running import ROOT, run_tool
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 EVERY = [
-    'auto_scale_lr', 'custom_hooks', 'default_hooks.visualization', 'default_scope', 'env_cfg', 'load_from',
-    'log_level', 'model.backbone', 'optim_wrapper.type', 'param_scheduler', 'resume', 'test_cfg',
-    'test_dataloader.batch_size', 'test_dataloader.dataset', 'test_evaluator', 'train_cfg',
-    'train_dataloader.batch_size', 'train_dataloader.dataset', 'val_cfg', 'val_dataloader.batch_size',
-    'val_dataloader.dataset', 'val_evaluator', 'visualizer',
-]  # fmt: skip
+    'auto_scale_lr',
+    'custom_hooks',
+    'default_hooks.visualization',
+    'default_scope',
+    'env_cfg',
+    'load_from',
+    'log_level',
+    'model.backbone',
+    'optim_wrapper.type',
+    'param_scheduler',
+    'resume',
+    'test_cfg',
+    'test_dataloader.batch_size',
+    'test_dataloader.dataset',
+    'test_evaluator',
+    'train_cfg',
+    'train_dataloader.batch_size',
+    'train_dataloader.dataset',
+    'val_cfg',
+    'val_dataloader.batch_size',
+    'val_dataloader.dataset',
+    'val_evaluator',
+    'visualizer',
+]
 """What their tools read of a config by name, found with grep; ``work_dir`` and ``launcher`` are theirs to set."""
 OWN = {
     'mmdet': ['dataset_type', 'tta_model'],
@@ -54,12 +72,16 @@ def stock(package, *parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('config', 'tool', 'arguments', 'words'), [
-    ('mask_rcnn_repnext_m0_digits', ('mmdet', 'analysis_tools', 'get_flops.py'), ['--num-images', '1'], 'Flops:'),
-    ('semantic_fpn_repnext_m0_digits', ('mmseg', 'analysis_tools', 'get_flops.py'), ['--shape', '160'], 'Flops:'),
-    ('repnext_m0_digits_cls', ('mmpretrain', 'analysis_tools', 'get_flops.py'), ['--shape', '32'], 'Flops:'),
-    ('repnext_m0_imagenet', ('mmpretrain', 'analysis_tools', 'get_flops.py'), ['--shape', '224'], 'Flops:'),
-], ids=['mmdet', 'mmseg', 'mmpretrain', 'imagenet'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('config', 'tool', 'arguments', 'words'),
+    [
+        ('mask_rcnn_repnext_m0_digits', ('mmdet', 'analysis_tools', 'get_flops.py'), ['--num-images', '1'], 'Flops:'),
+        ('semantic_fpn_repnext_m0_digits', ('mmseg', 'analysis_tools', 'get_flops.py'), ['--shape', '160'], 'Flops:'),
+        ('repnext_m0_digits_cls', ('mmpretrain', 'analysis_tools', 'get_flops.py'), ['--shape', '32'], 'Flops:'),
+        ('repnext_m0_imagenet', ('mmpretrain', 'analysis_tools', 'get_flops.py'), ['--shape', '224'], 'Flops:'),
+    ],
+    ids=['mmdet', 'mmseg', 'mmpretrain', 'imagenet'],
+)
 def test_flops(config, tool, arguments, words, tmp_path):
     shown = run_tool(stock(*tool), ROOT / f'configs/{config}.py', *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert words in shown
@@ -78,9 +100,19 @@ def test_class_activation_maps_of_mmpretrain(layer, tmp_path):
     torch.save({'state_dict': MODELS.build(config.model).state_dict()}, tmp_path / 'weights.pth')
     cv2.imwrite(str(tmp_path / 'a.png'), np.random.RandomState(0).randint(0, 255, (224, 224, 3), np.uint8))
     run_tool(
-        stock('mmpretrain', 'visualization', 'vis_cam.py'), 'a.png', path, 'weights.pth', '--target-layers', layer,
-        '--save-path', 'cam.png', '--device', 'cpu', cwd=tmp_path, PYTHONPATH=str(ROOT),
-    )  # fmt: skip
+        stock('mmpretrain', 'visualization', 'vis_cam.py'),
+        'a.png',
+        path,
+        'weights.pth',
+        '--target-layers',
+        layer,
+        '--save-path',
+        'cam.png',
+        '--device',
+        'cpu',
+        cwd=tmp_path,
+        PYTHONPATH=str(ROOT),
+    )
     assert (tmp_path / 'cam.png').is_file()
 
 
@@ -93,8 +125,15 @@ def test_predictions_of_mmseg(tmp_path):
     few = ['test_dataloader.dataset.indices=2', 'test_dataloader.num_workers=0']
     few += ['test_dataloader.persistent_workers=False']
     shown = run_tool(
-        stock('mmseg', 'test.py'), path, 'weights.pth', '--out', 'found', '--cfg-options', *few, cwd=tmp_path,
+        stock('mmseg', 'test.py'),
+        path,
+        'weights.pth',
+        '--out',
+        'found',
+        '--cfg-options',
+        *few,
+        cwd=tmp_path,
         PYTHONPATH=str(ROOT),
-    )  # fmt: skip
+    )
     assert 'mIoU' in shown
     assert len(list((tmp_path / 'found').glob('*.png'))) == 2

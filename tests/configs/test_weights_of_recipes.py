@@ -23,10 +23,15 @@ RECIPES = sorted(path.stem for task in TASKS for path in CONFIGS.glob(f'*_{task}
 DECAY = {'imagenet': 0.025, 'cifar100': 0.025, 'coco': 0.05, 'ade20k': 0.05}
 OTHERS = {'mask_rcnn_repnext_m5_coco': 0.1}  # as logged
 STARTS = [
-    'repnext_m0_imagenet', 'repnext_m0e_imagenet', 'repnext_m0_cifar100', 'repnext_m0_starnet_imagenet',
-    'convnext_femto_baseline_imagenet', 'convnext_femto_modified_a_imagenet', 'convnext_femto_modified_b_imagenet',
+    'repnext_m0_imagenet',
+    'repnext_m0e_imagenet',
+    'repnext_m0_cifar100',
+    'repnext_m0_starnet_imagenet',
+    'convnext_femto_baseline_imagenet',
+    'convnext_femto_modified_a_imagenet',
+    'convnext_femto_modified_b_imagenet',
     'repnext_u3_tiny_imagenet',
-]  # fmt: skip
+]
 
 
 def read(name):
@@ -48,9 +53,10 @@ def test_decay(name):
     named = dict(model.named_parameters())
     assert decay.keys() == {id(parameter) for parameter in named.values()}
     wrong = [
-        parameter for parameter, value in named.items()
+        parameter
+        for parameter, value in named.items()
         if decay[id(value)] != (0 if spared and (value.dim() <= 1 or parameter.endswith('.bias')) else expected)
-    ]  # fmt: skip
+    ]
     assert not wrong, f'{len(wrong)} of {len(named)} parameters: {wrong[:3]}'
 
 

@@ -111,8 +111,9 @@ def test_a_network_with_nothing_to_fuse(picture, tmp_path):
     outcome = run_forms(forms, str(picture), rounds=3)
     assert outcome.differences == {}
     assert {part: list(found) for part, found in outcome.latency.items()} == {
-        'backbone': [TRAIN], 'whole network': [TRAIN],
-    }  # fmt: skip
+        'backbone': [TRAIN],
+        'whole network': [TRAIN],
+    }
     assert all(name.startswith('class ') for name, _ in outcome.findings.rows)
     assert 'Nothing to fuse' in note(forms, outcome)
     assert latency_rows(outcome)[0][2:] == ['', '']

@@ -15,13 +15,13 @@ def test_a_student_learns_from_a_teacher(tmp_path):
     configs, tools = ROOT / 'configs', ROOT / 'tools'
     run_tool(tools / 'train.py', configs / 'resnet18_digits_cls.py', *options(**FEW, **ONCE), cwd=tmp_path)
     output = run_tool(
-        tools / 'train.py', configs / 'repnext_m0_digits_distill.py',
-        *options(**FEW, **ONCE, model__teacher_checkpoint='work_dirs/resnet18_digits_cls/epoch_1.pth'), cwd=tmp_path,
-    )  # fmt: skip
+        tools / 'train.py',
+        configs / 'repnext_m0_digits_distill.py',
+        *options(**FEW, **ONCE, model__teacher_checkpoint='work_dirs/resnet18_digits_cls/epoch_1.pth'),
+        cwd=tmp_path,
+    )
     assert metrics(output, 'loss') > 0
     student = 'work_dirs/repnext_m0_digits_distill/epoch_1.pth'
-    output = run_tool(
-        tools / 'test.py', configs / 'repnext_m0_digits_cls.py', student, *options(**FEW), cwd=tmp_path
-    )  # fmt: skip
+    output = run_tool(tools / 'test.py', configs / 'repnext_m0_digits_cls.py', student, *options(**FEW), cwd=tmp_path)
     assert 'norms 53 -> 0' in output
     assert 0 <= metrics(output, 'accuracy/top1') <= 100

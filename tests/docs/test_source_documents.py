@@ -87,8 +87,11 @@ def test_counts_are_those_of_the_row(archs: list[str]):
 
 @pytest.mark.parametrize('data', ['cifar100', 'imagenet'])
 def test_best_accuracies_are_those_of_the_logs(data: str):
-    (row,) = (row for row in ROWS if row.feature.startswith('Compact models: table of') and
-              data[:5] in row.feature.lower().replace('-', ''))  # fmt: skip
+    (row,) = (
+        row
+        for row in ROWS
+        if row.feature.startswith('Compact models: table of') and data[:5] in row.feature.lower().replace('-', '')
+    )
     for network in ('repvit_m0_6', 'repnext_m0e', 'repnext_m0'):
         lines = (ROOT / f'docs/reported/{data}_{network}.csv').read_text().split()[1:]
         assert f'{max(float(line.split(",")[2]) for line in lines):.2f}' in row.printed

@@ -35,9 +35,13 @@ def test_image_input_with_normalisation(coremltools, tmp_path):
     path = tmp_path / 'net.mlpackage'
     for _ in range(2):  # the second replaces the first
         report = export_model(
-            Normalised(fuse(network)[0], IMAGENET), path, format='coreml', shape=(1, 3, 64, 96),
-            reference=Normalised(network, IMAGENET), output_names=['s1', 's2', 's3', 's4'],
-        )  # fmt: skip
+            Normalised(fuse(network)[0], IMAGENET),
+            path,
+            format='coreml',
+            shape=(1, 3, 64, 96),
+            reference=Normalised(network, IMAGENET),
+            output_names=['s1', 's2', 's3', 's4'],
+        )
     assert [file.name for file in tmp_path.iterdir()] == ['net.mlpackage']
     assert 0 < max(report.errors.values()) < 1e-5
     assert report.checked_in == 'the trace it was converted from'

@@ -55,8 +55,12 @@ def test_onnx_names_its_dimensions(tmp_path):
     report = export_model(network, path, format='onnx', shape=SHAPE, output_names=['fine', 'coarse'])
     model = onnx.load(str(path))
     (entry,) = model.graph.input
-    assert [dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim] == ['batch', 3, 'height',
-                                                                                           'width']  # fmt: skip
+    assert [dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim] == [
+        'batch',
+        3,
+        'height',
+        'width',
+    ]
     assert [output.name for output in model.graph.output] == ['fine', 'coarse']
     assert not any(node.op_type == 'BatchNormalization' for node in model.graph.node)
     assert report.opset == model.opset_import[0].version
@@ -117,13 +121,20 @@ def test_weights_that_half_precision_does_not_hold(tmp_path):
     assert not names(tmp_path)
 
 
-@pytest.mark.parametrize(('format', 'given', 'words'), [
-    ('onnx', dict(opset=8), r'opset 8 is not written here: torch .* give 11 to'),
-    ('onnx', dict(opset=99), 'opset 99 is not written here'),
-    ('openvino', dict(opset=17), "opset 17 is a version of ONNX, and the format is 'openvino'"),
-    ('torchscript', dict(half=True), "half precision is for onnx and openvino, and 'torchscript' keeps the weights"),
-    ('coreml', dict(half=True), "'coreml' is in half precision anyway"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('format', 'given', 'words'),
+    [
+        ('onnx', dict(opset=8), r'opset 8 is not written here: torch .* give 11 to'),
+        ('onnx', dict(opset=99), 'opset 99 is not written here'),
+        ('openvino', dict(opset=17), "opset 17 is a version of ONNX, and the format is 'openvino'"),
+        (
+            'torchscript',
+            dict(half=True),
+            "half precision is for onnx and openvino, and 'torchscript' keeps the weights",
+        ),
+        ('coreml', dict(half=True), "'coreml' is in half precision anyway"),
+    ],
+)
 def test_options_of_other_formats(format, given, words):
     with pytest.raises(ValueError, match=words):
         check_options(format, **given)
@@ -155,13 +166,20 @@ def failed(output):
     raise RuntimeError('no such kernel\nmore')
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda x: x * 1.001, r'differ from those of the model by output_0 1\.0e-03, output_1 1\.0e-03 \(relative\), more '
-     r'than 1\.0e-04'),
-    (lambda x: x + math.nan, 'output_0 nan'),
-    (lambda x: x[..., :1], 'cannot be compared with the model'),
-    (failed, r'\(RuntimeError: no such kernel\): try'),
-], ids=['wrong', 'nan', 'shape', 'raises'])  # fmt: skip
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (
+            lambda x: x * 1.001,
+            r'differ from those of the model by output_0 1\.0e-03, output_1 1\.0e-03 \(relative\), more '
+            r'than 1\.0e-04',
+        ),
+        (lambda x: x + math.nan, 'output_0 nan'),
+        (lambda x: x[..., :1], 'cannot be compared with the model'),
+        (failed, r'\(RuntimeError: no such kernel\): try'),
+    ],
+    ids=['wrong', 'nan', 'shape', 'raises'],
+)
 def test_a_file_that_computes_something_else_is_never_there(change, said, tmp_path, monkeypatch):
     monkeypatch.setattr(write, 'open_exported', broken(change))
     network = fuse(tiny(out_indices=(0, 1)))[0]
@@ -209,7 +227,12 @@ def test_wrong_arguments_are_one_sentence(tmp_path, monkeypatch):
 
 def test_format_of_a_name():
     assert [format_of(f'a/net{end}') for end in ('.onnx', '.pt', '.torchscript', '.xml', '.mlpackage')] == [
-        'onnx', 'torchscript', 'torchscript', 'openvino', 'coreml']  # fmt: skip
+        'onnx',
+        'torchscript',
+        'torchscript',
+        'openvino',
+        'coreml',
+    ]
     with pytest.raises(ValueError, match=r"'net.mlmodel' would be a Core ML neuralnetwork.*end with .mlpackage"):
         format_of('net.mlmodel')
     with pytest.raises(ValueError, match=r"'net.tflite' does not name its format: let it end with .onnx"):

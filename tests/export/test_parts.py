@@ -66,9 +66,12 @@ def test_classifier_scores_with_normalisation(tmp_path):
     classifier = randomise(load_part(tmp_path / 'cls.py').network)
     torch.save({'state_dict': classifier.state_dict()}, tmp_path / 'cls.pth')
     done = export_part(
-        tmp_path / 'cls.py', tmp_path / 'cls.onnx', checkpoint=str(tmp_path / 'cls.pth'), normalize=True,
+        tmp_path / 'cls.py',
+        tmp_path / 'cls.onnx',
+        checkpoint=str(tmp_path / 'cls.pth'),
+        normalize=True,
         shape=(1, 3, 64, 64),
-    )  # fmt: skip
+    )
     assert list(done.export.errors) == ['scores']
     pixels = torch.randint(0, 256, (3, 3, 65, 47)).float()
     (scores,) = open_exported(tmp_path / 'cls.onnx', format='onnx')(pixels)
@@ -82,16 +85,19 @@ def test_the_authors_classifier_by_arch(tmp_path, golden_state):
     golden_state = {key: value.float() if value.is_floating_point() else value for key, value in golden_state.items()}
     torch.save({'model': golden_state}, tmp_path / 'm0.pth')
     part = load_part('m0', part='classifier', checkpoint=str(tmp_path / 'm0.pth'))
-    done = export_part('m0', tmp_path / 'm0.pt', part='classifier', checkpoint=str(tmp_path / 'm0.pth'),
-                       shape=(1, 3, 64, 64))  # fmt: skip
+    done = export_part(
+        'm0', tmp_path / 'm0.pt', part='classifier', checkpoint=str(tmp_path / 'm0.pth'), shape=(1, 3, 64, 64)
+    )
     assert (list(done.export.errors), done.fusion.norms_after) == (['scores'], 0)
     image = torch.randn(2, 3, 65, 47)
     (scores,) = open_exported(tmp_path / 'm0.pt', format='torchscript')(image)
     assert scores.shape == (2, 1000)
     assert worst_error(scores, part.network(image)) < 1e-5
     assert load_part('m0', part='classifier').network.head.head.linear.out_features == 1000
-    mmpretrain = {f'backbone.{key}' if not key.startswith('head.') else key: value[:7] if 'linear' in key else value
-                  for key, value in golden_state.items()}  # fmt: skip
+    mmpretrain = {
+        f'backbone.{key}' if not key.startswith('head.') else key: value[:7] if 'linear' in key else value
+        for key, value in golden_state.items()
+    }
     torch.save({'state_dict': mmpretrain}, tmp_path / 'seven.pth')
     seven = load_part('m0', part='classifier', checkpoint=str(tmp_path / 'seven.pth')).network
     assert seven(image).shape == (2, 7)
@@ -127,13 +133,16 @@ def test_backbone_of_a_detector_from_a_checkpoint(tmp_path):
         load_part(config)
 
 
-@pytest.mark.parametrize('arguments, said', [
-    (dict(source='m9'), "'m9' is neither an arch"),
-    (dict(source='m0', part='model'), "arch 'm0' names no model: take part 'backbone' or 'classifier'"),
-    (dict(source='m0', part='neck'), "unknown part 'neck': choose one of backbone, classifier, model"),
-    (dict(source='m0', checkpoint='none.pth'), "checkpoint 'none.pth' does not exist"),
-    (dict(source='none.py'), "config 'none.py' does not exist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        (dict(source='m9'), "'m9' is neither an arch"),
+        (dict(source='m0', part='model'), "arch 'm0' names no model: take part 'backbone' or 'classifier'"),
+        (dict(source='m0', part='neck'), "unknown part 'neck': choose one of backbone, classifier, model"),
+        (dict(source='m0', checkpoint='none.pth'), "checkpoint 'none.pth' does not exist"),
+        (dict(source='none.py'), "config 'none.py' does not exist"),
+    ],
+)
 def test_wrong_sources_are_one_sentence(arguments, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         load_part(**arguments)

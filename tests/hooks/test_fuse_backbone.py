@@ -85,11 +85,16 @@ def make_runner(tmp_path, request):
 
     def make(model: nn.Module, hooks: list, **options) -> Runner:
         defaults = {
-            'work_dir': str(tmp_path), 'train_dataloader': loader(), 'test_dataloader': loader(),
-            'train_cfg': {'by_epoch': True, 'max_epochs': 1}, 'test_cfg': {}, 'test_evaluator': [Outputs()],
-            'optim_wrapper': {'optimizer': {'type': 'SGD', 'lr': 0.05}}, 'default_hooks': {'checkpoint': None},
+            'work_dir': str(tmp_path),
+            'train_dataloader': loader(),
+            'test_dataloader': loader(),
+            'train_cfg': {'by_epoch': True, 'max_epochs': 1},
+            'test_cfg': {},
+            'test_evaluator': [Outputs()],
+            'optim_wrapper': {'optimizer': {'type': 'SGD', 'lr': 0.05}},
+            'default_hooks': {'checkpoint': None},
             'experiment_name': next(names),
-        }  # fmt: skip
+        }
         return Runner(model, custom_hooks=hooks, **defaults | options)
 
     return make
@@ -261,17 +266,22 @@ def test_inside_distributed_data_parallel(make_runner, monkeypatch):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
-    for key, value in {'RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_RANK': '0', 'MASTER_ADDR': '127.0.0.1',
-                       'MASTER_PORT': port, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}.items():  # fmt: skip
+    for key, value in {
+        'RANK': '0',
+        'WORLD_SIZE': '1',
+        'LOCAL_RANK': '0',
+        'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': port,
+        'OMP_NUM_THREADS': '1',
+        'MKL_NUM_THREADS': '1',
+    }.items():
         monkeypatch.setenv(key, value)
     model = Regressor()
     expected, before = outputs_of(model), state(model)
     torch.distributed.init_process_group('gloo')
     wrapper_cfg = {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False}
     try:
-        runner = make_runner(
-            model, [FuseBackboneHook()], launcher='pytorch', cfg={'model_wrapper_cfg': wrapper_cfg}
-        )
+        runner = make_runner(model, [FuseBackboneHook()], launcher='pytorch', cfg={'model_wrapper_cfg': wrapper_cfg})
         wrapper = runner.model
         assert isinstance(wrapper, MMDistributedDataParallel)
         assert runner.test()['outputs'] == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -386,9 +396,15 @@ class TestWithoutRunner:
         assert count_norms(fused.backbone) == 0
 
 
-@pytest.mark.parametrize(('options', 'message'), [({'form': 'fast'}, 'unknown form'), ({'tolerance': 0}, 'positive'),
-                                                  ({'tolerance': float('nan')}, 'positive'),
-                                                  ({'auto_size': (16, 64)}, 'at least 32')])  # fmt: skip
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'form': 'fast'}, 'unknown form'),
+        ({'tolerance': 0}, 'positive'),
+        ({'tolerance': float('nan')}, 'positive'),
+        ({'auto_size': (16, 64)}, 'at least 32'),
+    ],
+)
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         FuseBackboneHook(**options)

@@ -41,19 +41,35 @@ def build(config: dict[str, Any]) -> nn.Module:
 
 
 def retinanet(backbone: dict[str, Any], channels: list[int]) -> nn.Module:
-    return build({
-        'type': 'RetinaNet',
-        'data_preprocessor': {'type': 'DetDataPreprocessor', 'pad_size_divisor': 32},
-        'backbone': backbone,
-        'neck': {'type': 'FPN', 'in_channels': channels, 'out_channels': 16, 'num_outs': 5},
-        'bbox_head': {
-            'type': 'RetinaHead', 'num_classes': 3, 'in_channels': 16, 'stacked_convs': 1, 'feat_channels': 16,
-            'anchor_generator': {'type': 'AnchorGenerator', 'octave_base_scale': 4, 'scales_per_octave': 1,
-                                 'ratios': [1.0], 'strides': [4, 8, 16, 32, 64]},
-            'bbox_coder': {'type': 'DeltaXYWHBBoxCoder'},
-        },
-        'test_cfg': {'nms_pre': 50, 'score_thr': 0.0, 'nms': {'type': 'nms', 'iou_threshold': 0.5}, 'max_per_img': 20},
-    })  # fmt: skip
+    return build(
+        {
+            'type': 'RetinaNet',
+            'data_preprocessor': {'type': 'DetDataPreprocessor', 'pad_size_divisor': 32},
+            'backbone': backbone,
+            'neck': {'type': 'FPN', 'in_channels': channels, 'out_channels': 16, 'num_outs': 5},
+            'bbox_head': {
+                'type': 'RetinaHead',
+                'num_classes': 3,
+                'in_channels': 16,
+                'stacked_convs': 1,
+                'feat_channels': 16,
+                'anchor_generator': {
+                    'type': 'AnchorGenerator',
+                    'octave_base_scale': 4,
+                    'scales_per_octave': 1,
+                    'ratios': [1.0],
+                    'strides': [4, 8, 16, 32, 64],
+                },
+                'bbox_coder': {'type': 'DeltaXYWHBBoxCoder'},
+            },
+            'test_cfg': {
+                'nms_pre': 50,
+                'score_thr': 0.0,
+                'nms': {'type': 'nms', 'iou_threshold': 0.5},
+                'max_per_img': 20,
+            },
+        }
+    )
 
 
 class Scenes(Dataset):
@@ -76,21 +92,33 @@ class Predictions(BaseMetric):
     """Keeps the boxes and scores, and how many norms the tested backbone had."""
 
     def process(self, data_batch, data_samples):
-        self.results += [(sample['pred_instances']['bboxes'], sample['pred_instances']['scores'])
-                         for sample in data_samples]  # fmt: skip
+        self.results += [
+            (sample['pred_instances']['bboxes'], sample['pred_instances']['scores']) for sample in data_samples
+        ]
 
     def compute_metrics(self, results):
         return {'boxes': torch.cat([boxes for boxes, _ in results]), 'scores': torch.cat([s for _, s in results])}
 
 
 def outcome(model: nn.Module, hooks: list, folder: str, name: str) -> dict[str, torch.Tensor]:
-    loader = {'dataset': Scenes(), 'batch_size': 1, 'num_workers': 0, 'persistent_workers': False,
-              'sampler': {'type': 'DefaultSampler', 'shuffle': False}}  # fmt: skip
+    loader = {
+        'dataset': Scenes(),
+        'batch_size': 1,
+        'num_workers': 0,
+        'persistent_workers': False,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+    }
     runner = Runner(
-        model, work_dir=folder, test_dataloader=loader, test_cfg={}, test_evaluator=[Predictions()],
-        custom_hooks=hooks, experiment_name=name, default_hooks={'checkpoint': None, 'logger': None},
+        model,
+        work_dir=folder,
+        test_dataloader=loader,
+        test_cfg={},
+        test_evaluator=[Predictions()],
+        custom_hooks=hooks,
+        experiment_name=name,
+        default_hooks={'checkpoint': None, 'logger': None},
         log_level='WARNING',
-    )  # fmt: skip
+    )
     seen = []
     handle = nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: seen.append(count_norms(module)) if type(module) is type(model.backbone) else None
@@ -134,8 +162,12 @@ def log(caplog):
     MMLogger._instance_dict.clear()
 
 
-SE_ARCH = {'num_blocks': [1, 1, 1, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None,
-           'se_cfg': {'ratio': 16, 'divisor': 1}}  # fmt: skip
+SE_ARCH = {
+    'num_blocks': [1, 1, 1, 1],
+    'width_factor': [0.25] * 4,
+    'group_layer_map': None,
+    'se_cfg': {'ratio': 16, 'divisor': 1},
+}
 PERCEPTRONS = {'channels': [16, 32, 64, 128], 'depths': [1, 1, 1, 1], 'sharesets_nums': [1, 2, 4, 8]}
 
 
@@ -161,9 +193,14 @@ def test_a_backbone_that_takes_the_usual_size_only():
     assert report.norms_after == 0
 
 
-@pytest.mark.parametrize('layers', [
-    [nn.Linear(3, 3)], [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(7, 7)],
-], ids=['no convolution', 'another size'])  # fmt: skip
+@pytest.mark.parametrize(
+    'layers',
+    [
+        [nn.Linear(3, 3)],
+        [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(7, 7)],
+    ],
+    ids=['no convolution', 'another size'],
+)
 def test_what_cannot_be_verified_is_not_fused(log, layers):
     model = Holder(nn.Sequential(*layers)).train()
     fused, report = FuseBackboneHook().fuse_backbone(model)

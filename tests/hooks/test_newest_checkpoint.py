@@ -122,8 +122,20 @@ def test_training_starts_where_there_is_none(tmp_path):
     assert (runner.epoch, runner.iter) == (1, 2)
 
 
-TEMPLATES = ['epoch_{}.pth', '{}', '{}.pt', 'ckpt-{:04d}.ckpt', 'run.{0}.tar', '{:x}.bin', 'at {:,}', 'a/{}/w.pth',
-             'last.pth', 'model[1]*{}.pth', '{{x}}_{}.pth', 'x/iter_{:08d}']  # fmt: skip
+TEMPLATES = [
+    'epoch_{}.pth',
+    '{}',
+    '{}.pt',
+    'ckpt-{:04d}.ckpt',
+    'run.{0}.tar',
+    '{:x}.bin',
+    'at {:,}',
+    'a/{}/w.pth',
+    'last.pth',
+    'model[1]*{}.pth',
+    '{{x}}_{}.pth',
+    'x/iter_{:08d}',
+]
 
 
 @pytest.mark.parametrize('template', TEMPLATES)

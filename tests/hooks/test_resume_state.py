@@ -18,9 +18,22 @@ from tests.hooks.tiny_run import make_runner
 GONE = 'GONE'
 MANY = 40
 VALUES = [
-    GONE, None, 'text', [1, 2], [], {}, {'a': [1]}, -1, 0.5, float('nan'), True, torch.zeros(3, 2), torch.tensor(1j),
-    b'b', 2**70,
-]  # fmt: skip
+    GONE,
+    None,
+    'text',
+    [1, 2],
+    [],
+    {},
+    {'a': [1]},
+    -1,
+    0.5,
+    float('nan'),
+    True,
+    torch.zeros(3, 2),
+    torch.tensor(1j),
+    b'b',
+    2**70,
+]
 ENTRIES = ('meta', 'message_hub', 'optimizer', 'param_schedulers', 'ema_state_dict')
 
 
@@ -107,17 +120,32 @@ def test_every_damage_is_passed_or_told(entry, checkpoint, run):
     assert not all(outcomes)
 
 
-@pytest.mark.parametrize(('path', 'values'), [
-    (('meta',), [None, [1], {}]), (('meta', 'epoch'), [None, 'text', -1, GONE]), (('meta', 'seed'), ['text', 2**70]),
-    (('message_hub',), [None, [1], {}]), (('message_hub', 'log_scalars'), [None, [1]]),
-    (('message_hub', 'runtime_info', 'best_score'), ['text']), (('message_hub', 'runtime_info', 'keep_ckpt_ids'), [5]),
-    (('optimizer',), [None, [1], {}]), (('optimizer', 'state'), [[1], None]), (('optimizer', 'param_groups'), [{}, []]),
-    (('optimizer', 'param_groups', 0, 'params'), [[0], GONE]), (('optimizer', 'param_groups', 0, 'betas'), [0.9, GONE]),
-    (('optimizer', 'state', 0, 'exp_avg'), [GONE, None, torch.zeros(1)]), (('optimizer', 'state', 0, 'step'), ['a']),
-    (('param_schedulers',), [None, {}, []]), (('param_schedulers', 0), [None, {}]),
-    (('param_schedulers', 0, 'step'), [1]), (('param_schedulers', 0, 'base_values'), [[1.0, 2.0], 1.0]),
-    (('ema_state_dict',), [None, [1]]), (('ema_state_dict', 'module.head.bias'), [None, torch.zeros(7)]),
-], ids=lambda value: '.'.join(map(str, value)) if isinstance(value, tuple) else '')  # fmt: skip
+@pytest.mark.parametrize(
+    ('path', 'values'),
+    [
+        (('meta',), [None, [1], {}]),
+        (('meta', 'epoch'), [None, 'text', -1, GONE]),
+        (('meta', 'seed'), ['text', 2**70]),
+        (('message_hub',), [None, [1], {}]),
+        (('message_hub', 'log_scalars'), [None, [1]]),
+        (('message_hub', 'runtime_info', 'best_score'), ['text']),
+        (('message_hub', 'runtime_info', 'keep_ckpt_ids'), [5]),
+        (('optimizer',), [None, [1], {}]),
+        (('optimizer', 'state'), [[1], None]),
+        (('optimizer', 'param_groups'), [{}, []]),
+        (('optimizer', 'param_groups', 0, 'params'), [[0], GONE]),
+        (('optimizer', 'param_groups', 0, 'betas'), [0.9, GONE]),
+        (('optimizer', 'state', 0, 'exp_avg'), [GONE, None, torch.zeros(1)]),
+        (('optimizer', 'state', 0, 'step'), ['a']),
+        (('param_schedulers',), [None, {}, []]),
+        (('param_schedulers', 0), [None, {}]),
+        (('param_schedulers', 0, 'step'), [1]),
+        (('param_schedulers', 0, 'base_values'), [[1.0, 2.0], 1.0]),
+        (('ema_state_dict',), [None, [1]]),
+        (('ema_state_dict', 'module.head.bias'), [None, torch.zeros(7)]),
+    ],
+    ids=lambda value: '.'.join(map(str, value)) if isinstance(value, tuple) else '',
+)
 def test_these_are_told(path, values, checkpoint, run):
     for value in values:
         assert told(damaged(checkpoint, path, value), run, path), (path, value)

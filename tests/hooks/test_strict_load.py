@@ -36,20 +36,31 @@ def load(tmp_path, request):
 
     def run(path, model: nn.Module, *, hook: StrictLoadHook | None = None, resume: bool = False, **options) -> None:
         runner = Runner(
-            model, work_dir=str(tmp_path / 'run'), load_from=str(path), resume=resume,
-            custom_hooks=[hook or StrictLoadHook()], experiment_name=next(names),
-            optim_wrapper=None, default_hooks={'checkpoint': None},
-        )  # fmt: skip
+            model,
+            work_dir=str(tmp_path / 'run'),
+            load_from=str(path),
+            resume=resume,
+            custom_hooks=[hook or StrictLoadHook()],
+            experiment_name=next(names),
+            optim_wrapper=None,
+            default_hooks={'checkpoint': None},
+        )
         with reading_safely(**options):
             runner.load_or_resume()
 
     return run
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda s: {'state_dict': s, 'meta': {}}, lambda s: {'model': s}, lambda s: s,
-    lambda s: {'state_dict': {f'module.{key}': value for key, value in s.items()}},
-], ids=['mmengine', 'model', 'bare', 'data parallel'])  # fmt: skip
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda s: {'state_dict': s, 'meta': {}},
+        lambda s: {'model': s},
+        lambda s: s,
+        lambda s: {'state_dict': {f'module.{key}': value for key, value in s.items()}},
+    ],
+    ids=['mmengine', 'model', 'bare', 'data parallel'],
+)
 def test_every_wrapping_loads_completely(wrap, load, tmp_path):
     source, target = Model(), Model()
     torch.save(wrap(source.state_dict()), tmp_path / 'w.pth')
@@ -58,11 +69,18 @@ def test_every_wrapping_loads_completely(wrap, load, tmp_path):
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (lambda s: s.pop('backbone.stem.stem.0.conv.weight'), '1 missing'),
-    (lambda s: s.update(extra=torch.ones(1)), r'1 unexpected \(extra\)'),
-    (lambda s: s.update({'head.weight': torch.ones(5, 64)}), r'head.weight has shape \(5, 64\), the model \(3, 64\)'),
-], ids=['missing', 'unexpected', 'shape'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: s.pop('backbone.stem.stem.0.conv.weight'), '1 missing'),
+        (lambda s: s.update(extra=torch.ones(1)), r'1 unexpected \(extra\)'),
+        (
+            lambda s: s.update({'head.weight': torch.ones(5, 64)}),
+            r'head.weight has shape \(5, 64\), the model \(3, 64\)',
+        ),
+    ],
+    ids=['missing', 'unexpected', 'shape'],
+)
 def test_what_does_not_fit_changes_nothing(change, message, load, tmp_path):
     state = dict(Model().state_dict())
     change(state)
@@ -74,11 +92,15 @@ def test_what_does_not_fit_changes_nothing(change, message, load, tmp_path):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(('rest', 'lacking'), [
-    ({}, 'meta.epoch and meta.iter and message_hub'),
-    ({'meta': {'epoch': 12, 'iter': 9, 'mmdet_version': '2.28.2'}, 'optimizer': {}}, 'message_hub'),
-    ({'meta': 1, 'message_hub': {}}, 'meta.epoch and meta.iter'),
-], ids=['weights alone', 'mmdet 2', 'no dict'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('rest', 'lacking'),
+    [
+        ({}, 'meta.epoch and meta.iter and message_hub'),
+        ({'meta': {'epoch': 12, 'iter': 9, 'mmdet_version': '2.28.2'}, 'optimizer': {}}, 'message_hub'),
+        ({'meta': 1, 'message_hub': {}}, 'meta.epoch and meta.iter'),
+    ],
+    ids=['weights alone', 'mmdet 2', 'no dict'],
+)
 def test_only_a_training_of_mmengine_is_gone_on_with(rest, lacking, load, tmp_path):
     torch.save({'state_dict': Model().state_dict(), **rest}, tmp_path / 'w.pth')
     load(tmp_path / 'w.pth', Model())
@@ -138,9 +160,14 @@ def test_mmengines_named_addresses_are_read_as_safely(address, tmp_path, monkeyp
     assert not Planted.executed
 
 
-@pytest.mark.parametrize(('address', 'message'), [
-    ('s3://bucket/net.pth', 'download it'), ('pavi://net', 'download it'), ('torchvision://nothing', 'in no list'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('address', 'message'),
+    [
+        ('s3://bucket/net.pth', 'download it'),
+        ('pavi://net', 'download it'),
+        ('torchvision://nothing', 'in no list'),
+    ],
+)
 def test_addresses_that_cannot_be_read_safely(address, message):
     with reading_safely(), pytest.raises(ValueError, match=message):
         CheckpointLoader.load_checkpoint(address)

@@ -92,9 +92,20 @@ class TinyRunner(Runner):
 
 
 def make_runner(
-    work_dir, *, by_epoch=True, length=3, workers=0, kill_at=None, resume=False, scores=None, seed=0, width=2,
-    seeded=True, hooks=(), **checkpoint,
-):  # fmt: skip
+    work_dir,
+    *,
+    by_epoch=True,
+    length=3,
+    workers=0,
+    kill_at=None,
+    resume=False,
+    scores=None,
+    seed=0,
+    width=2,
+    seeded=True,
+    hooks=(),
+    **checkpoint,
+):
     """A runner of ``length`` epochs of two iterations, or of twice as many iterations."""
     torch.manual_seed(0)
     sampler = dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)

@@ -19,11 +19,20 @@ Results = dict[str, Tensor]
 # Largest difference from the compiled operators on a CPU, relative to the largest value; indices must be equal always.
 # Measured on x86-64, where neither side fuses multiplications with additions; float16 is rounded at other steps.
 TOLERANCES = {
-    'nms': 0.0, 'softnms': 0.0, 'softnms gaussian': 2e-7, 'nms_match': 0.0, 'bbox_overlaps': 0.0,
-    'box_iou_rotated': 1e-5, 'nms_rotated': 0.0,
-    'roi_align': 0.0, 'roi_align max': 0.0, 'roi_align max backward': 2e-7,
-    'deform_conv': 1e-6, 'modulated_deform_conv': 1e-6, 'psamask': 0.0,
-}  # fmt: skip
+    'nms': 0.0,
+    'softnms': 0.0,
+    'softnms gaussian': 2e-7,
+    'nms_match': 0.0,
+    'bbox_overlaps': 0.0,
+    'box_iou_rotated': 1e-5,
+    'nms_rotated': 0.0,
+    'roi_align': 0.0,
+    'roi_align max': 0.0,
+    'roi_align max backward': 2e-7,
+    'deform_conv': 1e-6,
+    'modulated_deform_conv': 1e-6,
+    'psamask': 0.0,
+}
 HALF = 5e-3
 EXACT_HERE = platform.machine() in ('x86_64', 'AMD64')
 
@@ -76,8 +85,9 @@ def tolerance_of(case: Case, key: str, reference: Tensor) -> float:
     return limit if EXACT_HERE else max(limit, 1e-6)
 
 
-def uniform(random: np.random.RandomState, *shape: int, low: float = -1, high: float = 1,
-            dtype: torch.dtype = torch.float32) -> Tensor:  # fmt: skip
+def uniform(
+    random: np.random.RandomState, *shape: int, low: float = -1, high: float = 1, dtype: torch.dtype = torch.float32
+) -> Tensor:
     return torch.from_numpy(low + (high - low) * random.random_sample(shape)).to(dtype)
 
 
@@ -116,8 +126,9 @@ def nms_with_scores(ext, random, dtype):
 def softnms(ext, random, kind, offset, threshold, min_score, method):
     boxes, scores = boxes_of(random, kind)
     dets = torch.zeros(len(boxes), 5)
-    kept = ext.softnms(boxes, scores, dets, iou_threshold=threshold, sigma=0.5, min_score=min_score, method=method,
-                       offset=offset)  # fmt: skip
+    kept = ext.softnms(
+        boxes, scores, dets, iou_threshold=threshold, sigma=0.5, min_score=min_score, method=method, offset=offset
+    )
     return {'kept': kept, 'dets': dets[: len(kept)]}
 
 
@@ -135,12 +146,20 @@ def softnms_gaussian(ext, random, **options):
 def nms_match(ext, random, kind, threshold):
     boxes, scores = boxes_of(random, kind)
     groups = ext.nms_match(torch.cat([boxes, scores[:, None]], 1), iou_threshold=threshold)
-    return {'members': torch.tensor([*itertools.chain(*groups)], dtype=torch.long),
-            'sizes': torch.tensor([len(group) for group in groups], dtype=torch.long)}
+    return {
+        'members': torch.tensor([*itertools.chain(*groups)], dtype=torch.long),
+        'sizes': torch.tensor([len(group) for group in groups], dtype=torch.long),
+    }
 
 
-@case('bbox_overlaps', kind=['floats', 'ties', 'degenerate'], mode=[0, 1], aligned=[False, True], offset=[0, 1],
-      dtype=[torch.float32, torch.float64])  # fmt: skip
+@case(
+    'bbox_overlaps',
+    kind=['floats', 'ties', 'degenerate'],
+    mode=[0, 1],
+    aligned=[False, True],
+    offset=[0, 1],
+    dtype=[torch.float32, torch.float64],
+)
 def bbox_overlaps(ext, random, kind, mode, aligned, offset, dtype):
     first, second = boxes_of(random, kind)[0].to(dtype)[:20], boxes_of(random, kind)[0].to(dtype)[:20]
     ious = first.new_zeros(20 if aligned else (20, 20))
@@ -149,8 +168,14 @@ def bbox_overlaps(ext, random, kind, mode, aligned, offset, dtype):
 
 
 def rotated_boxes_of(random: np.random.RandomState, kind: str, count: int = 24) -> Tensor:
-    boxes = torch.cat([uniform(random, count, 2, low=0, high=30), uniform(random, count, 2, low=1, high=20),
-                       uniform(random, count, 1, low=-4, high=4)], 1)  # fmt: skip
+    boxes = torch.cat(
+        [
+            uniform(random, count, 2, low=0, high=30),
+            uniform(random, count, 2, low=1, high=20),
+            uniform(random, count, 1, low=-4, high=4),
+        ],
+        1,
+    )
     if kind == 'upright':
         boxes = boxes.round()
         boxes[:, 4] = 0
@@ -168,8 +193,13 @@ def box_iou_rotated(ext, random, kind, mode, aligned):
     return {'ious': ious}
 
 
-@case('nms_rotated', kind=['floats', 'upright', 'degenerate'], threshold=[0.1, 0.5], labels=[False, True],
-      dtype=[torch.float32, torch.float64])  # fmt: skip
+@case(
+    'nms_rotated',
+    kind=['floats', 'upright', 'degenerate'],
+    threshold=[0.1, 0.5],
+    labels=[False, True],
+    dtype=[torch.float32, torch.float64],
+)
 def nms_rotated(ext, random, kind, threshold, labels, dtype):
     boxes = rotated_boxes_of(random, kind).to(dtype)
     scores = uniform(random, 24, low=0, high=1, dtype=dtype)
@@ -198,8 +228,14 @@ def roi_align(ext, random, kind, aligned, sampling_ratio, dtype, pool_mode, bins
     features, rois = uniform(random, 2, 3, 13, 11, dtype=dtype), rois_of(random, kind, dtype)
     output = features.new_zeros(len(rois), 3, *bins)
     argmax_y, argmax_x = (output.clone() if pool_mode == 0 else features.new_zeros(0) for _ in 'yx')
-    options = {'aligned_height': bins[0], 'aligned_width': bins[1], 'spatial_scale': 0.25,
-               'sampling_ratio': sampling_ratio, 'pool_mode': pool_mode, 'aligned': aligned}  # fmt: skip
+    options = {
+        'aligned_height': bins[0],
+        'aligned_width': bins[1],
+        'spatial_scale': 0.25,
+        'sampling_ratio': sampling_ratio,
+        'pool_mode': pool_mode,
+        'aligned': aligned,
+    }
     ext.roi_align_forward(features, rois, output, argmax_y, argmax_x, **options)
     grad_output, grad_input = uniform(random, *output.shape, dtype=dtype), torch.zeros_like(features)
     ext.roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, **options)
@@ -228,13 +264,19 @@ DTYPES = [torch.float32, torch.float64, torch.float16]
 def convolution(random, kind, dtype):
     """input, offset, mask, weight, bias, gradient of the output, and the geometry by name."""
     kernel, stride, padding, dilation, groups, offset_groups = CONVOLUTIONS[kind]
-    size = [(extent + 2 * pad - dil * (side - 1) - 1) // step + 1 for extent, pad, dil, side, step in
-            zip((7, 6), padding, dilation, kernel, stride, strict=True)]  # fmt: skip
+    size = [
+        (extent + 2 * pad - dil * (side - 1) - 1) // step + 1
+        for extent, pad, dil, side, step in zip((7, 6), padding, dilation, kernel, stride, strict=True)
+    ]
     taps = offset_groups * kernel[0] * kernel[1]
     tensors = [
-        uniform(random, 2, 4, 7, 6, dtype=dtype), uniform(random, 2, 2 * taps, *size, low=-3, high=3, dtype=dtype),
-        uniform(random, 2, taps, *size, low=0, dtype=dtype), uniform(random, 6, 4 // groups, *kernel, dtype=dtype),
-        uniform(random, 6, dtype=dtype), uniform(random, 2, 6, *size, dtype=dtype)]  # fmt: skip
+        uniform(random, 2, 4, 7, 6, dtype=dtype),
+        uniform(random, 2, 2 * taps, *size, low=-3, high=3, dtype=dtype),
+        uniform(random, 2, taps, *size, low=0, dtype=dtype),
+        uniform(random, 6, 4 // groups, *kernel, dtype=dtype),
+        uniform(random, 6, dtype=dtype),
+        uniform(random, 2, 6, *size, dtype=dtype),
+    ]
     if dtype == torch.float16:  # off the cells, on which the slope jumps and float16 would often land
         tensors[1] = (tensors[1] * 4).round() / 4 + 0.125
     return *tensors, (kernel, stride, padding, dilation, groups, offset_groups)
@@ -245,9 +287,18 @@ def deform_conv(ext, random, kind, dtype):
     input, offset, _, weight, _, grad_output, geometry = convolution(random, kind, dtype)
     kernel, stride, padding, dilation, group, deformable_group = geometry
     options = {
-        'kW': kernel[1], 'kH': kernel[0], 'dW': stride[1], 'dH': stride[0], 'padW': padding[1], 'padH': padding[0],
-        'dilationW': dilation[1], 'dilationH': dilation[0], 'group': group, 'deformable_group': deformable_group,
-        'im2col_step': 2}  # fmt: skip
+        'kW': kernel[1],
+        'kH': kernel[0],
+        'dW': stride[1],
+        'dH': stride[0],
+        'padW': padding[1],
+        'padH': padding[0],
+        'dilationW': dilation[1],
+        'dilationH': dilation[0],
+        'group': group,
+        'deformable_group': deformable_group,
+        'im2col_step': 2,
+    }
     output, columns, ones = torch.empty_like(grad_output), input.new_empty(0), input.new_empty(0)
     ext.deform_conv_forward(input, weight, offset, output, columns, ones, **options)
     grad_input, grad_offset, grad_weight = (torch.zeros_like(tensor) for tensor in (input, offset, weight))
@@ -261,15 +312,23 @@ def modulated_deform_conv(ext, random, kind, with_bias, dtype):
     input, offset, mask, weight, bias, grad_output, geometry = convolution(random, kind, dtype)
     kernel, stride, padding, dilation, group, deformable_group = geometry
     options = {
-        'kernel_h': kernel[0], 'kernel_w': kernel[1], 'stride_h': stride[0], 'stride_w': stride[1],
-        'pad_h': padding[0], 'pad_w': padding[1], 'dilation_h': dilation[0], 'dilation_w': dilation[1],
-        'group': group, 'deformable_group': deformable_group, 'with_bias': with_bias}  # fmt: skip
+        'kernel_h': kernel[0],
+        'kernel_w': kernel[1],
+        'stride_h': stride[0],
+        'stride_w': stride[1],
+        'pad_h': padding[0],
+        'pad_w': padding[1],
+        'dilation_h': dilation[0],
+        'dilation_w': dilation[1],
+        'group': group,
+        'deformable_group': deformable_group,
+        'with_bias': with_bias,
+    }
     bias = bias if with_bias else input.new_empty(0)
     output, columns, ones = torch.empty_like(grad_output), input.new_empty(0), input.new_empty(0)
     ext.modulated_deform_conv_forward(input, weight, bias, ones, offset, mask, output, columns, **options)
     grads = [torch.zeros_like(tensor) for tensor in (input, weight, bias, offset, mask)]
-    ext.modulated_deform_conv_backward(
-        input, weight, bias, ones, offset, mask, columns, *grads, grad_output, **options)
+    ext.modulated_deform_conv_backward(input, weight, bias, ones, offset, mask, columns, *grads, grad_output, **options)
     names = ('grad_input', 'grad_weight', 'grad_bias', 'grad_offset', 'grad_mask')
     return {'output': output, **dict(zip(names, grads, strict=True))}
 
@@ -277,8 +336,16 @@ def modulated_deform_conv(ext, random, kind, with_bias, dtype):
 @case('psamask', psa_type=[0, 1], mask=[(5, 7), (3, 3), (4, 2)], dtype=[torch.float32, torch.float64])
 def psamask(ext, random, psa_type, mask, dtype):
     height, width = 3, 4
-    options = {'psa_type': psa_type, 'num_': 2, 'h_feature': height, 'w_feature': width, 'h_mask': mask[0],
-               'w_mask': mask[1], 'half_h_mask': (mask[0] - 1) // 2, 'half_w_mask': (mask[1] - 1) // 2}  # fmt: skip
+    options = {
+        'psa_type': psa_type,
+        'num_': 2,
+        'h_feature': height,
+        'w_feature': width,
+        'h_mask': mask[0],
+        'w_mask': mask[1],
+        'half_h_mask': (mask[0] - 1) // 2,
+        'half_w_mask': (mask[1] - 1) // 2,
+    }
     input = uniform(random, 2, mask[0] * mask[1], height, width, dtype=dtype)
     output = input.new_zeros(2, height * width, height, width)
     ext.psamask_forward(input, output, **options)

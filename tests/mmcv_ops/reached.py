@@ -28,9 +28,14 @@ def reached() -> dict[str, set[str]]:
 
 def all_functions() -> set[str]:
     """All that mmcv's Python code looks up in its operator module."""
-    return {constant.value for tree in sources().values() for call in ast.walk(tree)
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == 'load_ext'
-            for constant in ast.walk(call) if isinstance(constant, ast.Constant) and constant.value != '_ext'}
+    return {
+        constant.value
+        for tree in sources().values()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == 'load_ext'
+        for constant in ast.walk(call)
+        if isinstance(constant, ast.Constant) and constant.value != '_ext'
+    }
 
 
 def used(package: str) -> set[tuple[str, str]]:
@@ -56,16 +61,22 @@ def parse(text: str) -> ast.Module:
 def sources() -> dict[str, ast.Module]:
     spec = find_spec('mmcv')
     assert spec is not None and spec.origin is not None
-    return {path.stem: parse(path.read_text(encoding='utf-8'))
-            for path in sorted(Path(spec.origin).parent.joinpath('ops').glob('*.py'))}
+    return {
+        path.stem: parse(path.read_text(encoding='utf-8'))
+        for path in sorted(Path(spec.origin).parent.joinpath('ops').glob('*.py'))
+    }
 
 
 @cache
 def exported() -> dict[str, tuple[str, str]]:
     """Names of the package mmcv.ops, and where each is defined; names of its modules that it does not pass on."""
     own = {name: (module, name) for module in sources() for name in definitions(module)}
-    return own | {alias.asname or alias.name: (node.module, alias.name) for node in sources()['__init__'].body
-                  if isinstance(node, ast.ImportFrom) and node.level and node.module for alias in node.names}
+    return own | {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in sources()['__init__'].body
+        if isinstance(node, ast.ImportFrom) and node.level and node.module
+        for alias in node.names
+    }
 
 
 @cache

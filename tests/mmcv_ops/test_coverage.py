@@ -61,15 +61,17 @@ def test_the_document_lists_what_is_served_and_what_is_not():
 def test_the_document_states_the_tolerances_of_the_tests():
     stated = {row.functions[0]: row.tolerance for row in served() if row.compared == 'compiled'}
     assert stated == {
-        **{name: f'{TOLERANCES[name]:g}' for name in ('nms', 'nms_match', 'bbox_overlaps', 'box_iou_rotated',
-                                                      'nms_rotated')},
+        **{
+            name: f'{TOLERANCES[name]:g}'
+            for name in ('nms', 'nms_match', 'bbox_overlaps', 'box_iou_rotated', 'nms_rotated')
+        },
         'softnms': f'{TOLERANCES["softnms"]:g}; gaussian {_short(TOLERANCES["softnms gaussian"])}',
         'roi_align_forward': f'{TOLERANCES["roi_align"]:g}; gradient of maxima '
-                             f'{_short(TOLERANCES["roi_align max backward"])}',
+        f'{_short(TOLERANCES["roi_align max backward"])}',
         'psamask_forward': f'{TOLERANCES["psamask"]:g}',
         'box_iou_rotated': _short(TOLERANCES['box_iou_rotated']),
         **{f'{name}_forward': _short(TOLERANCES[name]) for name in ('deform_conv', 'modulated_deform_conv')},
-    }  # fmt: skip
+    }
     assert TOLERANCES['roi_align max'] == 0
     assert f'up to {_short(HALF)}.' in DOCUMENT
 

@@ -60,14 +60,16 @@ def test_roi_pool():
             for column in range(3):
                 rows, columns = (
                     slice(max(0, math.floor(start + at * size)), max(0, math.ceil(start + (at + 1) * size)))
-                    for at, start, size in ((row, top, (bottom - top) / 2), (column, left, (right - left) / 3)))
+                    for at, start, size in ((row, top, (bottom - top) / 2), (column, left, (right - left) / 3))
+                )
                 cells = features[int(image), :, rows, columns].flatten(1)
                 if cells.shape[1]:
                     expected[number, :, row, column] = cells.max(1).values
     assert torch.equal(pooled, expected)
     sent = random_tensor(*pooled.shape, seed=1).detach()
-    torch.testing.assert_close(*(torch.autograd.grad(output, features, sent)[0] for output in (pooled, expected)),
-                               **BOUND)  # fmt: skip
+    torch.testing.assert_close(
+        *(torch.autograd.grad(output, features, sent)[0] for output in (pooled, expected)), **BOUND
+    )
 
 
 def test_roi_pool_takes_the_first_of_equal_cells_and_skips_rois_without_area():
@@ -102,7 +104,7 @@ def test_deform_roi_pool(sampling_ratio, with_offset):
         left, top, width, height = x1 / 4 - 0.5, y1 / 4 - 0.5, (x2 - x1) / 4, (y2 - y1) / 4
         rows, columns = sampling_ratio or math.ceil(height / 2), sampling_ratio or math.ceil(width / 3)
         for row, column in np.ndindex(2, 3):
-            dx, dy = (offset[number, :, row, column].tolist() if with_offset else (0, 0))
+            dx, dy = offset[number, :, row, column].tolist() if with_offset else (0, 0)
             for i, j in np.ndindex(rows, columns):
                 y = top + 0.1 * height * dy + (row + (i + 0.5) / rows) * height / 2
                 x = left + 0.1 * width * dx + (column + (j + 0.5) / columns) * width / 3
@@ -110,8 +112,9 @@ def test_deform_roi_pool(sampling_ratio, with_offset):
                 expected[number, :, row, column] += value
     torch.testing.assert_close(pooled, expected, **BOUND)
     sent = random_tensor(*pooled.shape, seed=2).detach()
-    torch.testing.assert_close(*(torch.autograd.grad(output, features, sent, retain_graph=True)[0]
-                                 for output in (pooled, expected)), **BOUND)  # fmt: skip
+    torch.testing.assert_close(
+        *(torch.autograd.grad(output, features, sent, retain_graph=True)[0] for output in (pooled, expected)), **BOUND
+    )
 
 
 def test_deform_roi_pool_moves_along_the_slope():
@@ -177,8 +180,9 @@ def test_carafe(function, groups, scale, kernel):
     if function == 'carafe_naive':
         return  # mmcv's function asks for a GPU when it goes back; the operator is the one below
     sent = random_tensor(*output.shape, seed=2).detach()
-    for ours, theirs in zip(*(torch.autograd.grad(each, (features, masks), sent) for each in (output, expected)),
-                            strict=True):
+    for ours, theirs in zip(
+        *(torch.autograd.grad(each, (features, masks), sent) for each in (output, expected)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, **BOUND)
 
 
@@ -201,7 +205,7 @@ def attend(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weig
     starts = np.cumsum([0, *(height * width for height, width in shapes)])
     for image, query, head, level, point in np.ndindex(*weights.shape):
         height, width = shapes[level]
-        feature = value[image, starts[level]: starts[level + 1], head].T.reshape(channels, height, width)
+        feature = value[image, starts[level] : starts[level + 1], head].T.reshape(channels, height, width)
         x, y = locations[image, query, head, level, point].tolist()
         sample = bilinear(feature, y * height - 0.5, x * width - 0.5, border=False)
         output[image, query, head] += weights[image, query, head, level, point] * sample
@@ -217,13 +221,16 @@ def test_ms_deform_attn():
 
     def run(value, locations, weights):
         return MultiScaleDeformableAttnFunction.apply(
-            value, torch.tensor(shapes), torch.tensor([0, 12]), locations, weights, 64)
+            value, torch.tensor(shapes), torch.tensor([0, 12]), locations, weights, 64
+        )
 
     output, expected = run(value, locations, weights), attend(value, shapes, locations, weights)
     torch.testing.assert_close(output, expected, **BOUND)
     sent = random_tensor(*output.shape, seed=3).detach()
-    for ours, theirs in zip(*(torch.autograd.grad(each, (value, weights), sent, retain_graph=True)
-                              for each in (output, expected)), strict=True):  # fmt: skip
+    for ours, theirs in zip(
+        *(torch.autograd.grad(each, (value, weights), sent, retain_graph=True) for each in (output, expected)),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs, **BOUND)
     assert torch.autograd.gradcheck(lambda places: run(value.detach(), places, weights.detach()), locations)
 
@@ -239,9 +246,22 @@ def test_sync_bn():
     results = []
     for norm in (own, torchs):
         input = random_tensor(4, 3, 5, 6, low=1, high=3).detach().float().requires_grad_()
-        output = norm(input) if norm is torchs else SyncBatchNormFunction.apply(
-            input, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.momentum, norm.eps, None, 1,
-            'default')
+        output = (
+            norm(input)
+            if norm is torchs
+            else SyncBatchNormFunction.apply(
+                input,
+                norm.running_mean,
+                norm.running_var,
+                norm.weight,
+                norm.bias,
+                norm.momentum,
+                norm.eps,
+                None,
+                1,
+                'default',
+            )
+        )
         (output * random_tensor(*output.shape, seed=1).detach().float()).sum().backward()
         results.append([output, input.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var])
     for ours, theirs in zip(*results, strict=True):
@@ -261,6 +281,6 @@ def test_line_nms():
     scores = torch.tensor([0.5, 0.9, 0.6, 0.8, 0.7])
     keep, count, parents = line_nms(lanes, scores, overlap=5.0, top_k=4)
     assert keep[:count].tolist() == [1, 3, 4]
-    assert keep.tolist()[int(count):] == [0, 0]
+    assert keep.tolist()[int(count) :] == [0, 0]
     assert parents.tolist() == [1, 1, 3, 2, 3]
     assert line_nms(lanes, scores, overlap=5.0, top_k=2)[1] == 2

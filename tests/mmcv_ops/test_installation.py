@@ -82,9 +82,15 @@ def test_without_mmcv(monkeypatch):
             act()
 
 
-@pytest.mark.parametrize('verb, code, says', [
-    ('status', 0, 'mmcv has no operators'), ('install', 0, 'run on torchvision and torch'),
-    ('status', 0, 'run on torchvision and torch'), ('remove', 0, 'mmcv has no operators')])  # fmt: skip
+@pytest.mark.parametrize(
+    'verb, code, says',
+    [
+        ('status', 0, 'mmcv has no operators'),
+        ('install', 0, 'run on torchvision and torch'),
+        ('status', 0, 'run on torchvision and torch'),
+        ('remove', 0, 'mmcv has no operators'),
+    ],
+)
 def test_command(mmcv, monkeypatch, capsys, verb, code, says):
     if (verb, says) in (('status', 'run on torchvision and torch'), ('remove', 'mmcv has no operators')):
         install()
@@ -101,8 +107,13 @@ def test_command_that_refuses(mmcv, monkeypatch, capsys):
 
 
 def run(code: str, *folders: Path) -> str:
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False,
-                            env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, [*folders, ROOT]))})  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, [*folders, ROOT]))},
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -110,7 +121,8 @@ def run(code: str, *folders: Path) -> str:
 def test_torch_and_torchvision_are_enough(mmcv):
     """Neither mmengine nor mmcv nor any of the rest of this package is needed, so there is no cycle of imports."""
     install()
-    said = run("""
+    said = run(
+        """
 import importlib.util, sys
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name.startswith('mmengine') else found(name, *rest)
@@ -120,7 +132,9 @@ assert all(hasattr(operators, name) for name in ('nms', 'roi_align_forward', 'kn
 assert not hasattr(operators, '__path__') and not hasattr(operators, '_private')
 print(operators.nms(torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2]]), torch.tensor([.5, .6]), iou_threshold=0.5, offset=0))
 print(*sorted(name for name in sys.modules if name.startswith('repnext_mm.') and 'mmcv_ops' not in name))
-""", mmcv.parent)  # fmt: skip
+""",
+        mmcv.parent,
+    )
     assert said.splitlines() == ['tensor([1])', 'repnext_mm.version']
 
 
@@ -135,9 +149,13 @@ def test_what_is_not_served_says_so_when_it_is_called():
 def test_mmcv_mmdet_mmseg_and_mmpretrain_import_on_them(tmp_path, monkeypatch):
     """The Python files of the installed mmcv, without its compiled module."""
     pytest.importorskip('mmdet')
-    shutil.copytree(Path(find_spec('mmcv').origin).parent, tmp_path / 'mmcv',
-                    ignore=shutil.ignore_patterns('csrc', '_ext*', '__pycache__'))  # fmt: skip
-    run("""
+    shutil.copytree(
+        Path(find_spec('mmcv').origin).parent,
+        tmp_path / 'mmcv',
+        ignore=shutil.ignore_patterns('csrc', '_ext*', '__pycache__'),
+    )
+    run(
+        """
 import subprocess, sys
 def fails(): return subprocess.run([sys.executable, '-c', 'import mmcv.ops'], capture_output=True, text=True).stderr
 assert "No module named 'mmcv._ext'" in fails()
@@ -147,4 +165,6 @@ assert not fails()
 import mmcv.ops, mmdet.models, mmseg.models, mmpretrain.models, repnext_mm
 from mmcv.utils import collect_env
 assert 'torchvision' in collect_env()['MMCV Compiler']
-""", tmp_path)  # fmt: skip
+""",
+        tmp_path,
+    )

@@ -96,8 +96,14 @@ def seed() -> None:
 
 def batch(package: str, with_masks: bool) -> tuple[Tensor, list[Any]]:
     seed()
-    meta = {'img_shape': (SIZE, SIZE), 'ori_shape': (SIZE, SIZE), 'pad_shape': (SIZE, SIZE),
-            'batch_input_shape': (SIZE, SIZE), 'scale_factor': (1.0, 1.0), 'flip': False}  # fmt: skip
+    meta = {
+        'img_shape': (SIZE, SIZE),
+        'ori_shape': (SIZE, SIZE),
+        'pad_shape': (SIZE, SIZE),
+        'batch_input_shape': (SIZE, SIZE),
+        'scale_factor': (1.0, 1.0),
+        'flip': False,
+    }
     inputs, samples = torch.randn(2, 3, SIZE, SIZE), []
     for _ in range(2):
         if package == 'mmseg':
@@ -132,13 +138,14 @@ def run(model: nn.Module, config: str) -> dict[str, Tensor]:
     for name, value in losses.items():
         results[name] = torch.stack([*value]) if isinstance(value, list | tuple) else value
     sum(value.sum() for name, value in results.items() if 'loss' in name).backward()
-    results['gradients'] = torch.stack([parameter.grad.norm() for parameter in model.parameters()
-                                        if parameter.grad is not None])  # fmt: skip
+    results['gradients'] = torch.stack(
+        [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
+    )
     inputs, samples = batch(package, with_masks)
     with torch.no_grad():
         model.eval()
         for number in range(2):  # one by one, as masked convolutions want it
-            (sample,) = model.predict(inputs[number: number + 1], samples[number: number + 1])
+            (sample,) = model.predict(inputs[number : number + 1], samples[number : number + 1])
             if package == 'mmseg':
                 results[f'map {number}'] = sample.seg_logits.data
             else:
@@ -157,8 +164,15 @@ def operators_on_a_cpu_too(ext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
         return attention.MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64)
 
-    def focal(pred: Tensor, target: Tensor, weight: Any = None, gamma: float = 2.0, alpha: float = 0.25,
-              reduction: str = 'mean', avg_factor: Any = None) -> Tensor:  # fmt: skip
+    def focal(
+        pred: Tensor,
+        target: Tensor,
+        weight: Any = None,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        reduction: str = 'mean',
+        avg_factor: Any = None,
+    ) -> Tensor:
         classes = torch.where(target.sum(1) > 0, target.argmax(1), target.shape[1])
         loss = sigmoid_focal_loss(pred, classes, gamma, alpha, None, 'none')
         if weight is not None:

@@ -18,8 +18,12 @@ def main() -> None:
         raise SystemExit(f'the reference comes from compiled operators, but here are: {status()}')
     import mmcv._ext as compiled
 
-    results = {f'{case.name}/{key}': value.numpy() for case in CASES if case.stored
-               for key, value in case.run(compiled, SEED).items()}
+    results = {
+        f'{case.name}/{key}': value.numpy()
+        for case in CASES
+        if case.stored
+        for key, value in case.run(compiled, SEED).items()
+    }
     np.savez_compressed(FILE, **results)
 
 

@@ -18,16 +18,20 @@ from tests.conftest import randomise, worst_error
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}
 UNITS = {'dims': (6, 12, 18, 24), 'depths': (1, 1, 2, 1)}
 NETWORKS = {
-    'multi': lambda: RepNeXt(TINY, drop_path_rate=0.1), 'two levels': lambda: RepNeXt(TINY, out_indices=(1, 3)),
-    'single': lambda: RepNeXt({**TINY, 'token_mixer': 'single'}), 'u1': lambda: RepNeXtU(UNITS, 'u1'),
-    'u2': lambda: RepNeXtU(UNITS, 'u2'), 'u3': lambda: RepNeXtU(UNITS, 'u3'),
-}  # fmt: skip
+    'multi': lambda: RepNeXt(TINY, drop_path_rate=0.1),
+    'two levels': lambda: RepNeXt(TINY, out_indices=(1, 3)),
+    'single': lambda: RepNeXt({**TINY, 'token_mixer': 'single'}),
+    'u1': lambda: RepNeXtU(UNITS, 'u1'),
+    'u2': lambda: RepNeXtU(UNITS, 'u2'),
+    'u3': lambda: RepNeXtU(UNITS, 'u3'),
+}
 MORE_FORMS = {'multi': FORMS, 'u1': ('default', 'no_shortcut')}
 QUICK = {('multi', 'train'), ('multi', 'eval'), ('multi', 'default'), ('multi', 'dense'), ('u1', 'eval')}
 CASES = [
     pytest.param(kind, form, marks=() if (kind, form) in QUICK else pytest.mark.slow)
-    for kind in NETWORKS for form in ('train', 'eval', *MORE_FORMS.get(kind, ('default',)))
-]  # fmt: skip
+    for kind in NETWORKS
+    for form in ('train', 'eval', *MORE_FORMS.get(kind, ('default',)))
+]
 
 
 def network(kind: str, form: str) -> nn.Module:
@@ -46,10 +50,11 @@ def _deprecated():
 
 
 CAPTURES = {
-    'script': lambda model, x: torch.jit.script(model), 'fx': lambda model, x: torch.fx.symbolic_trace(model),
+    'script': lambda model, x: torch.jit.script(model),
+    'fx': lambda model, x: torch.fx.symbolic_trace(model),
     'fx, scripted': lambda model, x: torch.jit.script(torch.fx.symbolic_trace(model)),
     'trace': lambda model, x: torch.jit.trace(model, x, check_trace=False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('capture', CAPTURES.values(), ids=CAPTURES)
@@ -113,9 +118,7 @@ def test_counting_what_runs(form):
     model, counted = network('multi', form), []
     found = analysis.get_model_complexity_info(model, inputs=(torch.randn(2, 3, 64, 64).double(),), show_table=False)
     for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
-        conv.register_forward_hook(
-            lambda conv, args, output: counted.append(output.numel() * conv.weight[0].numel())
-        )
+        conv.register_forward_hook(lambda conv, args, output: counted.append(output.numel() * conv.weight[0].numel()))
     model(torch.randn(2, 3, 64, 64).double())
     assert sum(counted) == pytest.approx(found['flops'], rel=0.15)  # which counts norms and sums too
     assert sum(counted) < found['flops'] * (1 + 1e-9)

@@ -20,13 +20,16 @@ COMPACT = {'m0': (2_138_680, 2_044_300), 'm1': (4_630_316, 4_483_060), 'm4': (13
 
 def classifier(arch='m0', classes=1000, *, deploy=False):
     init_default_scope('mmpretrain')
-    return MODELS.build(dict(
-        type='ImageClassifier',
-        backbone=dict(type='RepNeXt', arch=arch, out_indices=(3,), deploy=deploy),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='RepNeXtClsHead', num_classes=classes, in_channels=resolve_arch(arch).embed_dims[3],
-                  deploy=deploy),
-    ))  # fmt: skip
+    return MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='RepNeXt', arch=arch, out_indices=(3,), deploy=deploy),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type='RepNeXtClsHead', num_classes=classes, in_channels=resolve_arch(arch).embed_dims[3], deploy=deploy
+            ),
+        )
+    )
 
 
 @pytest.fixture(scope='module')

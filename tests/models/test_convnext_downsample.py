@@ -42,9 +42,11 @@ def test_where_the_shortcut_starts(shortcut):
 
 @pytest.mark.parametrize(
     ('options', 'message'),
-    [(dict(shortcut='none'), 'unknown'),
-     (dict(shortcut='after_norm', arch=dict(depths=[1] * 4, channels=[8, 16, 24, 32])), 'must double')],
-)  # fmt: skip
+    [
+        (dict(shortcut='none'), 'unknown'),
+        (dict(shortcut='after_norm', arch=dict(depths=[1] * 4, channels=[8, 16, 24, 32])), 'must double'),
+    ],
+)
 def test_refuses_what_cannot_be(options, message):
     init_default_scope('mmpretrain')
     with pytest.raises(ValueError, match=message):

@@ -48,9 +48,13 @@ def published(kind: str) -> nn.Module:
 def facebooks_names(key: str) -> str:
     """The keys of ConvNeXt's own code."""
     for old, new in (
-        ('stem.', 'downsample_layers.0.'), ('head.norm.', 'norm.'), ('head.fc.', 'head.'), ('.blocks.', '.'),
-        ('.conv_dw.', '.dwconv.'), ('.mlp.fc', '.pwconv'),
-    ):  # fmt: skip
+        ('stem.', 'downsample_layers.0.'),
+        ('head.norm.', 'norm.'),
+        ('head.fc.', 'head.'),
+        ('.blocks.', '.'),
+        ('.conv_dw.', '.dwconv.'),
+        ('.mlp.fc', '.pwconv'),
+    ):
         key = key.replace(old, new)
     parts = key.split('.')
     return f'downsample_layers.{parts[1]}.{".".join(parts[3:])}' if 'downsample' in parts else key

@@ -24,15 +24,17 @@ ARCH = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}
 
 
 def config(*, deploy=False, classes=10):
-    return Config({
-        'default_scope': 'mmpretrain',
-        'model': {
-            'type': 'ImageClassifier',
-            'backbone': {'type': 'RepNeXt', 'arch': ARCH, 'out_indices': (3,), 'deploy': deploy},
-            'neck': {'type': 'GlobalAveragePooling'},
-            'head': {'type': 'RepNeXtClsHead', 'num_classes': classes, 'in_channels': 64, 'deploy': deploy},
-        },
-    })  # fmt: skip
+    return Config(
+        {
+            'default_scope': 'mmpretrain',
+            'model': {
+                'type': 'ImageClassifier',
+                'backbone': {'type': 'RepNeXt', 'arch': ARCH, 'out_indices': (3,), 'deploy': deploy},
+                'neck': {'type': 'GlobalAveragePooling'},
+                'head': {'type': 'RepNeXtClsHead', 'num_classes': classes, 'in_channels': 64, 'deploy': deploy},
+            },
+        }
+    )
 
 
 def built(**options):
@@ -88,9 +90,13 @@ def test_the_hook_tests_it(deploy, average, fused_file, source, tmp_path, caplog
     init_default_scope('mmpretrain')
     hooks = [StrictLoadHook(testing=True), *([EMAHook(update_buffers=True)] if average else [])]
     runner = Runner(
-        MODELS.build(config(deploy=deploy).model), work_dir=str(tmp_path / 'run'), load_from=str(fused_file),
-        custom_hooks=hooks, default_hooks={'checkpoint': None}, experiment_name='fused',
-    )  # fmt: skip
+        MODELS.build(config(deploy=deploy).model),
+        work_dir=str(tmp_path / 'run'),
+        load_from=str(fused_file),
+        custom_hooks=hooks,
+        default_hooks={'checkpoint': None},
+        experiment_name='fused',
+    )
     runner.logger.addHandler(caplog.handler)
     with reading_safely():
         runner.call_hook('before_run')
@@ -126,10 +132,13 @@ def test_averaged_weights_by_one_option(ema, source, tmp_path, caplog):
     raw, averaged = (other, bare) if ema else (bare, other)
     torch.save({'model': raw, 'model_ema': averaged, 'epoch': 299}, tmp_path / 'checkpoint.pth')
     runner = Runner(
-        MODELS.build(config().model), work_dir=str(tmp_path / 'run'), load_from=str(tmp_path / 'checkpoint.pth'),
-        custom_hooks=[StrictLoadHook(ema=ema, testing=True)], default_hooks={'checkpoint': None},
+        MODELS.build(config().model),
+        work_dir=str(tmp_path / 'run'),
+        load_from=str(tmp_path / 'checkpoint.pth'),
+        custom_hooks=[StrictLoadHook(ema=ema, testing=True)],
+        default_hooks={'checkpoint': None},
         experiment_name='averaged',
-    )  # fmt: skip
+    )
     runner.logger.addHandler(caplog.handler)
     with reading_safely():
         runner.load_or_resume()

@@ -20,11 +20,16 @@ TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 4, 1)}
 
 # Facts B1 and A5: parameters of whole classifiers with 1000 classes; (train, upstream's fused form, folded completely)
 PUBLISHED = {
-    'm0': (2_716_480, 2_333_200, 2_328_080), 'm1': (5_323_316, 4_829_560, 4_820_056),
-    'm2': (7_049_082, 6_473_200, 6_462_112), 'm3': (8_466_560, 7_818_920, 7_807_272),
-    'm4': (14_080_480, 13_342_120, 13_321_512), 'm5': (22_708_860, 21_737_560, 21_707_000),
-    'm0e': (2_876_420, 2_546_400, 2_541_280), 'm1e': (5_655_944, 5_255_080, None), 'm2e': (7_437_148, 6_969_640, None),
-}  # fmt: skip
+    'm0': (2_716_480, 2_333_200, 2_328_080),
+    'm1': (5_323_316, 4_829_560, 4_820_056),
+    'm2': (7_049_082, 6_473_200, 6_462_112),
+    'm3': (8_466_560, 7_818_920, 7_807_272),
+    'm4': (14_080_480, 13_342_120, 13_321_512),
+    'm5': (22_708_860, 21_737_560, 21_707_000),
+    'm0e': (2_876_420, 2_546_400, 2_541_280),
+    'm1e': (5_655_944, 5_255_080, None),
+    'm2e': (7_437_148, 6_969_640, None),
+}
 BACKBONE = {'m0': 2_073_200, 'm1': 4_551_780, 'm2': 6_149_290, 'm3': 7_438_512, 'm4': 13_052_432, 'm5': 21_424_300}
 KEYS = {'m0': (671, 283), 'm1': (1022, 436), 'm2': (1022, 436), 'm3': (944, 402), 'm4': (1646, 708), 'm5': (2114, 912)}
 CONVS = {'m0': (251, 98), 'm1': (386, 152), 'm2': (386, 152), 'm3': (356, 140), 'm4': (626, 248), 'm5': (806, 320)}
@@ -100,8 +105,9 @@ def test_key_patterns(arch):
 def test_e_variant_keys():
     keys = RepNeXt('m0e').state_dict()
     assert {key for key in keys if 'token_mixer' in key and 'stages.1.downsample' in key} == {
-        'stages.1.downsample.token_mixer.weight', 'stages.1.downsample.token_mixer.bias',
-    }  # fmt: skip
+        'stages.1.downsample.token_mixer.weight',
+        'stages.1.downsample.token_mixer.bias',
+    }
     assert keys['stages.1.downsample.token_mixer.weight'].shape == (80, 1, 7, 7)
     assert keys['stages.0.blocks.0.token_mixer.weight'].shape == (40, 1, 11, 11)
 
@@ -211,9 +217,18 @@ class TestContract:
     def test_signature(self):
         parameters = inspect.signature(RepNeXt).parameters
         assert [p for p in parameters if p != 'pretrained'] == [
-            'arch', 'in_channels', 'out_indices', 'frozen_stages', 'drop_path_rate', 'norm_cfg', 'act_cfg', 'norm_eval',
-            'with_cp', 'deploy', 'init_cfg',
-        ]  # fmt: skip
+            'arch',
+            'in_channels',
+            'out_indices',
+            'frozen_stages',
+            'drop_path_rate',
+            'norm_cfg',
+            'act_cfg',
+            'norm_eval',
+            'with_cp',
+            'deploy',
+            'init_cfg',
+        ]
         with pytest.raises(TypeError, match='depth'):
             RepNeXt(TINY, depth=50)
 
@@ -307,10 +322,15 @@ class TestContract:
         for (name, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
             assert torch.equal(a, b), name
 
-    @pytest.mark.parametrize(('shape', 'message'), [
-        ((1, 3, 31, 64), 'needs at least 32x32'), ((1, 3, 64, 31), 'needs at least 32x32'),
-        ((1, 1, 64, 64), r'takes \(N, 3, H, W\)'), ((3, 64, 64), r'takes \(N, 3, H, W\)'),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ('shape', 'message'),
+        [
+            ((1, 3, 31, 64), 'needs at least 32x32'),
+            ((1, 3, 64, 31), 'needs at least 32x32'),
+            ((1, 1, 64, 64), r'takes \(N, 3, H, W\)'),
+            ((3, 64, 64), r'takes \(N, 3, H, W\)'),
+        ],
+    )
     def test_wrong_inputs(self, shape, message):
         with pytest.raises(ValueError, match=message):
             RepNeXt(TINY)(torch.zeros(shape))
@@ -318,28 +338,34 @@ class TestContract:
     def test_other_image_channels(self):
         assert len(RepNeXt(TINY, in_channels=4).eval()(torch.randn(1, 4, 32, 32))) == 4
 
-    @pytest.mark.parametrize(('options', 'message'), [
-        ({'frozen_stages': 5}, 'frozen_stages 5'), ({'frozen_stages': -2}, 'frozen_stages -2'),
-        ({'drop_path_rate': 1.0}, 'drop_path_rate'), ({'arch': 'm9'}, "unknown arch 'm9': choose one of m0"),
-        ({'arch': {'embed_dims': (8, 16, 32, 64)}}, 'depths are needed'),
-        ({'arch': {**TINY, 'width': 3}}, 'nothing else is known'),
-        ({'arch': {**TINY, 'embed_dims': (8, 16, 32)}}, 'one entry per stage'),
-        ({'arch': {**TINY, 'embed_dims': (8, 16, 32, 48)}}, 'double'),
-        ({'arch': {**TINY, 'embed_dims': (6, 12, 24, 48)}}, 'multiples of 4'),
-        ({'arch': {**TINY, 'depths': (1, 0, 1, 1)}}, 'at least 1'),
-        ({'arch': {**TINY, 'mlp_ratio': 0}}, 'mlp_ratio'), ({'arch': {**TINY, 'token_mixer': 'dual'}}, "'dual'"),
-        ({'arch': 4}, 'name or a dict'),
-        ({'arch': {**TINY, 'embed_dims': (8.0, 16.0, 32.0, 64.0)}}, r'embed_dims .* must be whole numbers'),
-        ({'arch': {**TINY, 'depths': 'abcd'}}, "depths 'abcd' must be whole numbers"),
-        ({'arch': {**TINY, 'mlp_ratio': '2'}}, "mlp_ratio '2' must be a positive number"),
-        ({'arch': {**TINY, 'mlp_ratio': float('nan')}}, 'mlp_ratio nan must be a positive number'),
-        ({'in_channels': 0}, 'in_channels 0 must be the number of channels'),
-        ({'in_channels': '3'}, "in_channels '3' must be the number of channels"),
-        ({'norm_eval': 'yes'}, "norm_eval 'yes' must be True or False"),
-        ({'with_cp': 1}, 'with_cp 1 must be True or False'),
-        ({'deploy': None}, 'deploy None must be True or False'),
-        ({'drop_path_rate': '0.1'}, r"drop_path_rate '0.1' must be in \[0, 1\)"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ('options', 'message'),
+        [
+            ({'frozen_stages': 5}, 'frozen_stages 5'),
+            ({'frozen_stages': -2}, 'frozen_stages -2'),
+            ({'drop_path_rate': 1.0}, 'drop_path_rate'),
+            ({'arch': 'm9'}, "unknown arch 'm9': choose one of m0"),
+            ({'arch': {'embed_dims': (8, 16, 32, 64)}}, 'depths are needed'),
+            ({'arch': {**TINY, 'width': 3}}, 'nothing else is known'),
+            ({'arch': {**TINY, 'embed_dims': (8, 16, 32)}}, 'one entry per stage'),
+            ({'arch': {**TINY, 'embed_dims': (8, 16, 32, 48)}}, 'double'),
+            ({'arch': {**TINY, 'embed_dims': (6, 12, 24, 48)}}, 'multiples of 4'),
+            ({'arch': {**TINY, 'depths': (1, 0, 1, 1)}}, 'at least 1'),
+            ({'arch': {**TINY, 'mlp_ratio': 0}}, 'mlp_ratio'),
+            ({'arch': {**TINY, 'token_mixer': 'dual'}}, "'dual'"),
+            ({'arch': 4}, 'name or a dict'),
+            ({'arch': {**TINY, 'embed_dims': (8.0, 16.0, 32.0, 64.0)}}, r'embed_dims .* must be whole numbers'),
+            ({'arch': {**TINY, 'depths': 'abcd'}}, "depths 'abcd' must be whole numbers"),
+            ({'arch': {**TINY, 'mlp_ratio': '2'}}, "mlp_ratio '2' must be a positive number"),
+            ({'arch': {**TINY, 'mlp_ratio': float('nan')}}, 'mlp_ratio nan must be a positive number'),
+            ({'in_channels': 0}, 'in_channels 0 must be the number of channels'),
+            ({'in_channels': '3'}, "in_channels '3' must be the number of channels"),
+            ({'norm_eval': 'yes'}, "norm_eval 'yes' must be True or False"),
+            ({'with_cp': 1}, 'with_cp 1 must be True or False'),
+            ({'deploy': None}, 'deploy None must be True or False'),
+            ({'drop_path_rate': '0.1'}, r"drop_path_rate '0.1' must be in \[0, 1\)"),
+        ],
+    )
     def test_wrong_arguments(self, options, message):
         with pytest.raises(ValueError, match=message):
             RepNeXt(**{'arch': TINY, **options})

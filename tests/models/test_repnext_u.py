@@ -20,9 +20,10 @@ TINY = {'dims': (6, 12, 24, 48), 'depths': (1, 1, 4, 1)}
 
 # Facts E3, classifiers with 1000 classes: parameters (train, without shortcuts), GMACs at 224x224 (the same)
 PUBLISHED = {
-    'tiny': (28_984_936, 51_547_720, 4.47, 8.20), 'small': (51_034_216, 92_093_512, 8.71, 16.14),
+    'tiny': (28_984_936, 51_547_720, 4.47, 8.20),
+    'small': (51_034_216, 92_093_512, 8.71, 16.14),
     'base': (89_672_168, 162_739_304, 15.39, 28.53),
-}  # fmt: skip
+}
 KEPT = {'tiny': 28_566_184, 'small': 50_180_008, 'base': 88_533_224}  # ours: fused with shortcuts
 
 
@@ -255,24 +256,35 @@ class TestContract:
         assert all(conv.weight.std().item() == pytest.approx(0.02, rel=0.25) for conv in convs)
         assert not any(conv.bias.any() for conv in convs if conv.bias is not None)
 
-    @pytest.mark.parametrize(('shape', 'message'), [
-        ((1, 3, 31, 64), 'RepNeXtU needs at least 32x32'), ((1, 1, 64, 64), r'takes \(N, 3, H, W\)'),
-        ((3, 64, 64), r'takes \(N, 3, H, W\)'),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ('shape', 'message'),
+        [
+            ((1, 3, 31, 64), 'RepNeXtU needs at least 32x32'),
+            ((1, 1, 64, 64), r'takes \(N, 3, H, W\)'),
+            ((3, 64, 64), r'takes \(N, 3, H, W\)'),
+        ],
+    )
     def test_wrong_inputs(self, shape, message):
         with pytest.raises(ValueError, match=message):
             RepNeXtU(TINY)(torch.zeros(shape))
 
-    @pytest.mark.parametrize(('options', 'message'), [
-        ({'frozen_stages': 5}, 'frozen_stages 5'), ({'out_indices': (1, 0)}, 'ascending, different stages'),
-        ({'drop_path_rate': 1.0}, 'drop_path_rate'), ({'arch': 'm9'}, "unknown arch 'm9': choose one of tiny"),
-        ({'arch': {'dims': (6, 12, 24, 48)}}, 'depths are needed'), ({'arch': {**TINY, 'width': 3}}, 'nothing else'),
-        ({'arch': {**TINY, 'dims': (6, 12, 24)}}, 'one positive entry per stage'),
-        ({'arch': {**TINY, 'depths': (1, 0, 1, 1)}}, 'one positive entry'), ({'arch': 4}, 'name or a dict'),
-        ({'unit': 'u4'}, "unknown unit 'u4': choose one of u1, u2, u3"),
-        ({'arch': 'base', 'unit': 'u1'}, '128 channels cannot be cut'),
-        ({'pretrained': 'a.pth'}, r'RepNeXtU takes no pretrained.*init_cfg'),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ('options', 'message'),
+        [
+            ({'frozen_stages': 5}, 'frozen_stages 5'),
+            ({'out_indices': (1, 0)}, 'ascending, different stages'),
+            ({'drop_path_rate': 1.0}, 'drop_path_rate'),
+            ({'arch': 'm9'}, "unknown arch 'm9': choose one of tiny"),
+            ({'arch': {'dims': (6, 12, 24, 48)}}, 'depths are needed'),
+            ({'arch': {**TINY, 'width': 3}}, 'nothing else'),
+            ({'arch': {**TINY, 'dims': (6, 12, 24)}}, 'one positive entry per stage'),
+            ({'arch': {**TINY, 'depths': (1, 0, 1, 1)}}, 'one positive entry'),
+            ({'arch': 4}, 'name or a dict'),
+            ({'unit': 'u4'}, "unknown unit 'u4': choose one of u1, u2, u3"),
+            ({'arch': 'base', 'unit': 'u1'}, '128 channels cannot be cut'),
+            ({'pretrained': 'a.pth'}, r'RepNeXtU takes no pretrained.*init_cfg'),
+        ],
+    )
     def test_wrong_arguments(self, options, message):
         with pytest.raises(ValueError, match=message):
             RepNeXtU(**{'arch': TINY, **options})
@@ -317,10 +329,14 @@ class TestLoading:
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
         assert len(RepNeXtU(TINY).load_pretrained(str(path)).dropped) == len(dead) + len(extra)
 
-    @pytest.mark.parametrize(('wrong', 'message'), [
-        ({}, 'holds the train form.*deploy=False'), ({'deploy': True}, 'with shortcuts.*build it with deploy=True'),
-        ({'deploy': True, 'keep_shortcut': False}, 'without shortcuts.*keep_shortcut=False'),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ('wrong', 'message'),
+        [
+            ({}, 'holds the train form.*deploy=False'),
+            ({'deploy': True}, 'with shortcuts.*build it with deploy=True'),
+            ({'deploy': True, 'keep_shortcut': False}, 'without shortcuts.*keep_shortcut=False'),
+        ],
+    )
     def test_files_of_another_form_are_refused(self, tmp_path, wrong, message):
         path = tmp_path / 'file.pth'
         torch.save(RepNeXtU(TINY, **wrong).state_dict(), path)

@@ -26,7 +26,7 @@ from repnext_mm.nn import (
     RepDWConvM,
     TwoHeadLinear,
     UnitBlock,
-)  # fmt: skip
+)
 from repnext_mm.nn.merged_mixer import DenseMixer
 from repnext_mm.nn.rep_unit import REP_UNITS
 from repnext_mm.reparam import FORMS, fuse, fused_or_kept
@@ -35,9 +35,10 @@ from tests.nn.test_block import CHANNELS, block, downsample
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 NETWORKS = {
-    'multi': lambda: RepNeXt(TINY), 'single': lambda: RepNeXt({**TINY, 'token_mixer': 'single'}),
+    'multi': lambda: RepNeXt(TINY),
+    'single': lambda: RepNeXt({**TINY, 'token_mixer': 'single'}),
     **{unit: lambda unit=unit: RepNeXtU({'dims': (6, 12, 18, 24), 'depths': (1, 1, 1, 1)}, unit) for unit in REP_UNITS},
-}  # fmt: skip
+}
 MODES = {'eval': (False, False), 'train': (True, True), 'norm_eval': (True, False)}
 
 
@@ -124,9 +125,12 @@ def wrapped(padding_mode: str):
 
 ANY = {'hook': doubled, 'pre-hook': doubled_before, 'forward': replaced_forward}
 OF_CONVOLUTIONS = {
-    'pruned': pruned, 'weight_norm': weight_normed, 'parametrized': parametrized, 'adapter': Adapter,
+    'pruned': pruned,
+    'weight_norm': weight_normed,
+    'parametrized': parametrized,
+    'adapter': Adapter,
     'circular': wrapped('circular'),
-}  # fmt: skip
+}
 
 
 def called(module: nn.Module) -> nn.Module:
@@ -142,12 +146,16 @@ def exchange(root: nn.Module, name: str, change) -> None:
 
 
 PARTS = {
-    'block': lambda: block(), 'E block': lambda: block(True), 'downsample': lambda: downsample(),
+    'block': lambda: block(),
+    'E block': lambda: block(True),
+    'downsample': lambda: downsample(),
     'E downsample': lambda: downsample(True),
     'unit block': lambda: randomise(UnitBlock(6, REP_UNITS['u3'](6), drop_path=0.2)).double(),
-    'u1': lambda: randomise(REP_UNITS['u1'](6)).double(), 'stem': lambda: randomise(RepNeXt(TINY).stem).double(),
-    'patches': lambda: randomise(PatchStem(3, 8)).double(), 'merging': lambda: randomise(PatchMerging(4, 8)).double(),
-}  # fmt: skip
+    'u1': lambda: randomise(REP_UNITS['u1'](6)).double(),
+    'stem': lambda: randomise(RepNeXt(TINY).stem).double(),
+    'patches': lambda: randomise(PatchStem(3, 8)).double(),
+    'merging': lambda: randomise(PatchMerging(4, 8)).double(),
+}
 
 
 def changed(part: str, name: str, change) -> nn.Module:

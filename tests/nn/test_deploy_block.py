@@ -114,9 +114,11 @@ def test_what_hooks_collect_is_what_the_layers_returned(train_form, form, where)
 
     kinds = (nn.Conv2d, nn.GELU, nn.Sequential)
     layers = [m for m in deploy.modules() if isinstance(m, kinds)]
-    handles = [m.register_forward_hook(collect) for m in layers] if where == 'layers' else [
-        register_module_forward_hook(collect)
-    ]  # fmt: skip
+    handles = (
+        [m.register_forward_hook(collect) for m in layers]
+        if where == 'layers'
+        else [register_module_forward_hook(collect)]
+    )
     with torch.inference_mode():
         hooked = deploy(image)
     for handle in handles:

@@ -24,12 +24,27 @@ from tests.conftest import randomise
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 GLOBALS = (
-    ('tests.reliability.fuzz_mutations', 'canary'), ('posix', 'system'), ('builtins', 'eval'), ('builtins', 'exec'),
-    ('torch', 'load'), ('torch.serialization', 'load'), ('numpy', 'load'), ('numpy.core.multiarray', '_reconstruct'),
-    ('builtins', 'getattr'), ('collections', 'Counter'), ('torch._utils', '_rebuild_tensor_v2'), ('torch', 'Size'),
-    ('argparse', 'Namespace'), ('argparse', 'FileType'), ('mmengine.logging.history_buffer', 'HistoryBuffer'),
-    ('numpy', 'dtype'), ('numpy', 'ndarray'), ('_codecs', 'encode'), ('torch', 'UntypedStorage'), ('torch', 'float64'),
-)  # fmt: skip
+    ('tests.reliability.fuzz_mutations', 'canary'),
+    ('posix', 'system'),
+    ('builtins', 'eval'),
+    ('builtins', 'exec'),
+    ('torch', 'load'),
+    ('torch.serialization', 'load'),
+    ('numpy', 'load'),
+    ('numpy.core.multiarray', '_reconstruct'),
+    ('builtins', 'getattr'),
+    ('collections', 'Counter'),
+    ('torch._utils', '_rebuild_tensor_v2'),
+    ('torch', 'Size'),
+    ('argparse', 'Namespace'),
+    ('argparse', 'FileType'),
+    ('mmengine.logging.history_buffer', 'HistoryBuffer'),
+    ('numpy', 'dtype'),
+    ('numpy', 'ndarray'),
+    ('_codecs', 'encode'),
+    ('torch', 'UntypedStorage'),
+    ('torch', 'float64'),
+)
 EXTREMES = (0, 1, -1, 255, 2**15, 2**31 - 1, 2**32 - 1, 2**40, 2**62, 2**63 - 1)
 
 
@@ -244,6 +259,13 @@ def _edited_pickle(data, rng):
 
 
 _MUTATIONS = {
-    'flip': _flip, 'truncate': _truncate, 'cut': _cut_or_repeat, 'splice': _splice, 'extreme': _extreme,
-    'pickle': _pickle, 'zip records': _zip_records, 'zip sizes': _zip_sizes, 'zip pickle': _zip_pickle,
-}  # fmt: skip
+    'flip': _flip,
+    'truncate': _truncate,
+    'cut': _cut_or_repeat,
+    'splice': _splice,
+    'extreme': _extreme,
+    'pickle': _pickle,
+    'zip records': _zip_records,
+    'zip sizes': _zip_sizes,
+    'zip pickle': _zip_pickle,
+}

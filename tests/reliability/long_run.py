@@ -52,14 +52,16 @@ class CycleHook(Hook):
         if runner.epoch == 0:  # nothing is trained yet
             return
         metrics = runner.test_loop.run()
-        self.samples.append({
-            'minute': (time.monotonic() - self.start) / 60,
-            'cycle': runner.epoch,
-            'iteration': runner.iter,
-            'box_ap_trained': self.trained,  # none of either where nothing was found
-            'box_ap_fused': metrics.get(METRIC),
-            **held(),
-        })  # fmt: skip
+        self.samples.append(
+            {
+                'minute': (time.monotonic() - self.start) / 60,
+                'cycle': runner.epoch,
+                'iteration': runner.iter,
+                'box_ap_trained': self.trained,  # none of either where nothing was found
+                'box_ap_fused': metrics.get(METRIC),
+                **held(),
+            }
+        )
         self.file.write_text(json.dumps(self.samples))
         if time.monotonic() - self.start > self.seconds:
             runner.train_loop.stop_training = True  # after one more epoch
@@ -127,22 +129,33 @@ def judge(samples: list[dict[str, Any]]) -> dict[str, Any]:
         if after > before:
             failures.append(f'{after} {key} after the warm-up, {before} during it')
     return {
-        'cycles': len(samples), 'warm_up': warm_up, 'minutes': samples[-1]['minute'],
-        'iterations': samples[-1]['iteration'], 'slope_mb_per_hour': slope, 'growth': growth,
-        'memory_mb': {'first': samples[0]['memory_mb'], 'median': float(np.median(memory)),
-                      'least': float(memory.min()), 'most': float(memory.max())},
+        'cycles': len(samples),
+        'warm_up': warm_up,
+        'minutes': samples[-1]['minute'],
+        'iterations': samples[-1]['iteration'],
+        'slope_mb_per_hour': slope,
+        'growth': growth,
+        'memory_mb': {
+            'first': samples[0]['memory_mb'],
+            'median': float(np.median(memory)),
+            'least': float(memory.min()),
+            'most': float(memory.max()),
+        },
         'box_ap': {'apart': apart, 'last': pairs[-1][1]},
         **{key: [min(sample[key] for sample in rest), max(sample[key] for sample in rest)] for key in COUNTED},
         'failures': failures,
-    }  # fmt: skip
+    }
 
 
 def draw(samples: list[dict[str, Any]], verdict: dict[str, Any], path: Path, *, machine: str) -> None:
     minutes = [sample['minute'] for sample in samples]
-    figure = new_figure((9, 6), (
-        f'{verdict["minutes"]:.0f} minutes, {verdict["cycles"]} cycles of train, validate, test fused, in one process\n'
-        f'{machine}'
-    ))  # fmt: skip
+    figure = new_figure(
+        (9, 6),
+        (
+            f'{verdict["minutes"]:.0f} minutes, {verdict["cycles"]} cycles of train, validate, test fused, '
+            f'in one process\n{machine}'
+        ),
+    )
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     upper.plot(minutes, [sample['memory_mb'] for sample in samples], label='resident memory after each cycle')
     begin, end = minutes[verdict['warm_up']], minutes[-1]
@@ -180,9 +193,12 @@ def main() -> None:
     verdict, machine = judge(samples), environment()
     record = {'environment': machine, 'scenes': args.scenes, 'verdict': verdict, 'samples': samples}
     (out / 'long_run.json').write_text(json.dumps(record, indent=1) + '\n')
-    draw(samples, verdict, out / 'long_run.png', machine=(
-        f'{machine["cpu"]}, {machine["threads"]} of {os.cpu_count()} threads, PyTorch {machine["torch"]}'
-    ))  # fmt: skip
+    draw(
+        samples,
+        verdict,
+        out / 'long_run.png',
+        machine=(f'{machine["cpu"]}, {machine["threads"]} of {os.cpu_count()} threads, PyTorch {machine["torch"]}'),
+    )
     sys.stdout.write(json.dumps(verdict, indent=1) + '\n')
     if verdict['failures']:
         raise SystemExit('; '.join(verdict['failures']))

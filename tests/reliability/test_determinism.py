@@ -102,9 +102,14 @@ def test_two_runs_of_the_tool(task, data, tmp_path):
             given[f'{loader}_dataloader__dataset__scenes__train'] = 8
             given[f'{loader}_dataloader__dataset__scenes__val'] = 2
     else:
-        given |= {'data_root': data / 'digits', 'train_dataloader__dataset__indices': 128,
-                  'val_dataloader__dataset__indices': 16, 'test_dataloader__dataset__indices': 16,
-                  'train_dataloader__batch_size': 32, 'param_scheduler__warmup_epochs': 1}  # fmt: skip
+        given |= {
+            'data_root': data / 'digits',
+            'train_dataloader__dataset__indices': 128,
+            'val_dataloader__dataset__indices': 16,
+            'test_dataloader__dataset__indices': 16,
+            'train_dataloader__batch_size': 32,
+            'param_scheduler__warmup_epochs': 1,
+        }
 
     def trained(name, seed):
         words = options(**given, randomness__seed=seed)

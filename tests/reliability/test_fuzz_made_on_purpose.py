@@ -185,10 +185,13 @@ def test_tensors_of_every_kind_are_read_as_torch_reads_them(tmp_path):
     kinds += (torch.uint8, torch.bool, torch.complex64)
     state = {str(kind): base.to(kind) for kind in kinds}
     state |= {
-        'transposed': base.t(), 'part': base[1:, 2:4],
+        'transposed': base.t(),
+        'part': base[1:, 2:4],
         'channels last': torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
-        'scalar': torch.tensor(3), 'empty': torch.zeros(0, 3), 'parameter': nn.Parameter(base.clone()),
-    }  # fmt: skip
+        'scalar': torch.tensor(3),
+        'empty': torch.zeros(0, 3),
+        'parameter': nn.Parameter(base.clone()),
+    }
     state |= {'tied': base, 'size': torch.Size((1, 2))}
     for zipped in (False, True):
         if zipped and hasattr(torch, 'uint16'):  # torch 2.3 and newer save new kinds of numbers, as bytes

@@ -113,7 +113,7 @@ GOOD = {  # file name: content, name and (height, width) of the annotated pictur
     'Bäckerei 图像 %d {x}.jpg': (lambda: saved('JPEG'), 'Bäckerei 图像 %d {x}.jpg', (64, 96)),
     'one_pixel.png': (lambda: sized(1, 1), 'one_pixel.png', (1, 1)),
     'line.png': (lambda: sized(40, 1), 'line.png', (1, 40)),
-}  # fmt: skip
+}
 BAD = {  # content, what is said
     'truncated.jpg': (lambda: saved('JPEG')[:-700], 'cannot be read, it is damaged'),
     'truncated.png': (lambda: saved('PNG')[:-700], 'cannot be read, it is damaged'),
@@ -124,7 +124,7 @@ BAD = {  # content, what is said
     'bomb.png': (lambda: bomb(60000, 60000), 'has far too many pixels: scale it down'),
     'hollow.png': (lambda: bomb(2000, 2000), 'cannot be read, it is damaged'),
     'video.mp4': (lambda: b'\x00\x00\x00 ftypisom' + bytes(100), 'cannot be read as a picture'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('task', [0, 1], ids=['detection', 'segmentation'])

@@ -45,10 +45,18 @@ def test_killed_again_and_again(task: KillTask, tmp_path: Path):
             if training.doing() != 'starting':
                 assert resumed == (expected and expected[1:])
             left, found = drafts(cut), newest(cut)
-            kills.append(dict(
-                task=task.name, kill=number + 1, aim=aim, doing=training.doing(), draft_left=left,
-                resumed_from=expected and expected[0], resumed=resumed, newest_whole=found and found[0],
-            ))  # fmt: skip
+            kills.append(
+                dict(
+                    task=task.name,
+                    kill=number + 1,
+                    aim=aim,
+                    doing=training.doing(),
+                    draft_left=left,
+                    resumed_from=expected and expected[0],
+                    resumed=resumed,
+                    newest_whole=found and found[0],
+                )
+            )
         with (logs / 'kills.log').open('a') as file:
             file.write(line(kills[-1]))
         assert found is None or expected is None or found[1:] >= expected[1:]
@@ -60,9 +68,15 @@ def test_killed_again_and_again(task: KillTask, tmp_path: Path):
     compared = compare(tmp_path / 'whole', cut, task.last(length=LENGTH))
     inside = sum(bool(kill['draft_left']) for kill in kills)
     summary = dict(
-        task=task.name, kills=len(kills), inside_a_write=inside, checkpoints=LENGTH, seconds_uninterrupted=whole_s,
-        seconds=time.monotonic() - began, tensors_equal=compared, list=kills,
-    )  # fmt: skip
+        task=task.name,
+        kills=len(kills),
+        inside_a_write=inside,
+        checkpoints=LENGTH,
+        seconds_uninterrupted=whole_s,
+        seconds=time.monotonic() - began,
+        tensors_equal=compared,
+        list=kills,
+    )
     (logs / f'kills-{task.name}.json').write_text(json.dumps(summary, indent=1))
     assert not drafts(cut)
     assert inside >= INSIDE_A_WRITE

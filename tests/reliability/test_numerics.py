@@ -21,9 +21,11 @@ from tests.conftest import randomise, worst_error
 FLOAT64 = 1e-12  # of the largest value: a few thousand roundings
 FEW_AND_MANY = [pytest.param(5, id='few'), pytest.param(300, id='many', marks=pytest.mark.slow)]
 EXTREMES = {  # of a channel's norm: variance (eps is 1e-5), mean, gamma, beta
-    'var': (0.0, 1e-12, 1e-5, 1.0, 1e6), 'mean': (0.0, 1.0, -100.0, 1e4), 'gamma': (0.0, 1.0, -3.0, 1e-3),
+    'var': (0.0, 1e-12, 1e-5, 1.0, 1e6),
+    'mean': (0.0, 1.0, -100.0, 1e4),
+    'gamma': (0.0, 1.0, -3.0, 1e-3),
     'beta': (0.0, -1.0, 50.0),
-}  # fmt: skip
+}
 
 
 def computes_float16():
@@ -88,9 +90,15 @@ def magnitudes(model):
 @pytest.mark.parametrize('examples', FEW_AND_MANY)
 def test_any_network_fuses_exactly(examples):
     @checked(
-        examples, arch=architectures(), size=sizes, batch=st.integers(1, 2), channels=st.integers(1, 4),
-        form=st.sampled_from(FORMS), indices=st.sets(st.integers(0, 3), min_size=1).map(sorted), seed=seeds,
-    )  # fmt: skip
+        examples,
+        arch=architectures(),
+        size=sizes,
+        batch=st.integers(1, 2),
+        channels=st.integers(1, 4),
+        form=st.sampled_from(FORMS),
+        indices=st.sets(st.integers(0, 3), min_size=1).map(sorted),
+        seed=seeds,
+    )
     def check(arch, size, batch, channels, form, indices, seed):
         torch.manual_seed(seed)
         model = randomise(RepNeXt(arch, in_channels=channels, out_indices=indices), seed).double().eval()
@@ -112,15 +120,23 @@ def test_any_network_fuses_exactly(examples):
 @pytest.mark.parametrize('examples', FEW_AND_MANY)
 def test_any_mixer_and_its_gradients(examples):
     kinds = {
-        'small': RepDWConvS, 'small s2': lambda n: RepDWConvS(n, stride=2), 'medium': RepDWConvM,
-        'medium s2': lambda n: RepDWConvM(n, stride=2), 'chunk': lambda n: ChunkConv.train_form(4 * n),
+        'small': RepDWConvS,
+        'small s2': lambda n: RepDWConvS(n, stride=2),
+        'medium': RepDWConvM,
+        'medium s2': lambda n: RepDWConvM(n, stride=2),
+        'chunk': lambda n: ChunkConv.train_form(4 * n),
         'copy': CopyConv.train_form,
-    }  # fmt: skip
+    }
 
     @checked(
-        examples, kind=st.sampled_from(sorted(kinds)), channels=st.integers(1, 9), height=st.integers(1, 23),
-        width=st.integers(1, 23), batch=st.integers(1, 3), seed=seeds,
-    )  # fmt: skip
+        examples,
+        kind=st.sampled_from(sorted(kinds)),
+        channels=st.integers(1, 9),
+        height=st.integers(1, 23),
+        width=st.integers(1, 23),
+        batch=st.integers(1, 3),
+        seed=seeds,
+    )
     def check(kind, channels, height, width, batch, seed):
         torch.manual_seed(seed)
         module = kinds[kind](channels).double()
@@ -228,8 +244,10 @@ def test_half_precision_gradients(dtype):
 
     reference = gradients(branch_by_branch(model), False)
     scale = max(gradient.abs().max() for gradient in reference)
-    apart, merged = ([(a - b).abs().max() / scale for a, b in zip(gradients(network, True), reference, strict=True)]
-                     for network in (branch_by_branch(model), model))  # fmt: skip
+    apart, merged = (
+        [(a - b).abs().max() / scale for a, b in zip(gradients(network, True), reference, strict=True)]
+        for network in (branch_by_branch(model), model)
+    )
     assert max(merged) <= 3 * max(apart) + torch.finfo(dtype).eps
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 

@@ -23,8 +23,15 @@ def test_detection(counts):
         masks = torch.zeros(count, 96, 96, dtype=torch.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
             mask[y1:y2, x1:x2] = 1
-        sample = DetDataSample(metainfo={'img_shape': (96, 96), 'ori_shape': (96, 96), 'scale_factor': (1.0, 1.0),
-                                         'pad_shape': (96, 96), 'batch_input_shape': (96, 96)})  # fmt: skip
+        sample = DetDataSample(
+            metainfo={
+                'img_shape': (96, 96),
+                'ori_shape': (96, 96),
+                'scale_factor': (1.0, 1.0),
+                'pad_shape': (96, 96),
+                'batch_input_shape': (96, 96),
+            }
+        )
         sample.gt_instances = InstanceData(
             bboxes=boxes, labels=torch.zeros(count, dtype=torch.long), masks=BitmapMasks(masks.numpy(), 96, 96)
         )

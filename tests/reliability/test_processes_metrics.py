@@ -91,16 +91,27 @@ def write_truth(path, predictions):
             left += (index % 2) * 0.2 * (right - left)
             width, height = right - left, bottom - top
             corners = [left, top, right, top, right, bottom, left, bottom]
-            annotations.append({
-                'id': len(annotations) + 1, 'image_id': picture['img_id'], 'category_id': label + 1, 'iscrowd': 0,
-                'bbox': [left, top, width, height], 'area': width * height, 'segmentation': [corners],
-            })  # fmt: skip
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,
+                    'image_id': picture['img_id'],
+                    'category_id': label + 1,
+                    'iscrowd': 0,
+                    'bbox': [left, top, width, height],
+                    'area': width * height,
+                    'segmentation': [corners],
+                }
+            )
     assert len(annotations) > 10
-    path.write_text(json.dumps({
-        'images': [{'id': p['img_id'], 'file_name': '', 'height': SIDE, 'width': SIDE} for p in predictions],
-        'categories': [{'id': number, 'name': name} for number, name in enumerate(CLASSES, start=1)],
-        'annotations': annotations,
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                'images': [{'id': p['img_id'], 'file_name': '', 'height': SIDE, 'width': SIDE} for p in predictions],
+                'categories': [{'id': number, 'name': name} for number, name in enumerate(CLASSES, start=1)],
+                'annotations': annotations,
+            }
+        )
+    )
     return path
 
 

@@ -11,11 +11,32 @@ from tests.tools.running import ROOT
 # What may be called all the same: an unpickler behind trust_pickle, and an export that was written a moment ago.
 ALLOWED = {('repnext_mm/checkpoints/read.py', 'torch.load'), ('repnext_mm/export/runtimes.py', 'torch.jit.load')}
 FORBIDDEN = {
-    'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen', 'pickle.load', 'pickle.loads', 'pickle.Unpickler',
-    'cloudpickle.load', 'cloudpickle.loads', 'dill.load', 'dill.loads', 'joblib.load', 'marshal.load', 'marshal.loads',
-    'shelve.open', 'pandas.read_pickle', 'torch.load', 'torch.jit.load', 'torch.hub.load', 'yaml.load',
-    'yaml.unsafe_load', 'runpy.run_path', 'runpy.run_module',
-}  # fmt: skip
+    'eval',
+    'exec',
+    'compile',
+    '__import__',
+    'os.system',
+    'os.popen',
+    'pickle.load',
+    'pickle.loads',
+    'pickle.Unpickler',
+    'cloudpickle.load',
+    'cloudpickle.loads',
+    'dill.load',
+    'dill.loads',
+    'joblib.load',
+    'marshal.load',
+    'marshal.loads',
+    'shelve.open',
+    'pandas.read_pickle',
+    'torch.load',
+    'torch.jit.load',
+    'torch.hub.load',
+    'yaml.load',
+    'yaml.unsafe_load',
+    'runpy.run_path',
+    'runpy.run_module',
+}
 
 
 def calls(path):

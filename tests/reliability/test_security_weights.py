@@ -34,10 +34,20 @@ MODEL = ('--config', '{cls}', '--checkpoint', 'bad.pth')
 REFUSALS = {
     'train, resumed': ('train.py', '{cls}', '--resume', 'bad.pth'),
     'train, load_from': ('train.py', '{cls}', '--cfg-options', 'load_from=bad.pth'),
-    'train, backbone': ('train.py', '{det}', '--cfg-options', 'model.backbone.init_cfg.type=Pretrained',
-                        'model.backbone.init_cfg.checkpoint=bad.pth'),
-    'train, whole model': ('train.py', '{cls}', '--cfg-options', 'model.init_cfg.type=Pretrained',
-                           'model.init_cfg.checkpoint=bad.pth'),
+    'train, backbone': (
+        'train.py',
+        '{det}',
+        '--cfg-options',
+        'model.backbone.init_cfg.type=Pretrained',
+        'model.backbone.init_cfg.checkpoint=bad.pth',
+    ),
+    'train, whole model': (
+        'train.py',
+        '{cls}',
+        '--cfg-options',
+        'model.init_cfg.type=Pretrained',
+        'model.init_cfg.checkpoint=bad.pth',
+    ),
     'train, teacher': ('train.py', '{distilled}'),
     'train, teacher of mmdet': ('train.py', '{teacher}'),
     'train, other runner': ('train.py', '{cls}', '--resume', 'bad.pth', '--cfg-options', 'runner_type=FlexibleRunner'),
@@ -65,7 +75,7 @@ REFUSALS = {
     'named model of timm': ('validate_reparam.py', 'timm/repvit_m0_9', '--options', 'checkpoint_path=bad.pth'),
     'named config': ('validate_reparam.py', '{teacher}', '--operation', 'consistency'),
     'complexity': ('complexity.py', '{teacher}'),
-}  # fmt: skip
+}
 # Tools that speak of checkpoints or pickles and are tried elsewhere, or read none.
 ELSEWHERE = {
     'demo.py': 'test_demos_trust_no_training',
@@ -80,10 +90,22 @@ SAID = ('could run code', 'weights_only', 'eights only', 'on device "meta"')
 
 # The others go through the same functions.
 SLOW = {
-    'train, load_from', 'train, backbone', 'train, whole model', 'train, teacher of mmdet', 'train, other runner',
-    'test, detector', 'test, segmentor', 'test, teacher of mmdet', 'infer, detector', 'benchmark, teacher of mmdet',
-    'predictions', 'activation map', 'receptive field', 'named config', 'fuse',
-}  # fmt: skip
+    'train, load_from',
+    'train, backbone',
+    'train, whole model',
+    'train, teacher of mmdet',
+    'train, other runner',
+    'test, detector',
+    'test, segmentor',
+    'test, teacher of mmdet',
+    'infer, detector',
+    'benchmark, teacher of mmdet',
+    'predictions',
+    'activation map',
+    'receptive field',
+    'named config',
+    'fuse',
+}
 
 
 @pytest.mark.parametrize(
@@ -109,9 +131,9 @@ def test_no_tool_is_forgotten():
     speaking = {
         path.name
         for path in (ROOT / 'tools').glob('*.py')
-        if path.name not in ('check_env.py', 'setup_env.py') and any(
-            word in path.read_text() for word in ('checkpoint', 'pickle', '--config', 'init_cfg', "'config'"))
-    }  # fmt: skip
+        if path.name not in ('check_env.py', 'setup_env.py')
+        and any(word in path.read_text() for word in ('checkpoint', 'pickle', '--config', 'init_cfg', "'config'"))
+    }
     assert speaking - {words[0] for words in REFUSALS.values()} - ELSEWHERE.keys() == set()
 
 
@@ -134,9 +156,14 @@ def test_demos_trust_no_training(module, here, folder, monkeypatch):
     monkeypatch.setattr(part, 'trained', lambda *args, **options: (here / 'bad.pth', 0.0))
     call = {
         'run': partial(run_module.run_demo, folder / 'cls.py', work_dir=here / 'demo'),
-        'reparam': partial(reparam.run_reparam_demo, {'a': folder / 'cls.py'}, work_dirs={'a': here}, out_dir=here,
-                           data_root=str(folder / 'digits')),
-    }[module]  # fmt: skip
+        'reparam': partial(
+            reparam.run_reparam_demo,
+            {'a': folder / 'cls.py'},
+            work_dirs={'a': here},
+            out_dir=here,
+            data_root=str(folder / 'digits'),
+        ),
+    }[module]
     with pytest.raises(ValueError, match='could run code'):
         call()
     assert not (here / 'trace').exists()

@@ -19,7 +19,7 @@ from repnext_mm.reparam import (
     norm_alone,
     read_norm,
     ungroup,
-)  # fmt: skip
+)
 from tests.conftest import randomise, worst_error
 
 EPS = 1e-12

@@ -33,12 +33,16 @@ def checked(model: nn.Module, *size: int, norms: int) -> nn.Module:
     return fused
 
 
-@pytest.mark.parametrize(('conv', 'norm'), [
-    (nn.Conv1d(4, 6, 3, 2, 1, groups=2), nn.BatchNorm1d(6)),
-    (nn.Conv2d(4, 6, (3, 5), padding='same', dilation=2, bias=False), nn.BatchNorm2d(6)),
-    (nn.Conv2d(4, 6, 3, padding=1, padding_mode='reflect'), nn.SyncBatchNorm(6)),
-    (nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1)), nn.BatchNorm3d(6, affine=False)),
-], ids=['1d', '2d same', '2d reflect, sync', '3d'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('conv', 'norm'),
+    [
+        (nn.Conv1d(4, 6, 3, 2, 1, groups=2), nn.BatchNorm1d(6)),
+        (nn.Conv2d(4, 6, (3, 5), padding='same', dilation=2, bias=False), nn.BatchNorm2d(6)),
+        (nn.Conv2d(4, 6, 3, padding=1, padding_mode='reflect'), nn.SyncBatchNorm(6)),
+        (nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1)), nn.BatchNorm3d(6, affine=False)),
+    ],
+    ids=['1d', '2d same', '2d reflect, sync', '3d'],
+)
 def test_geometries(conv, norm):
     fused = checked(ready(nn.Sequential(conv, norm, nn.ReLU(inplace=True))), 4, *[7] * (conv.weight.dim() - 2), norms=0)
     assert type(fused[0]) is type(conv)
@@ -91,8 +95,19 @@ class Branches(nn.Module):
         return self.norm(y), y
 
 
-@pytest.mark.parametrize('kind', ['read twice', 'sum with the input', 'two norms', 'norm of two', 'conv used again',
-                                  'weights looked at', 'statistics looked at', 'returned too'])  # fmt: skip
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'read twice',
+        'sum with the input',
+        'two norms',
+        'norm of two',
+        'conv used again',
+        'weights looked at',
+        'statistics looked at',
+        'returned too',
+    ],
+)
 def test_norms_that_must_stay(kind):
     checked(ready(Branches(kind)), 4, 6, 5, norms=2)
 
@@ -184,11 +199,16 @@ class OwnNorm(nn.BatchNorm2d):
         return super().forward(x).clamp(-1, 1)
 
 
-@pytest.mark.parametrize('layers', [
-    [OwnForward(3, 4, 3), nn.BatchNorm2d(4)], [nn.Conv2d(3, 4, 3), OwnNorm(4)],
-    [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)],
-    [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)],
-], ids=['own conv', 'own norm', 'no statistics', 'activation between'])  # fmt: skip
+@pytest.mark.parametrize(
+    'layers',
+    [
+        [OwnForward(3, 4, 3), nn.BatchNorm2d(4)],
+        [nn.Conv2d(3, 4, 3), OwnNorm(4)],
+        [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)],
+        [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)],
+    ],
+    ids=['own conv', 'own norm', 'no statistics', 'activation between'],
+)
 def test_layers_that_are_not_plain_are_left_alone(layers):
     checked(ready(nn.Sequential(*layers)), 3, 6, 6, norms=1)
 
@@ -281,8 +301,10 @@ def test_timms_norm_with_an_activation_in_it():
 
 
 def test_convolutions_that_pad_as_tensorflow_does():
-    for kind in (pytest.importorskip('mmcv.cnn.bricks').Conv2dAdaptivePadding,
-                 pytest.importorskip('timm.layers').Conv2dSame):  # fmt: skip
+    for kind in (
+        pytest.importorskip('mmcv.cnn.bricks').Conv2dAdaptivePadding,
+        pytest.importorskip('timm.layers').Conv2dSame,
+    ):
         model = ready(nn.Sequential(kind(3, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4)))
         fused = checked(model, 3, 6, 9, norms=0)
         assert type(fused[0]) is kind

@@ -84,7 +84,10 @@ FOLDS = {
     'sum': lambda: written(lambda s, x: s.b(s.c(x) + s.d(2 * x)), c=conv(), d=conv(bias=False), b=nn.BatchNorm2d(6)),
     'sum in place': lambda: written(_added_in_place, c=conv(), d=conv(), b=nn.BatchNorm2d(6)),
     'sum of a stack': lambda: written(
-        lambda s, x: s.b(torch.cat((s.c(x), s.d(x)), 1) + s.e(x)), c=conv(4, 3), d=conv(4, 3), e=conv(),
+        lambda s, x: s.b(torch.cat((s.c(x), s.d(x)), 1) + s.e(x)),
+        c=conv(4, 3),
+        d=conv(4, 3),
+        e=conv(),
         b=nn.BatchNorm2d(6),
     ),
     'by name': lambda: written(lambda s, x: s.b(input=s.c(input=x))),
@@ -96,7 +99,7 @@ FOLDS = {
     'error on one way': lambda: written(_raises_for_small),
     'unused optional argument': lambda: written(lambda s, x, mask=None: s.b(s.c(x)) * (1 if mask is None else mask)),
     'modes': lambda: written(lambda s, x: s.b(s.c(x if torch.is_grad_enabled() else x + 0))),
-}  # fmt: skip
+}
 
 
 def _added_in_place(s, x):
@@ -115,8 +118,9 @@ def _with_attribute() -> nn.Module:
     class Scaled(nn.Conv2d):
         scale = 2.0
 
-    model = written(lambda s, x: s.b(s.c(F.pad(x, (s.c.pad_by_parent,) * 4) * s.c.scale)), c=Scaled(4, 6, 3),
-                    b=nn.BatchNorm2d(6))  # fmt: skip
+    model = written(
+        lambda s, x: s.b(s.c(F.pad(x, (s.c.pad_by_parent,) * 4) * s.c.scale)), c=Scaled(4, 6, 3), b=nn.BatchNorm2d(6)
+    )
     model.c.pad_by_parent = 1
     return model
 
@@ -189,16 +193,18 @@ ON_THE_INSTANCE = {
     'backward hook': lambda: _hooked('register_full_backward_hook'),
     'forward of the layer': lambda: _replaced(0, 'forward', lambda s, x: nn.Conv2d.forward(s, x) * 2),
     'forward of the norm': lambda: _replaced(1, 'forward', lambda s, x: nn.BatchNorm2d.forward(s, x) * 2),
-    '_conv_forward': lambda: _replaced(
-        0, '_conv_forward', lambda s, x, w, b: nn.Conv2d._conv_forward(s, x, 3 * w, b)
-    ),
-    'another method': _adding_method, 'partial': _partial, 'compiled': _compiled, 'compiled part': lambda: _compiled(0),
-    'compiled layer': lambda: _compiled(0, 0), 'forward of the root': _bound_root,
+    '_conv_forward': lambda: _replaced(0, '_conv_forward', lambda s, x, w, b: nn.Conv2d._conv_forward(s, x, 3 * w, b)),
+    'another method': _adding_method,
+    'partial': _partial,
+    'compiled': _compiled,
+    'compiled part': lambda: _compiled(0),
+    'compiled layer': lambda: _compiled(0, 0),
+    'forward of the root': _bound_root,
     'list': lambda: _referring(lambda layer: (lambda held: lambda x: held[0](x))([layer])),
     'bound method': lambda: _referring(lambda layer: layer.__call__),
     'weak reference': lambda: _referring(lambda layer: (lambda held: lambda x: held()(x))(weakref.ref(layer))),
     'pruned': lambda: nn.Sequential(prune.l1_unstructured(conv(), 'weight', 0.5), nn.BatchNorm2d(6)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('case', ON_THE_INSTANCE)
@@ -284,8 +290,21 @@ def _choosing(kind: str) -> Callable[..., Any]:
     return lambda s, x: forward(s, x)
 
 
-CHOICES = ['optional flag', 'optional string', 'isinstance', 'not isinstance of a proxy', 'is_tensor', 'hasattr',
-           'isinstance of the norm', 'gradients', 'value', 'number', 'membership', 'length', 'chance']  # fmt: skip
+CHOICES = [
+    'optional flag',
+    'optional string',
+    'isinstance',
+    'not isinstance of a proxy',
+    'is_tensor',
+    'hasattr',
+    'isinstance of the norm',
+    'gradients',
+    'value',
+    'number',
+    'membership',
+    'length',
+    'chance',
+]
 
 
 @pytest.mark.parametrize('kind', CHOICES)
@@ -360,36 +379,46 @@ STAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any] | Non
     'num_features': (lambda: written(lambda s, x: s.b(s.c(x)) * s.b.num_features), None),
     'weight': (lambda: written(lambda s, x: s.b(s.c(x)) + F.conv2d(x, s.c.weight, padding=1)), None),
     'bias': (
-        lambda: written(lambda s, x: s.b(s.c(x)) + (s.c.bias is None), c=conv(bias=False), b=nn.BatchNorm2d(6)), None
+        lambda: written(lambda s, x: s.b(s.c(x)) + (s.c.bias is None), c=conv(bias=False), b=nn.BatchNorm2d(6)),
+        None,
     ),
     'another method': (lambda: WithStem(c=conv(), b=nn.BatchNorm2d(6)), lambda m: m.stem(image())),
     'a method that forward uses': (lambda: UsingStem(c=conv(), b=nn.BatchNorm2d(6)), lambda m: m.stem(image())),
-    'a method that cannot be followed': (lambda: Unfollowable(c=conv(), b=nn.BatchNorm2d(6)),
-                                         lambda m: m.stem(image())),
+    'a method that cannot be followed': (
+        lambda: Unfollowable(c=conv(), b=nn.BatchNorm2d(6)),
+        lambda m: m.stem(image()),
+    ),
     'reached in a sequence': (lambda: written(_reaching_in, seq=nn.Sequential(conv(), nn.BatchNorm2d(6))), None),
     'reached in blocks': (lambda: written(_reaching_by_loop, blocks=nn.ModuleList([WithStem(**square())])), None),
-    'loop in a loop': (lambda: written(_looping_in_loops, blocks=nn.ModuleList([nn.Sequential(*square().values())])),
-                       None),
+    'loop in a loop': (
+        lambda: written(_looping_in_loops, blocks=nn.ModuleList([nn.Sequential(*square().values())])),
+        None,
+    ),
     'subscript in a loop': (
-        lambda: written(_subscripting_in_loops, blocks=nn.ModuleList([nn.Sequential(*square().values())])), None
+        lambda: written(_subscripting_in_loops, blocks=nn.ModuleList([nn.Sequential(*square().values())])),
+        None,
     ),
     'padded': (lambda: nn.Sequential(nn.BatchNorm2d(4), conv()), None),
     'transposed behind': (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3)), None),
     'one of two readers padded': (
-        lambda: written(lambda s, x: (lambda y: s.c(y) + s.d(y))(s.b(x)), b=nn.BatchNorm2d(4), c=conv(size=1),
-                        d=conv()), None
+        lambda: written(
+            lambda s, x: (lambda y: s.c(y) + s.d(y))(s.b(x)), b=nn.BatchNorm2d(4), c=conv(size=1), d=conv()
+        ),
+        None,
     ),
     'stacked with the input': (
-        lambda: written(lambda s, x: s.b(torch.cat([s.c(x), x], 1)), c=conv(4, 2), b=nn.BatchNorm2d(6)), None
+        lambda: written(lambda s, x: s.b(torch.cat([s.c(x), x], 1)), c=conv(4, 2), b=nn.BatchNorm2d(6)),
+        None,
     ),
     'one layer stacked twice': (
-        lambda: written(lambda s, x: s.b(torch.cat([s.c(x), s.c(2 * x)], 1)), c=conv(4, 3), b=nn.BatchNorm2d(6)), None
+        lambda: written(lambda s, x: s.b(torch.cat([s.c(x), s.c(2 * x)], 1)), c=conv(4, 3), b=nn.BatchNorm2d(6)),
+        None,
     ),
     'stacked along another axis': (
         lambda: written(lambda s, x: s.b(torch.cat([s.c(x), s.d(x)], -1)), c=conv(), d=conv(), b=nn.BatchNorm2d(6)),
-        None
+        None,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('case', STAYS)

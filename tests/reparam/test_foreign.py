@@ -40,8 +40,13 @@ def timm(name: str) -> nn.Module:
         return pytest.importorskip('timm').create_model(name)
 
 
-LARGE_KERNELS = {'large_kernel_sizes': [13, 13, 11, 7], 'layers': [1, 1, 1, 1], 'channels': [8, 16, 16, 24],
-                 'small_kernel': 5, 'dw_ratio': 1.5}  # fmt: skip
+LARGE_KERNELS = {
+    'large_kernel_sizes': [13, 13, 11, 7],
+    'layers': [1, 1, 1, 1],
+    'channels': [8, 16, 16, 24],
+    'small_kernel': 5,
+    'dw_ratio': 1.5,
+}
 PERCEPTRONS = {'channels': [16, 32, 64, 128], 'depths': [1, 1, 1, 1], 'sharesets_nums': [1, 2, 4, 8]}
 # norms that remain: those beside no layer that could take them in
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -117,8 +122,12 @@ def test_mmcvs_own_folding_gets_repvit_wrong_and_ours_does_not():
 
 def test_a_wrong_method_of_a_library_is_left_out():
     """MMPretrain's RepVGG loses squeeze-and-excitation in its deploy form."""
-    arch = {'num_blocks': [1, 1, 1, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None,
-            'se_cfg': {'ratio': 16, 'divisor': 1}}  # fmt: skip
+    arch = {
+        'num_blocks': [1, 1, 1, 1],
+        'width_factor': [0.25] * 4,
+        'group_layer_map': None,
+        'se_cfg': {'ratio': 16, 'divisor': 1},
+    }
     model, x = ready(lambda: mmpretrain('RepVGG', arch=arch), torch.float64), torch.randn(1, 3, 64, 64).double()
     assert max(relative_error(fuse(model)[0], model, x)) > 1e-2
     fused, report = fuse(model, probe=x)
@@ -204,11 +213,15 @@ def test_what_a_method_leaves_as_it_was_stays_trainable():
     assert not fused.whole.weight.requires_grad
 
 
-@pytest.mark.parametrize(('options', 'reason'), [
-    ({'result': 'weights'}, 'it returned a tuple, no module'),
-    ({'result': 'error'}, 'AssertionError: not like this'),
-    ({'error': 0.1}, 'it changes the output by'),
-], ids=['weights', 'error', 'wrong'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('options', 'reason'),
+    [
+        ({'result': 'weights'}, 'it returned a tuple, no module'),
+        ({'result': 'error'}, 'AssertionError: not like this'),
+        ({'error': 0.1}, 'it changes the output by'),
+    ],
+    ids=['weights', 'error', 'wrong'],
+)
 def test_refusals(options, reason):
     model = nn.Sequential(Fusing(**options)).double().eval()
     fused, report = fuse(model, probe=image())

@@ -55,9 +55,11 @@ def library(module: str, name: str) -> object:
 
 
 KINDS = {
-    'own': FrozenBatchNorm2d, 'constant': WithoutEps, 'torchvision': library('torchvision.ops', 'FrozenBatchNorm2d'),
+    'own': FrozenBatchNorm2d,
+    'constant': WithoutEps,
+    'torchvision': library('torchvision.ops', 'FrozenBatchNorm2d'),
     'timm': library('timm.layers', 'FrozenBatchNormAct2d'),
-}  # fmt: skip
+}
 
 
 def randomised(model: nn.Module) -> nn.Module:

@@ -138,10 +138,15 @@ def test_forms_of_parts():
     assert report.norms_after == 0
 
 
-@pytest.mark.parametrize(('form', 'message'), [
-    ('smallest', "unknown form 'smallest': choose one of default"), ({'0': 'smallest'}, "unknown form 'smallest'"),
-    ({'stages.0': 'half'}, 'form names stages.0, which Sequential does not have'),
-], ids=['name', 'in a mapping', 'no such module'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('form', 'message'),
+    [
+        ('smallest', "unknown form 'smallest': choose one of default"),
+        ({'0': 'smallest'}, "unknown form 'smallest'"),
+        ({'stages.0': 'half'}, 'form names stages.0, which Sequential does not have'),
+    ],
+    ids=['name', 'in a mapping', 'no such module'],
+)
 def test_forms_that_are_none(form, message):
     with pytest.raises(ValueError, match=message):
         fuse(network(), form=form)

@@ -22,7 +22,7 @@ from repnext_mm.reparam import (
     norm_before,
     read_norm,
     split,
-)  # fmt: skip
+)
 from tests.conftest import randomise, worst_error
 
 EPS = 1e-13
@@ -89,8 +89,9 @@ def test_chain_refuses_a_bias_in_between():
         chain(kernel(3, 1, 1, 3), kernel(3, 1, 3, 1))
 
 
-@pytest.mark.parametrize('shapes', [((3, 1, 3, 1), (3, 1, 1, 3)), ((3, 2, 1, 3), (3, 1, 3, 1)),
-                                    ((3, 1, 1, 3), (4, 1, 3, 1))], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    'shapes', [((3, 1, 3, 1), (3, 1, 1, 3)), ((3, 2, 1, 3), (3, 1, 3, 1)), ((3, 1, 1, 3), (4, 1, 3, 1))], ids=str
+)
 def test_chain_refuses_other_shapes(shapes):
     with pytest.raises(ValueError, match='need depthwise'):
         chain(kernel(*shapes[0], bias=False), kernel(*shapes[1]))
@@ -214,8 +215,11 @@ def test_a_split_norm_stacks_up_again():
     assert torch.equal(torch.cat([part.shift for part in parts]), norm.shift)
 
 
-@pytest.mark.parametrize('norm', [nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False).eval(),
-                                  nn.GroupNorm(2, 4)], ids=['training', 'no statistics', 'group norm'])  # fmt: skip
+@pytest.mark.parametrize(
+    'norm',
+    [nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False).eval(), nn.GroupNorm(2, 4)],
+    ids=['training', 'no statistics', 'group norm'],
+)
 def test_read_norm_refuses_what_is_no_affine_map(norm):
     with pytest.raises(ValueError, match=r'running statistics|batch norms fold'):
         read_norm(norm)
@@ -257,9 +261,15 @@ def test_norm_before_keeps_only_its_arguments_for_the_backward_pass():
     assert merged.weight.requires_grad
 
 
-@pytest.mark.parametrize(('conv', 'small', 'large'), [
-    (F.conv1d, (3,), (7,)), (F.conv3d, (1, 3, 5), (5, 3, 7)), (F.conv3d, (5, 1, 1), (5, 5, 5)),
-], ids=['1d', '3d', '3d, one axis'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('conv', 'small', 'large'),
+    [
+        (F.conv1d, (3,), (7,)),
+        (F.conv3d, (1, 3, 5), (5, 3, 7)),
+        (F.conv3d, (5, 1, 1), (5, 5, 5)),
+    ],
+    ids=['1d', '3d', '3d, one axis'],
+)
 def test_embed_along_any_number_of_axes(conv, small, large):
     k, x = kernel(4, 2, *small), torch.randn(2, 8, *[6] * len(small)).double()
     expected = conv(x, *k, padding=tuple(n // 2 for n in small), groups=4)

@@ -23,13 +23,18 @@ from repnext_mm.reparam import (
 from tests.conftest import worst_error
 
 PLAIN = {
-    'conv1d': lambda: nn.Conv1d(4, 4, 1), 'conv2d': lambda: nn.Conv2d(4, 4, 1), 'conv3d': lambda: nn.Conv3d(4, 4, 1),
-    'linear': lambda: nn.Linear(4, 4), 'norm1d': lambda: nn.BatchNorm1d(4), 'norm2d': lambda: nn.BatchNorm2d(4),
-    'sync': lambda: nn.SyncBatchNorm(4), 'subclass': lambda: type('Named', (nn.Conv2d,), {})(4, 4, 1),
+    'conv1d': lambda: nn.Conv1d(4, 4, 1),
+    'conv2d': lambda: nn.Conv2d(4, 4, 1),
+    'conv3d': lambda: nn.Conv3d(4, 4, 1),
+    'linear': lambda: nn.Linear(4, 4),
+    'norm1d': lambda: nn.BatchNorm1d(4),
+    'norm2d': lambda: nn.BatchNorm2d(4),
+    'sync': lambda: nn.SyncBatchNorm(4),
+    'subclass': lambda: type('Named', (nn.Conv2d,), {})(4, 4, 1),
     'parametrized': lambda: parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)),
     'unpruned': lambda: prune.remove(prune.l1_unstructured(nn.Conv2d(4, 4, 1), 'weight', 0.5), 'weight'),
     'own weight': lambda: with_attribute(nn.Conv2d(4, 4, 1), 'label', 'any'),
-}  # fmt: skip
+}
 
 
 def with_attribute(module: nn.Module, name: str, value: object) -> nn.Module:
@@ -93,11 +98,15 @@ OTHERS = {
     '_conv_forward': lambda: with_attribute(
         nn.Conv2d(4, 4, 1), '_conv_forward', types.MethodType(nn.Conv2d._conv_forward, nn.Conv2d(4, 4, 1))
     ),
-    'compiled': compiled, 'adapter': Adapter, 'called': lambda: Called(4, 4, 1),
-    'quantized': lambda: FakeQuantized(4, 4, 1), 'standardized': lambda: Standardized(4, 4, 1),
-    'transposed': lambda: nn.ConvTranspose2d(4, 4, 1), 'group norm': lambda: nn.GroupNorm(2, 4),
+    'compiled': compiled,
+    'adapter': Adapter,
+    'called': lambda: Called(4, 4, 1),
+    'quantized': lambda: FakeQuantized(4, 4, 1),
+    'standardized': lambda: Standardized(4, 4, 1),
+    'transposed': lambda: nn.ConvTranspose2d(4, 4, 1),
+    'group norm': lambda: nn.GroupNorm(2, 4),
     'activation': nn.GELU,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('kind', PLAIN)
@@ -129,10 +138,15 @@ def test_in_place_compilation_is_seen():
     assert not is_plain(layer)
 
 
-@pytest.mark.parametrize('register', [
-    'register_module_forward_hook', 'register_module_forward_pre_hook', 'register_module_full_backward_hook',
-    'register_module_full_backward_pre_hook',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'register',
+    [
+        'register_module_forward_hook',
+        'register_module_forward_pre_hook',
+        'register_module_full_backward_hook',
+        'register_module_full_backward_pre_hook',
+    ],
+)
 def test_hooks_of_all_modules_are_seen_apart(register):
     layer = nn.Conv2d(4, 4, 1)
     assert not hooks_of_all_modules()

@@ -110,8 +110,9 @@ def test_gradients_flow_and_autocast_changes_nothing():
 
 
 def test_shapes_without_values():
-    merged = pointwise_after(Kernel(torch.empty(6, 3, 3, 3, device='meta'), None),
-                             Kernel(torch.empty(4, 6, 1, 1, device='meta'), None))  # fmt: skip
+    merged = pointwise_after(
+        Kernel(torch.empty(6, 3, 3, 3, device='meta'), None), Kernel(torch.empty(4, 6, 1, 1, device='meta'), None)
+    )
     assert merged.weight.shape == (4, 3, 3, 3)
 
 

@@ -49,12 +49,22 @@ class Looked(nn.Module):
         return [getattr(block, 'conv')(x) for block in self.blocks]  # noqa: B009
 
 
-@pytest.mark.parametrize(('kind', 'path', 'expected'), [
-    (Whole, 'down.0', False), (Whole, 'blocks.0.conv', False), (Whole, 'blocks.0.1', False), (Whole, 'conv', False),
-    (Subscripting, 'down.0', True), (Subscripting, 'other.0', False), (Iterating, 'blocks.0.1', True),
-    (Nested, 'blocks.0.1', True), (Named, 'blocks.0.conv', True), (Named, 'blocks.0.norm', False),
-    (Looked, 'blocks.0.conv', True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('kind', 'path', 'expected'),
+    [
+        (Whole, 'down.0', False),
+        (Whole, 'blocks.0.conv', False),
+        (Whole, 'blocks.0.1', False),
+        (Whole, 'conv', False),
+        (Subscripting, 'down.0', True),
+        (Subscripting, 'other.0', False),
+        (Iterating, 'blocks.0.1', True),
+        (Nested, 'blocks.0.1', True),
+        (Named, 'blocks.0.conv', True),
+        (Named, 'blocks.0.norm', False),
+        (Looked, 'blocks.0.conv', True),
+    ],
+)
 def test_reaches(kind, path, expected):
     assert reaches(kind, path.split('.')) == expected
 

@@ -27,15 +27,18 @@ def branch(x: Tensor, spatial: Kernel, expand: Kernel, project: Kernel, act) -> 
 @pytest.mark.parametrize(('channels', 'hidden'), [(3, 12), (5, 5), (4, 1), (1, 7)])
 def test_one_branch_equals_branch_and_shortcut(channels, hidden, window, size, bias):
     kernels = (
-        kernel(channels, 1, *window, bias=bias), kernel(hidden, channels, 1, 1, bias=bias),
+        kernel(channels, 1, *window, bias=bias),
+        kernel(hidden, channels, 1, 1, bias=bias),
         kernel(channels, hidden, 1, 1, bias=bias),
-    )  # fmt: skip
+    )
     x = torch.randn(2, channels, *size).double()
     merged = eliminate_shortcut(*kernels)
     assert worst_error(branch(x, *merged, F.gelu), F.gelu(x) + branch(x, *kernels, F.gelu)) < 1e-12
     assert [k.weight.shape[:2] for k in merged] == [
-        (2 * channels, 1), (channels + hidden, 2 * channels), (channels, channels + hidden)
-    ]  # fmt: skip
+        (2 * channels, 1),
+        (channels + hidden, 2 * channels),
+        (channels, channels + hidden),
+    ]
     assert all((k.bias is None) == (not bias) for k in merged)
 
 
@@ -78,15 +81,18 @@ def test_gradients_reach_every_kernel():
         assert worst_error(ours, theirs) < 1e-12
 
 
-@pytest.mark.parametrize(('shapes', 'message'), [
-    (((4, 2, 3, 3), (8, 4, 1, 1), (4, 8, 1, 1)), 'must be depthwise'),
-    (((4, 4), (8, 4, 1, 1), (4, 8, 1, 1)), 'must be depthwise'),
-    (((4, 1, 2, 3), (8, 4, 1, 1), (4, 8, 1, 1)), 'no centre'),
-    (((4, 1, 3, 3), (8, 3, 1, 1), (4, 8, 1, 1)), r'expand kernel .* must be 1x1, \(8, 4, 1, 1\)'),
-    (((4, 1, 3, 3), (8, 4, 3, 3), (4, 8, 1, 1)), 'expand kernel'),
-    (((4, 1, 3, 3), (8, 4, 1, 1), (4, 7, 1, 1)), r'project kernel .* must be 1x1, \(4, 8, 1, 1\)'),
-    (((4, 1, 3, 3), (8, 4, 1, 1), (5, 8, 1, 1)), 'project kernel'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('shapes', 'message'),
+    [
+        (((4, 2, 3, 3), (8, 4, 1, 1), (4, 8, 1, 1)), 'must be depthwise'),
+        (((4, 4), (8, 4, 1, 1), (4, 8, 1, 1)), 'must be depthwise'),
+        (((4, 1, 2, 3), (8, 4, 1, 1), (4, 8, 1, 1)), 'no centre'),
+        (((4, 1, 3, 3), (8, 3, 1, 1), (4, 8, 1, 1)), r'expand kernel .* must be 1x1, \(8, 4, 1, 1\)'),
+        (((4, 1, 3, 3), (8, 4, 3, 3), (4, 8, 1, 1)), 'expand kernel'),
+        (((4, 1, 3, 3), (8, 4, 1, 1), (4, 7, 1, 1)), r'project kernel .* must be 1x1, \(4, 8, 1, 1\)'),
+        (((4, 1, 3, 3), (8, 4, 1, 1), (5, 8, 1, 1)), 'project kernel'),
+    ],
+)
 def test_shapes_that_do_not_fit(shapes, message):
     with pytest.raises(ValueError, match=message):
         eliminate_shortcut(*(kernel(*shape) for shape in shapes))

@@ -47,9 +47,18 @@ class Busy(nn.Module):
 
 def held(model: Busy) -> tuple:
     return (
-        model.seen, list(model.queue), model.names, model.plain.tolist(), model.array.tolist(), model.count.item(),
-        model.scale.item(), model.meter.value, Busy.log, Busy.total, sorted(vars(model)),
-    )  # fmt: skip
+        model.seen,
+        list(model.queue),
+        model.names,
+        model.plain.tolist(),
+        model.array.tolist(),
+        model.count.item(),
+        model.scale.item(),
+        model.meter.value,
+        Busy.log,
+        Busy.total,
+        sorted(vars(model)),
+    )
 
 
 def test_fusing_leaves_nothing_behind():

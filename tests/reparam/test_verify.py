@@ -28,8 +28,11 @@ def test_error_per_level():
     assert not within(errors, 0.4)
 
 
-@pytest.mark.parametrize('pair', [(float('nan'), 1.0), (1.0, float('nan')), (float('inf'), 1.0), (1.0, float('inf')),
-                                  (float('inf'), float('inf'))], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    'pair',
+    [(float('nan'), 1.0), (1.0, float('nan')), (float('inf'), 1.0), (1.0, float('inf')), (float('inf'), float('inf'))],
+    ids=str,
+)
 def test_nan_and_inf_never_pass(pair):
     errors = relative_error(Levels(1.0, pair[0]), Levels(1.0, pair[1]), PROBE)
     assert not within(errors, 1e30)

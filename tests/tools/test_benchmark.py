@@ -9,30 +9,68 @@ import pytest
 from tests.tools.running import ROOT, run_tool
 
 TOOL = ROOT / 'tools/benchmark.py'
-QUICK = ('--arch', 'm0', '--shape', '1x3x64x64', '--rounds', '2', '--repeats', '1', '--warmup-s', '0',
-         '--warmup-rounds', '1', '--threads', '1', '--device', 'cpu')  # fmt: skip
+QUICK = (
+    '--arch',
+    'm0',
+    '--shape',
+    '1x3x64x64',
+    '--rounds',
+    '2',
+    '--repeats',
+    '1',
+    '--warmup-s',
+    '0',
+    '--warmup-rounds',
+    '1',
+    '--threads',
+    '1',
+    '--device',
+    'cpu',
+)
 
 
 def test_measure_resume_render(tmp_path):
-    command = (TOOL, *QUICK, '--forms', 'train', 'keep_norms', 'half', '--runtime', 'eager', 'torchscript', 'cudagraph',
-               '--peers', 'repvit_m0_9', '--output', 'out/cpu')  # fmt: skip
+    command = (
+        TOOL,
+        *QUICK,
+        '--forms',
+        'train',
+        'keep_norms',
+        'half',
+        '--runtime',
+        'eager',
+        'torchscript',
+        'cudagraph',
+        '--peers',
+        'repvit_m0_9',
+        '--output',
+        'out/cpu',
+    )
     shown = run_tool(*command, cwd=tmp_path)
     assert 'left out: cudagraph 1x3x64x64 float32 contiguous: CUDA graphs need --device cuda' in shown
     record = json.loads((tmp_path / 'out/cpu.json').read_text())
     assert [(run['job']['runtime'], run['status']) for run in record['runs']] == [
-        ('eager', 'measured'), ('torchscript', 'measured'),
-    ]  # fmt: skip
+        ('eager', 'measured'),
+        ('torchscript', 'measured'),
+    ]
     assert record['environment']['threads'] == 1
     rows = record['runs'][0]['variants']
-    assert [f'{row["model"]}/{row["form"]}' for row in rows] == ['m0/train', 'm0/keep_norms', 'm0/half',
-                                                                'repvit_m0_9/fused']  # fmt: skip
+    assert [f'{row["model"]}/{row["form"]}' for row in rows] == [
+        'm0/train',
+        'm0/keep_norms',
+        'm0/half',
+        'repvit_m0_9/fused',
+    ]
     assert all(len(row['times_ms']) == 2 and row['error'] <= 1e-4 for row in rows)
     table = (tmp_path / 'out/cpu.md').read_text()
     assert '## latency, eager, 1x3x64x64, float32, contiguous' in table
     assert '## latency, torchscript, 1x3x64x64, float32, contiguous' in table
     assert {file.name for file in (tmp_path / 'out').iterdir()} == {
-        'cpu.json', 'cpu.md', 'cpu.eager.png', 'cpu.torchscript.png',
-    }  # fmt: skip
+        'cpu.json',
+        'cpu.md',
+        'cpu.eager.png',
+        'cpu.torchscript.png',
+    }
 
     shown = run_tool(*command, cwd=tmp_path, expect=1)
     assert 'error: out/cpu.json exists: go on with it by --resume, or name another --output' in shown

@@ -31,10 +31,19 @@ get_compiling_cuda_version = lambda: 'not available'
 get_compiler_version = lambda: 'GCC 12.2'
 """
 DISTRIBUTIONS = {
-    'pip': '23.2.1', 'setuptools': '80.10.2', 'torch': '2.11.0+cpu', 'torchvision': '0.26.0+cpu', 'numpy': '2.2.6',
-    'timm': '1.0.31', 'onedl_mmengine': '0.10.12', 'onedl_mmcv': '2.3.6', 'onedl_mmdetection': '3.5.1',
-    'onedl_mmsegmentation': '1.4.2', 'onedl_mmpretrain': '1.3.6', 'repnext_mm': '0.1.0',
-}  # fmt: skip
+    'pip': '23.2.1',
+    'setuptools': '80.10.2',
+    'torch': '2.11.0+cpu',
+    'torchvision': '0.26.0+cpu',
+    'numpy': '2.2.6',
+    'timm': '1.0.31',
+    'onedl_mmengine': '0.10.12',
+    'onedl_mmcv': '2.3.6',
+    'onedl_mmdetection': '3.5.1',
+    'onedl_mmsegmentation': '1.4.2',
+    'onedl_mmpretrain': '1.3.6',
+    'repnext_mm': '0.1.0',
+}
 
 
 class Fake:
@@ -79,8 +88,15 @@ class Fake:
 
 def run(flags: list[str], options: list[str], path: Path) -> tuple[int, str]:
     env = dict(os.environ, PYTHONPATH=str(path))
-    done = subprocess.run([sys.executable, *flags, str(SCRIPT), *options], capture_output=True, text=True, env=env,
-                          stdin=subprocess.DEVNULL, cwd=path, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *flags, str(SCRIPT), *options],
+        capture_output=True,
+        text=True,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        cwd=path,
+        timeout=120,
+    )
     assert 'Traceback' not in done.stderr
     return done.returncode, done.stdout
 
@@ -108,16 +124,19 @@ def test_empty(flags: list[str], tmp_path: Path) -> None:
     assert re.search(r'^   \$ make .*env && .*check_env\.py$', text, re.MULTILINE)
 
 
-@pytest.mark.parametrize('body, said', [
-    ('raise RuntimeError("wrong driver")', 'wrong driver'),
-    ('raise SystemExit(0)', 'SystemExit'),
-    ('raise KeyboardInterrupt', 'KeyboardInterrupt'),
-    ('import os; os._exit(0)', 'exit code 0'),
-    ('import os; os.abort()', 'SIGABRT'),
-    ('import os, signal; os.kill(os.getpid(), signal.SIGSEGV)', 'SIGSEGV'),
-    ('def broken(:', 'SyntaxError'),
-    ('print("<check_env>{"); import os; os.close(1); raise ValueError("stdout is gone")', 'ended Python'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'body, said',
+    [
+        ('raise RuntimeError("wrong driver")', 'wrong driver'),
+        ('raise SystemExit(0)', 'SystemExit'),
+        ('raise KeyboardInterrupt', 'KeyboardInterrupt'),
+        ('import os; os._exit(0)', 'exit code 0'),
+        ('import os; os.abort()', 'SIGABRT'),
+        ('import os, signal; os.kill(os.getpid(), signal.SIGSEGV)', 'SIGSEGV'),
+        ('def broken(:', 'SyntaxError'),
+        ('print("<check_env>{"); import os; os.close(1); raise ValueError("stdout is gone")', 'ended Python'),
+    ],
+)
 @pytest.mark.parametrize('module', ['mmcv', 'repnext_mm'])
 def test_import_ends_badly(module: str, body: str, said: str, fake: Fake) -> None:
     fake.module(module, body)
@@ -137,10 +156,13 @@ def test_torch_broken_hides_what_follows_from_it(fake: Fake) -> None:
     assert 'torch==2.11.0 torchvision==0.26.0' in command
 
 
-@pytest.mark.parametrize('body, why, options', [
-    ('import mmcv._ext', 'mmcv came without them', ''),
-    ('raise ImportError("undefined symbol: _ZN3c10")', 'compiled for another torch', ' --set-aside'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'body, why, options',
+    [
+        ('import mmcv._ext', 'mmcv came without them', ''),
+        ('raise ImportError("undefined symbol: _ZN3c10")', 'compiled for another torch', ' --set-aside'),
+    ],
+)
 def test_no_operators(body: str, why: str, options: str, fake: Fake) -> None:
     fake.module('mmcv/ops', body)
     if options:
@@ -172,17 +194,20 @@ def test_operators_for_cpu_on_a_gpu_machine(fake: Fake) -> None:
     assert command.endswith('-m repnext_mm.mmcv_ops install')
 
 
-@pytest.mark.parametrize('name, version, said, command', [
-    ('torchvision', '0.25.0', 'built for torch 2.10.0', '--upgrade torch==2.11.0+cpu torchvision'),
-    ('torch', '2.0.1', 'too old', 'torch==2.11.0'),
-    ('numpy', '1.26.4', 'too old', 'numpy==2.2.6'),
-    ('setuptools', '65.5.0', 'need 77 to 80', '"setuptools>=77,<81"'),
-    ('setuptools', '82.0', 'need 77 to 80', '"setuptools>=77,<81"'),
-    ('setuptools', None, 'is missing', '"setuptools>=77,<81"'),
-    ('pip', None, 'pip is missing', 'ensurepip'),
-    ('mmcv_full', '1.7.2', 'mmcv 1.x', 'uninstall -y mmcv-full'),
-    ('mmengine', '0.10.7', 'Both lanes', 'uninstall -y onedl-mmengine'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'name, version, said, command',
+    [
+        ('torchvision', '0.25.0', 'built for torch 2.10.0', '--upgrade torch==2.11.0+cpu torchvision'),
+        ('torch', '2.0.1', 'too old', 'torch==2.11.0'),
+        ('numpy', '1.26.4', 'too old', 'numpy==2.2.6'),
+        ('setuptools', '65.5.0', 'need 77 to 80', '"setuptools>=77,<81"'),
+        ('setuptools', '82.0', 'need 77 to 80', '"setuptools>=77,<81"'),
+        ('setuptools', None, 'is missing', '"setuptools>=77,<81"'),
+        ('pip', None, 'pip is missing', 'ensurepip'),
+        ('mmcv_full', '1.7.2', 'mmcv 1.x', 'uninstall -y mmcv-full'),
+        ('mmengine', '0.10.7', 'Both lanes', 'uninstall -y onedl-mmengine'),
+    ],
+)
 def test_wrong_distribution(name: str, version: str | None, said: str, command: str, fake: Fake) -> None:
     if name == 'torch':
         fake.distribution('torchvision', '0.15.2')
@@ -226,15 +251,21 @@ def test_pythons_are_those_of_the_environment() -> None:
 
 
 def _constant(name: str) -> Any:
-    (value,) = (ast.literal_eval(node.value) for node in ast.parse(SCRIPT.read_text()).body
-                if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == name)
+    (value,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(SCRIPT.read_text()).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == name
+    )
     return value
 
 
 @pytest.mark.parametrize('script', ['check_env.py', 'setup_env.py'])
 def test_standard_library_only(script: str) -> None:
-    imports = [node for node in ast.walk(ast.parse((SCRIPT.parent / script).read_text()))
-               if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imports = [
+        node
+        for node in ast.walk(ast.parse((SCRIPT.parent / script).read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or '' for node in imports if isinstance(node, ast.ImportFrom)}
     assert {name.split('.')[0] for name in names} <= sys.stdlib_module_names
@@ -246,10 +277,14 @@ def test_this_environment() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize('there, way', [
-    ({'python3.11', 'python3.12'}, r'make env PYTHON=python3\.12$'),
-    (set(), r'^pip install uv && uv venv --python 3\.13 --seed \.venv && make env$'),
-], ids=['on PATH', 'none'])  # fmt: skip
+@pytest.mark.parametrize(
+    'there, way',
+    [
+        ({'python3.11', 'python3.12'}, r'make env PYTHON=python3\.12$'),
+        (set(), r'^pip install uv && uv venv --python 3\.13 --seed \.venv && make env$'),
+    ],
+    ids=['on PATH', 'none'],
+)
 def test_names_a_python_that_is_there(there: set[str], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location('check_env', SCRIPT)
     assert spec is not None

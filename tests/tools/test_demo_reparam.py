@@ -26,9 +26,16 @@ def row(model: str, form: str, accuracy: float, median_ms: float) -> FormRow:
 
 def report(*rows: FormRow, error: float = 1e-6) -> ReparamReport:
     return ReparamReport(
-        data='digits', pictures=359, rows=rows, score_errors={rows[0].model: error}, train_minutes={'A': 1.0},
-        device='cpu', threads=1, table='table.json', plot='plot.png',
-    )  # fmt: skip
+        data='digits',
+        pictures=359,
+        rows=rows,
+        score_errors={rows[0].model: error},
+        train_minutes={'A': 1.0},
+        device='cpu',
+        threads=1,
+        table='table.json',
+        plot='plot.png',
+    )
 
 
 @pytest.mark.slow
@@ -38,9 +45,12 @@ def test_both_networks_are_trained_folded_and_compared(tmp_path):
     found = json.loads((folder / 'table.json').read_text())
     forms = {(row['model'], row['form']): row for row in found['rows']}
     assert list(forms) == [
-        ('RepVGG', 'train form'), ('RepVGG', 'fused'),
-        ('RepNeXt-M0', 'branch by branch'), ('RepNeXt-M0', 'train form'), ('RepNeXt-M0', 'fused'),
-    ]  # fmt: skip
+        ('RepVGG', 'train form'),
+        ('RepVGG', 'fused'),
+        ('RepNeXt-M0', 'branch by branch'),
+        ('RepNeXt-M0', 'train form'),
+        ('RepNeXt-M0', 'fused'),
+    ]
     for model in ('RepVGG', 'RepNeXt-M0'):
         before, after = forms[model, 'train form'], forms[model, 'fused']
         assert before['accuracy'] == after['accuracy']

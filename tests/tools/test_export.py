@@ -20,12 +20,26 @@ def test_config_and_checkpoint_with_the_fastest_form(tmp_path):
     network = tiny()
     torch.save({'state_dict': network.state_dict()}, tmp_path / 'net.pth')
     shown = run_tool(
-        TOOL, 'net.py', 'net.pt', '--checkpoint', 'net.pth', '--form', 'auto', '--shape', '1', '3', '64', '64',
+        TOOL,
+        'net.py',
+        'net.pt',
+        '--checkpoint',
+        'net.pth',
+        '--form',
+        'auto',
+        '--shape',
+        '1',
+        '3',
+        '64',
+        '64',
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     chosen = re.search(r'auto: (\w+) is the fastest of .*default \d+\.\d+ ms \(p10 .*, n 30\)', shown)[1]
-    line = re.search(rf'wrote net\.pt \(torchscript, 0\.\d MB\), form {chosen}, relative error in TorchScript at '
-                     r'1x3x64x64 and 2x3x79x41: (.*)', shown)  # fmt: skip
+    line = re.search(
+        rf'wrote net\.pt \(torchscript, 0\.\d MB\), form {chosen}, relative error in TorchScript at '
+        r'1x3x64x64 and 2x3x79x41: (.*)',
+        shown,
+    )
     errors = dict(each.split() for each in line[1].split(', '))
     assert list(errors) == ['stage_1', 'stage_2', 'stage_3', 'stage_4']
     assert max(map(float, errors.values())) < 1e-5

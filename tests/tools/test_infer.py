@@ -154,8 +154,15 @@ def test_the_checkpoint_names_the_classes_first(image, classifier, tmp_path):
     content['meta']['dataset_meta'] = {'classes': [f'name {label}' for label in range(1000)]}
     torch.save(content, tmp_path / 'named.pth')
     lines = []
-    annotate_image(image, CLASSIFICATION, str(tmp_path / 'named.pth'), out_dir=tmp_path, fuse=False, device='cpu',
-                   report=lines.append)  # fmt: skip
+    annotate_image(
+        image,
+        CLASSIFICATION,
+        str(tmp_path / 'named.pth'),
+        out_dir=tmp_path,
+        fuse=False,
+        device='cpu',
+        report=lines.append,
+    )
     assert lines[0].endswith('281 (name 281)')
     assert lines[4].endswith('7 (name 7)')
 
@@ -253,8 +260,11 @@ def test_images_of_folders_patterns_and_files_are_each_annotated_once(image, cla
     assert not done.replaced
     assert list(done.failed) == [str(folder / 'b.jpg')]
     assert 'cannot be read' in done.failed[str(folder / 'b.jpg')]
-    assert [line for line in said if '/' in line] == [str(folder / 'a.png'), str(folder / 'b.jpg'),
-                                                      str(other / 'a.png')]  # fmt: skip
+    assert [line for line in said if '/' in line] == [
+        str(folder / 'a.png'),
+        str(folder / 'b.jpg'),
+        str(other / 'a.png'),
+    ]
     assert len([line for line in said if '281' in line]) == 2
     again = annotate_images([other], CLASSIFICATION, str(classifier), out_dir=tmp_path, device='cpu')
     assert again.replaced == again.written == (tmp_path / 'vis' / 'a.png',)
@@ -265,19 +275,26 @@ def test_two_images_of_one_name_of_a_segmentor(image, checkpoints, tmp_path):
         (tmp_path / place).mkdir()
         cv2.imwrite(str(tmp_path / place / 'a.png'), cv2.imread(str(image)))
     done = annotate_images(
-        [tmp_path / 'one', tmp_path / 'two'], SEGMENTATION, str(checkpoints[SEGMENTATION]), out_dir=tmp_path,
-        device='cpu', options=SMALL,
-    )  # fmt: skip
+        [tmp_path / 'one', tmp_path / 'two'],
+        SEGMENTATION,
+        str(checkpoints[SEGMENTATION]),
+        out_dir=tmp_path,
+        device='cpu',
+        options=SMALL,
+    )
     assert not done.failed
     assert written(tmp_path) == ['a.png', 'a_2.png']
     assert np.array_equal(*(cv2.imread(str(path)) for path in done.written))
 
 
-@pytest.mark.parametrize(('given', 'words'), [
-    ('folder', r"folder '.*folder' holds no image \(\.jpg, .*a pattern such as '.*folder/\*/\*\.jpg'"),
-    ('folder/*.jpg', r"nothing fits the pattern '.*\*\.jpg'"),
-    ('absent', r"image '.*absent' does not exist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('given', 'words'),
+    [
+        ('folder', r"folder '.*folder' holds no image \(\.jpg, .*a pattern such as '.*folder/\*/\*\.jpg'"),
+        ('folder/*.jpg', r"nothing fits the pattern '.*\*\.jpg'"),
+        ('absent', r"image '.*absent' does not exist"),
+    ],
+)
 def test_where_there_are_no_images(given, words, tmp_path):
     (tmp_path / 'folder' / 'inner').mkdir(parents=True)
     with pytest.raises((FileNotFoundError, ValueError), match=words):

@@ -29,9 +29,21 @@ def train_and_test(root, config, checkpoint):
 @pytest.mark.slow
 def test_a_segmentor(root):
     output = run_tool(
-        TOOL, '--task', 'seg', '--data', 'scenes', '--classes', f'background,{DIGITS}', '--arch', 'm0', '--size', '64',
-        '--epochs', '2', cwd=root,
-    )  # fmt: skip
+        TOOL,
+        '--task',
+        'seg',
+        '--data',
+        'scenes',
+        '--classes',
+        f'background,{DIGITS}',
+        '--arch',
+        'm0',
+        '--size',
+        '64',
+        '--epochs',
+        '2',
+        cwd=root,
+    )
     assert 'found 0 errors' in output
     output = train_and_test(root, 'semantic_fpn_repnext_m0_scenes.py', 'iter_2.pth')
     assert 'norms 53 -> 0' in output
@@ -60,9 +72,22 @@ def test_a_detector(root, boxes_only, tmp_path):
     name = 'boxes.py' if boxes_only else 'masks.py'
     one_class = ['--classes', 'digit 2'] if boxes_only else []
     run_tool(
-        TOOL, '--task', 'det', '--data', data, '--arch', 'm0e', '--size', '64', '--epochs', '1', '--out', name,
-        *one_class, cwd=root,
-    )  # fmt: skip
+        TOOL,
+        '--task',
+        'det',
+        '--data',
+        data,
+        '--arch',
+        'm0e',
+        '--size',
+        '64',
+        '--epochs',
+        '1',
+        '--out',
+        name,
+        *one_class,
+        cwd=root,
+    )
     output = train_and_test(root, name, 'epoch_1.pth')
     assert '-> 0' in output
     assert metrics(output, 'coco/bbox_mAP') >= -1
@@ -73,9 +98,21 @@ def test_a_detector(root, boxes_only, tmp_path):
 def test_a_classifier(root):
     ensure_digits(root / 'digits', size=32)
     run_tool(
-        TOOL, '--task', 'cls', '--data', 'digits', '--arch', 'm0', '--size', '32', '--epochs', '1', '--batch', '700',
+        TOOL,
+        '--task',
+        'cls',
+        '--data',
+        'digits',
+        '--arch',
+        'm0',
+        '--size',
+        '32',
+        '--epochs',
+        '1',
+        '--batch',
+        '700',
         cwd=root,
-    )  # fmt: skip
+    )
     output = train_and_test(root, 'repnext_m0_digits.py', 'epoch_1.pth')
     assert metrics(output, 'accuracy/top1') >= 0
 

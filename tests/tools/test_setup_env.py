@@ -17,8 +17,15 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FACTS = {'torch': '2.11.0+cu130', 'cuda': False, 'arches': '', 'toolkit': '13.0', 'nvcc': False, 'python': 'cp311',
-         'headers': '/nowhere'}  # fmt: skip
+FACTS = {
+    'torch': '2.11.0+cu130',
+    'cuda': False,
+    'arches': '',
+    'toolkit': '13.0',
+    'nvcc': False,
+    'python': 'cp311',
+    'headers': '/nowhere',
+}
 BUILD_LOG = """
 Building wheels for collected packages: onedl-mmcv
   [1/40] c++ -MMD -c bbox.cpp
@@ -56,7 +63,7 @@ def venv(setup_env: Any, tmp_path: Path) -> Any:
 def test_progress_of_a_compilation(setup_env: Any, capsys: pytest.CaptureFixture[str]) -> None:
     progress = setup_env.Progress('compiling')
     for start in range(0, len(BUILD_LOG), 60):  # a log grows in the middle of lines too
-        progress.read(BUILD_LOG[start:start + 60])
+        progress.read(BUILD_LOG[start : start + 60])
     progress.close()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'compiling'
@@ -64,7 +71,8 @@ def test_progress_of_a_compilation(setup_env: Any, capsys: pytest.CaptureFixture
 
 
 def test_progress_rewrites_one_line_of_a_terminal(
-        setup_env: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    setup_env: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
     monkeypatch.setenv('COLUMNS', '40')
     progress = setup_env.Progress('[2/7] torch')
@@ -78,8 +86,15 @@ def test_key_holds_what_a_wheel_depends_on(setup_env: Any, monkeypatch: pytest.M
     def key(requirement: str = 'onedl-mmcv==2.3.6', **changes: object) -> str:
         return setup_env.key(requirement, {**FACTS, **changes})
 
-    keys = [key(), key('onedl-mmcv==2.3.7'), key(torch='2.11.0+cpu'), key(python='cp312'), key(cuda=True),
-            key(cuda=True, arches='8.0'), key(cuda=True, arches='8.0 9.0')]
+    keys = [
+        key(),
+        key('onedl-mmcv==2.3.7'),
+        key(torch='2.11.0+cpu'),
+        key(python='cp312'),
+        key(cuda=True),
+        key(cuda=True, arches='8.0'),
+        key(cuda=True, arches='8.0 9.0'),
+    ]
     monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '7.5;8.6')
     keys.append(key(cuda=True, arches='8.0'))
     assert len(set(keys)) == len(keys)
@@ -98,7 +113,8 @@ def test_wheels_lie_outside_the_clone(setup_env: Any, monkeypatch: pytest.Monkey
 
 
 def test_second_call_starts_nothing(
-        setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     venv.notes.mkdir()
     (venv.notes / 'stamp').write_text(venv.fingerprint('onedl portable '))
     monkeypatch.setattr(subprocess, 'Popen', None)
@@ -107,14 +123,18 @@ def test_second_call_starts_nothing(
 
 
 def test_stamp_knows_requirements_lane_and_python(
-        setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ('requirements', 'tools'):
         shutil.copytree(ROOT / name, tmp_path / 'clone' / name)
     shutil.copy(ROOT / 'setup.py', tmp_path / 'clone')
     monkeypatch.setattr(setup_env, 'ROOT', tmp_path / 'clone')
     prints = [venv.fingerprint('onedl'), venv.fingerprint('openmmlab')]
-    for changed in (tmp_path / 'clone' / 'requirements' / 'dev.txt', tmp_path / 'clone' / 'setup.py',
-                    venv.path / 'pyvenv.cfg'):
+    for changed in (
+        tmp_path / 'clone' / 'requirements' / 'dev.txt',
+        tmp_path / 'clone' / 'setup.py',
+        venv.path / 'pyvenv.cfg',
+    ):
         changed.write_text(changed.read_text() + '# changed\n')
         prints.append(venv.fingerprint('onedl'))
     assert len(set(prints)) == 5
@@ -138,7 +158,8 @@ def test_step_has_no_input_and_no_foreign_path(venv: Any, monkeypatch: pytest.Mo
 
 
 def test_interrupted_step_leaves_no_process(
-        setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pid_file = tmp_path / 'pid'
 
     def interrupt(progress: object, text: str) -> None:
@@ -188,7 +209,8 @@ def pip(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]
 
 
 def test_wheel_is_compiled_once_and_kept(
-        setup_env: Any, venv: Any, pip: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    setup_env: Any, venv: Any, pip: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     first = setup_env.mmcv_wheel(venv, 'onedl')
     assert 'about 9 minutes on 2 cores' in capsys.readouterr().out
     assert setup_env.mmcv_wheel(venv, 'onedl') == first
@@ -205,14 +227,17 @@ def test_failed_compilation_keeps_nothing(setup_env: Any, venv: Any, pip: list[s
     assert not list(setup_env.wheels().iterdir())
 
 
-@pytest.mark.parametrize('changes, compiler, said', [
-    ({}, 'no-such-compiler -O2', "C\\+\\+ compiler, and 'no-such-compiler'"),
-    ({}, sys.executable, 'Python.h'),
-    ({'cuda': True, 'headers': 'here'}, sys.executable, 'CUDA toolkit 13.0 .* CUDA_VISIBLE_DEVICES= make env'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'changes, compiler, said',
+    [
+        ({}, 'no-such-compiler -O2', "C\\+\\+ compiler, and 'no-such-compiler'"),
+        ({}, sys.executable, 'Python.h'),
+        ({'cuda': True, 'headers': 'here'}, sys.executable, 'CUDA toolkit 13.0 .* CUDA_VISIBLE_DEVICES= make env'),
+    ],
+)
 def test_what_a_compilation_lacks(
-        changes: dict[str, Any], compiler: str, said: str, setup_env: Any, monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path) -> None:
+    changes: dict[str, Any], compiler: str, said: str, setup_env: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv('CXX', compiler)
     (tmp_path / 'Python.h').touch()
     headers = str(tmp_path) if changes.pop('headers', '') else FACTS['headers']
@@ -243,13 +268,21 @@ def test_refuses_other_pythons(setup_env: Any, venv: Any, monkeypatch: pytest.Mo
         setup_env.create(venv, 'onedl')
 
 
-@pytest.mark.parametrize('there, way', [
-    ({'python3.12', 'uv'}, 'make env PYTHON=python3.12'), ({'uv'}, 'uv venv --python 3.13 --seed {venv} && make env'),
-    (set(), 'install one and name it (make env PYTHON=python3.13), or with uv (pip install uv): '
-            'uv venv --python 3.13 --seed {venv} && make env'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'there, way',
+    [
+        ({'python3.12', 'uv'}, 'make env PYTHON=python3.12'),
+        ({'uv'}, 'uv venv --python 3.13 --seed {venv} && make env'),
+        (
+            set(),
+            'install one and name it (make env PYTHON=python3.13), or with uv (pip install uv): '
+            'uv venv --python 3.13 --seed {venv} && make env',
+        ),
+    ],
+)
 def test_names_a_python_that_is_there(
-        there: set[str], way: str, setup_env: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    there: set[str], way: str, setup_env: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(setup_env.shutil, 'which', lambda name: name if name in there else None)
     venv = setup_env.Venv(tmp_path / 'venv')
     assert setup_env.another_python(venv, setup_env.LANES['onedl'].minors) == way.format(venv=venv.path)
@@ -350,7 +383,8 @@ def calls(setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch) -> list[Ca
 
 @LANES
 def test_what_comes_from_an_index_is_checked_by_its_hash(
-        lane: str, setup_env: Any, venv: Any, calls: list[Call]) -> None:
+    lane: str, setup_env: Any, venv: Any, calls: list[Call]
+) -> None:
     setup_env.install(venv, lane, compiled=False, torch='', hashed=True)
     assert all({'--require-hashes', '--no-deps'} <= set(call.words) for call in calls)
     tools, packages, opencv = calls
@@ -361,7 +395,8 @@ def test_what_comes_from_an_index_is_checked_by_its_hash(
 
 
 def test_packages_are_built_where_torch_cannot_be_imported(
-        setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup_env: Any, venv: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     imports = 'try:\n    import torch\nexcept ModuleNotFoundError:\n    print("hidden")'
 
     def pip(title: str, *words: str, env: dict[str, str] | None = None, log: str = '') -> None:
@@ -370,11 +405,13 @@ def test_packages_are_built_where_torch_cannot_be_imported(
     monkeypatch.setattr(venv, 'pip', pip)
     setup_env.install(venv, 'onedl', compiled=False, torch='', hashed=True)
     assert [log.name for log in venv.notes.glob('*.log') if log.read_text() == 'hidden\n'] == [
-        '-3-5-PyTorch-mm-packages-of-lane-onedl-development-tools-up-to-3-GB-to-download-.log']
+        '-3-5-PyTorch-mm-packages-of-lane-onedl-development-tools-up-to-3-GB-to-download-.log'
+    ]
 
 
 def test_compiled_operators_come_last_and_mmcv_with_them(
-        setup_env: Any, venv: Any, calls: list[Call], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    setup_env: Any, venv: Any, calls: list[Call], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda venv, lane, hashed: tmp_path / f'mmcv-{hashed}.whl')
     setup_env.install(venv, 'onedl', compiled=True, torch='', hashed=True)
     assert not any('onedl-mmcv' in call.packages for call in calls)
@@ -382,13 +419,24 @@ def test_compiled_operators_come_last_and_mmcv_with_them(
     assert calls[-1].words[-1] == str(tmp_path / 'mmcv-True.whl')
 
 
-@pytest.mark.parametrize('system, torch, wanted, index', [
-    ('Linux', 'cpu', 'torch==2.11.0+cpu', True), ('Darwin', 'cpu', 'torch==2.11.0', False),
-    ('Linux', '2.14.1', 'torch==2.14.1', False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'system, torch, wanted, index',
+    [
+        ('Linux', 'cpu', 'torch==2.11.0+cpu', True),
+        ('Darwin', 'cpu', 'torch==2.11.0', False),
+        ('Linux', '2.14.1', 'torch==2.14.1', False),
+    ],
+)
 def test_another_torch_brings_its_torchvision(
-        system: str, torch: str, wanted: str, index: bool, setup_env: Any, venv: Any, calls: list[Call],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    system: str,
+    torch: str,
+    wanted: str,
+    index: bool,
+    setup_env: Any,
+    venv: Any,
+    calls: list[Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(setup_env.platform, 'system', lambda: system)
     setup_env.install(venv, 'onedl', compiled=False, torch=torch, hashed=True)
     assert calls[0].words[:3] == ('install', wanted, 'torchvision')
@@ -410,8 +458,8 @@ def test_hashes_are_for_the_machines_they_were_tried_on(setup_env: Any, monkeypa
 
 @pytest.mark.parametrize('flags, hashed', [((), True), (('--unlocked',), False)])
 def test_unlocked_checks_no_hash(
-        flags: tuple[str, ...], hashed: bool, setup_env: Any, venv: Any, calls: list[Call],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: tuple[str, ...], hashed: bool, setup_env: Any, venv: Any, calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[list[str]] = []
     monkeypatch.setattr(setup_env, 'Venv', lambda path: venv)
     monkeypatch.setattr(setup_env, 'create', lambda venv, lane: None)
@@ -443,8 +491,19 @@ def test_a_file_with_another_hash_is_not_installed(right: bool, venv: Any, tmp_p
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     lock = tmp_path / 'lock.txt'
     lock.write_text(f'tiny==1.0 \\\n    --hash=sha256:{digest if right else digest[::-1]}\n')
-    install = ('install', '--require-hashes', '--no-deps', '--no-build-isolation', '--no-index', '--find-links',
-               str(shelf), '--target', str(there), '-r', str(lock))
+    install = (
+        'install',
+        '--require-hashes',
+        '--no-deps',
+        '--no-build-isolation',
+        '--no-index',
+        '--find-links',
+        str(shelf),
+        '--target',
+        str(there),
+        '-r',
+        str(lock),
+    )
     if right:
         venv.pip('tiny', *install)
         assert (there / 'tiny.py').exists()

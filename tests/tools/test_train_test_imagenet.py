@@ -101,9 +101,15 @@ def test_the_authors_file_needs_nothing_but_imagenet(root):
     found = {}
     for form, flags in (('fused', ()), ('trained', ('--no-fuse',))):
         output = run_tool(
-            ROOT / 'tools/test.py', ROOT / 'configs/repnext_m1_imagenet.py', 'repnext_m1_distill_300e.pth', *flags,
-            '--out', root / f'{form}.pkl', *options(data_root=root / 'imagenet'), cwd=root,
-        )  # fmt: skip
+            ROOT / 'tools/test.py',
+            ROOT / 'configs/repnext_m1_imagenet.py',
+            'repnext_m1_distill_300e.pth',
+            *flags,
+            '--out',
+            root / f'{form}.pkl',
+            *options(data_root=root / 'imagenet'),
+            cwd=root,
+        )
         assert 'loaded 1022/1022 tensors from repnext_m1_distill_300e.pth' in output
         found[form] = predictions(root / f'{form}.pkl')
     assert len(found['fused']) == 4
@@ -111,14 +117,15 @@ def test_the_authors_file_needs_nothing_but_imagenet(root):
         torch.testing.assert_close(one['pred_score'], other['pred_score'], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(('name', 'changes', 'message'), [
-    ('repnext_m1_imagenet', {'data_root': 'nowhere'}, "train data 'nowhere"),
-    ('repnext_m0_cifar100', {'data_root': 'nowhere'}, "train data 'nowhere"),
-    ('repnext_m1_distill_imagenet', {'model__teacher_checkpoint': 'no.pth'}, "'no.pth' does not exist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('name', 'changes', 'message'),
+    [
+        ('repnext_m1_imagenet', {'data_root': 'nowhere'}, "train data 'nowhere"),
+        ('repnext_m0_cifar100', {'data_root': 'nowhere'}, "train data 'nowhere"),
+        ('repnext_m1_distill_imagenet', {'model__teacher_checkpoint': 'no.pth'}, "'no.pth' does not exist"),
+    ],
+)
 def test_what_is_missing_is_said_before_training(root, name, changes, message):
-    output = run_tool(
-        ROOT / 'tools/train.py', ROOT / 'configs' / f'{name}.py', *options(**changes), cwd=root, expect=1
-    )
+    output = run_tool(ROOT / 'tools/train.py', ROOT / 'configs' / f'{name}.py', *options(**changes), cwd=root, expect=1)
     assert output.strip().splitlines()[-1].startswith('error: ')
     assert message in output

@@ -37,8 +37,11 @@ def test_every_level_is_exact(form):
     found = check_consistency(model, form=form, shape=SHAPE)
     assert found.failures == ()
     assert [level.shape for level in found.levels['float64']] == [
-        (1, 8, 17, 25), (1, 16, 9, 13), (1, 32, 5, 7), (1, 64, 3, 4),
-    ]  # fmt: skip
+        (1, 8, 17, 25),
+        (1, 16, 9, 13),
+        (1, 32, 5, 7),
+        (1, 64, 3, 4),
+    ]
     assert all(level.relative <= 1e-12 and level.absolute <= 1e-10 for level in found.levels['float64'])
     assert all(1e-12 < level.relative <= 1e-5 for level in found.levels['float32'])
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -159,9 +162,11 @@ def test_the_librarys_own_converter_runs_on_a_copy(name, options):
 def test_a_converter_that_changes_the_model_is_not_timed_and_not_trusted():
     """MMPretrain's RepVGG forgets its squeeze-and-excitation when it switches to deploy."""
     arch = {
-        'num_blocks': [1, 1, 1, 1], 'width_factor': [1, 1, 1, 1], 'group_layer_map': None,
+        'num_blocks': [1, 1, 1, 1],
+        'width_factor': [1, 1, 1, 1],
+        'group_layer_map': None,
         'se_cfg': {'ratio': 4, 'divisor': 1},
-    }  # fmt: skip
+    }
     model = build_named('mmpretrain.RepVGG', options={'arch': arch, 'base_channels': 8})
     with_random_statistics(model, shape=SHAPE)
     found = check_consistency(model, shape=SHAPE)
@@ -196,9 +201,22 @@ def test_table_rows():
 
 def test_tool_proves_and_times(tmp_path):
     shown = run_tool(
-        TOOL, 'm0', '--shape', '1x3x64x96', '--rounds', '2', '--warmup-s', '0', '--device', 'cpu', '--threads', '1',
-        '--json', 'out/m0.json', cwd=tmp_path,
-    )  # fmt: skip
+        TOOL,
+        'm0',
+        '--shape',
+        '1x3x64x96',
+        '--rounds',
+        '2',
+        '--warmup-s',
+        '0',
+        '--device',
+        'cpu',
+        '--threads',
+        '1',
+        '--json',
+        'out/m0.json',
+        cwd=tmp_path,
+    )
     assert 'parameters 2,073,200 -> 2,007,080, norms 53 -> 0' in shown
     assert '| 3 | 1x320x2x3 |' in shown
     assert '| branch by branch | 2,073,200 | 53 |' in shown

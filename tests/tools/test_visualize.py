@@ -52,8 +52,9 @@ def test_design(run, tmp_path, capsys):
     assert all(cv2.imread(str(tmp_path / name)).std() > 5 for name in names)
 
 
-@pytest.mark.parametrize('task', ['mask_rcnn_repnext_m0_digits', 'semantic_fpn_repnext_m0_digits',
-                                  'repnext_m0_digits_cls'])  # fmt: skip
+@pytest.mark.parametrize(
+    'task', ['mask_rcnn_repnext_m0_digits', 'semantic_fpn_repnext_m0_digits', 'repnext_m0_digits_cls']
+)
 def test_predictions(task, run, tmp_path):
     path = ROOT / f'configs/{task}.py'
     overrides = {'data_root': str(tmp_path / 'data')}
@@ -65,8 +66,19 @@ def test_predictions(task, run, tmp_path):
     words = [f'data_root={overrides["data_root"]}']
     if 'cls' not in task:
         words += ['test_dataloader.dataset.scenes.train=1', 'test_dataloader.dataset.scenes.val=3']
-    run('predictions', '--config', path, '--checkpoint', 'weights.pth', '--count', 2, '--out', 'sheet.png',
-        '--cfg-options', *words)  # fmt: skip
+    run(
+        'predictions',
+        '--config',
+        path,
+        '--checkpoint',
+        'weights.pth',
+        '--count',
+        2,
+        '--out',
+        'sheet.png',
+        '--cfg-options',
+        *words,
+    )
     assert cv2.imread(str(tmp_path / 'sheet.png')).std() > 5
 
 

@@ -42,10 +42,15 @@ def same(model, expected):
 def test_a_step_is_that_of_timm(count):
     model = network()
     expected, unclipped = (by_timm(model, seeds=range(count), clip=clip) for clip in (True, False))
-    wrapper = build_optim_wrapper(model, {
-        'type': 'AdaptiveClipOptimWrapper', 'optimizer': SGD, 'clip_grad': {'clip_factor': 0.02},
-        'accumulative_counts': count,
-    })  # fmt: skip
+    wrapper = build_optim_wrapper(
+        model,
+        {
+            'type': 'AdaptiveClipOptimWrapper',
+            'optimizer': SGD,
+            'clip_grad': {'clip_factor': 0.02},
+            'accumulative_counts': count,
+        },
+    )
     before = copy.deepcopy(model)
     for seed in range(count):
         assert same(model, before)  # nothing moves before all gradients are there

@@ -87,9 +87,14 @@ def test_two_heads_answer_to_labels_and_to_the_teacher(kind):
     assert logged['loss'].item() == total.item()
 
 
-@pytest.mark.parametrize('student', [
-    TEACHER, dict(type='TimmClassifier', model_name='mobilenetv3_small_050', num_classes=4),
-], ids=['mmpretrain', 'timm'])  # fmt: skip
+@pytest.mark.parametrize(
+    'student',
+    [
+        TEACHER,
+        dict(type='TimmClassifier', model_name='mobilenetv3_small_050', num_classes=4),
+    ],
+    ids=['mmpretrain', 'timm'],
+)
 def test_any_student_and_any_teacher(student):
     other = dict(type='TimmClassifier', model_name='mobilenetv3_small_050', num_classes=4)
     model = build(student=student, teacher=other if student is TEACHER else TEACHER)

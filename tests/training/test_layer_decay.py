@@ -9,9 +9,11 @@ from torch import nn
 from repnext_mm import RepNeXt
 
 OPTIM = {
-    'type': 'OptimWrapper', 'optimizer': {'type': 'AdamW', 'lr': 1.0, 'weight_decay': 0.1},
-    'constructor': 'BackboneLayerDecayConstructor', 'paramwise_cfg': {'layer_decay_rate': 0.5, 'norm_decay_mult': 0.0},
-}  # fmt: skip
+    'type': 'OptimWrapper',
+    'optimizer': {'type': 'AdamW', 'lr': 1.0, 'weight_decay': 0.1},
+    'constructor': 'BackboneLayerDecayConstructor',
+    'paramwise_cfg': {'layer_decay_rate': 0.5, 'norm_decay_mult': 0.0},
+}
 
 
 def rates(model: nn.Module) -> dict[str, dict]:

@@ -33,10 +33,12 @@ UNITS = dict(
 CONVNEXT = dict(
     type='ImageClassifier',
     backbone=dict(
-        type='ConvNeXtWithMixedDownsample', shortcut='after_norm', arch=dict(channels=[4, 8, 16, 32], depths=[1] * 4),
+        type='ConvNeXtWithMixedDownsample',
+        shortcut='after_norm',
+        arch=dict(channels=[4, 8, 16, 32], depths=[1] * 4),
     ),
     head=dict(type='LinearClsHead', num_classes=4, in_channels=32),
-)  # fmt: skip
+)
 
 
 def distilled(student, **options):

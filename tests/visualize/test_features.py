@@ -25,8 +25,12 @@ def test_chunks_are_what_the_mixer_does():
     stage = net.stages[1]
     entered = stage.blocks[0](stage.downsample(net.stages[0](net.stem(x)))).chunk(4, dim=1)
     mixer = stage.blocks[1].token_mixer
-    expected = (entered[0], mixer.conv_s.branches(entered[1]), mixer.conv_m.branches(entered[2]),
-                mixer.conv_l(entered[3]))  # fmt: skip
+    expected = (
+        entered[0],
+        mixer.conv_s.branches(entered[1]),
+        mixer.conv_m.branches(entered[2]),
+        mixer.conv_l(entered[3]),
+    )
     assert tuple(chunks) == SCALES
     for chunk, value in zip(chunks.values(), expected, strict=True):
         assert worst_error(chunk, value) < 1e-13

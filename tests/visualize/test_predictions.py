@@ -20,9 +20,12 @@ from tests.tools.running import ROOT
 DETECTION = ROOT / 'configs/mask_rcnn_repnext_m0_digits.py'
 SEGMENTATION = ROOT / 'configs/semantic_fpn_repnext_m0_digits.py'
 BOXES_ONLY = {
-    'model.type': 'FasterRCNN', 'model.roi_head.mask_head': None, 'model.roi_head.mask_roi_extractor': None,
-    'test_evaluator.metric': 'bbox', 'val_evaluator.metric': 'bbox',
-}  # fmt: skip
+    'model.type': 'FasterRCNN',
+    'model.roi_head.mask_head': None,
+    'model.roi_head.mask_roi_extractor': None,
+    'test_evaluator.metric': 'bbox',
+    'val_evaluator.metric': 'bbox',
+}
 
 
 def panel(*labels):
@@ -41,8 +44,10 @@ def made(tmp_path):
 
     def make(path, **options):
         options = {
-            'data_root': str(tmp_path / 'data'), 'test_dataloader.dataset.scenes': {'train': 1, 'val': 2}, **options,
-        }  # fmt: skip
+            'data_root': str(tmp_path / 'data'),
+            'test_dataloader.dataset.scenes': {'train': 1, 'val': 2},
+            **options,
+        }
         config = load_config(path, options=dict(options))
         init_default_scope(config.default_scope)
         state = MODELS.build(config.model).state_dict()
@@ -109,12 +114,14 @@ def test_boxes_of_pictures_whose_truth_has_no_masks(made):
 
 @pytest.mark.parametrize(
     ('names', 'ignored', 'marked'),
-    [(('wall', 'floor', 'sky'), 255, {0, 1, 2}),
-     (('background', 'cat', 'dog'), 255, {1, 2}),
-     (('cat', 'Background'), 255, {0}),
-     (('road', 'void', 'car'), 1, {0, 2})],
+    [
+        (('wall', 'floor', 'sky'), 255, {0, 1, 2}),
+        (('background', 'cat', 'dog'), 255, {1, 2}),
+        (('cat', 'Background'), 255, {0}),
+        (('road', 'void', 'car'), 1, {0, 2}),
+    ],
     ids=['ade20k', 'voc', 'capital', 'ignored'],
-)  # fmt: skip
+)
 def test_only_background_and_the_ignored_label_are_not_marked(names, ignored, marked):
     assert marked_classes(SimpleNamespace(metainfo={'classes': names}, ignore_index=ignored)) == marked
 

@@ -111,16 +111,25 @@ def logs(tmp_path):
         'log.txt': text_of(*({**MAIN, 'epoch': epoch, 'test_acc1': 10.0 + epoch} for epoch in range(3))),
         'summary.csv': 'epoch,train_loss,eval_loss,eval_top1,eval_top5\n0,6.8,6.6,0.8,3.1\n1,6.2,4.6,13.8,32.1\n',
         'detection.log.json': text_of(
-            HEADER, of_mmcv('train', 1, 50, loss=2.0, loss_cls=1.5), of_mmcv('train', 1, 100, loss=1.0, loss_cls=0.5),
+            HEADER,
+            of_mmcv('train', 1, 50, loss=2.0, loss_cls=1.5),
+            of_mmcv('train', 1, 100, loss=1.0, loss_cls=0.5),
             of_mmcv('val', 1, 7, bbox_mAP=0.2, bbox_mAP_50=0.4, bbox_mAP_copypaste='0.2 0.4'),
-            of_mmcv('train', 2, 50, loss=0.5, loss_cls=0.2), of_mmcv('train', 2, 100, loss=0.4, loss_cls=0.2),
+            of_mmcv('train', 2, 50, loss=0.5, loss_cls=0.2),
+            of_mmcv('train', 2, 100, loss=0.4, loss_cls=0.2),
             of_mmcv('val', 2, 7, bbox_mAP=0.3, bbox_mAP_50=0.5, bbox_mAP_copypaste='0.3 0.5'),
         ),
-        'segmentation.json': text_of(*(line for step in (1, 2, 3) for line in (
-            of_mmcv('train', 1 + step // 3, 1000 * step, loss=1 / step, **{'decode.loss_ce': 1 / step}),
-            of_mmcv('val', 1 + step // 3, 5, mIoU=0.125 * step, aAcc=0.5, **{'IoU.wall': 0.9, 'Acc.sky': 1.0}),
-        ))),
-    }  # fmt: skip
+        'segmentation.json': text_of(
+            *(
+                line
+                for step in (1, 2, 3)
+                for line in (
+                    of_mmcv('train', 1 + step // 3, 1000 * step, loss=1 / step, **{'decode.loss_ce': 1 / step}),
+                    of_mmcv('val', 1 + step // 3, 5, mIoU=0.125 * step, aAcc=0.5, **{'IoU.wall': 0.9, 'Acc.sky': 1.0}),
+                )
+            )
+        ),
+    }
     for name, text in written.items():
         (tmp_path / name).write_text(text)
     return tmp_path
@@ -137,8 +146,11 @@ def test_json_lines_of_the_authors(logs):
 def test_summary_of_timm(logs):
     run = read_run(logs / 'summary.csv')
     assert run.training == {'loss': {1: 6.8, 2: 6.2}}
-    assert run.validation == {'val/loss': {1: 6.6, 2: 4.6}, 'accuracy/top1': {1: 0.8, 2: 13.8},
-                              'accuracy/top5': {1: 3.1, 2: 32.1}}  # fmt: skip
+    assert run.validation == {
+        'val/loss': {1: 6.6, 2: 4.6},
+        'accuracy/top1': {1: 0.8, 2: 13.8},
+        'accuracy/top5': {1: 3.1, 2: 32.1},
+    }
 
 
 def test_mmcv_by_epoch(logs):
@@ -154,8 +166,9 @@ def test_mmcv_by_iteration(logs):
     assert run.epoch_length is None
     assert run.training['decode.loss_ce'] == {1000: 1.0, 2000: 0.5, 3000: 1 / 3}
     assert run.validation == {
-        'mIoU': {1000: 12.5, 2000: 25.0, 3000: 37.5}, 'aAcc': dict.fromkeys((1000, 2000, 3000), 50),
-    }  # fmt: skip
+        'mIoU': {1000: 12.5, 2000: 25.0, 3000: 37.5},
+        'aAcc': dict.fromkeys((1000, 2000, 3000), 50),
+    }
 
 
 def test_a_folder_of_another_script(logs):
@@ -173,10 +186,19 @@ def test_ours_beside_theirs(logs, epochs, iterations, tmp_path):
         plot_runs([theirs, read_run(iterations, name='steps')], tmp_path / 'no.png')
 
 
-@pytest.mark.parametrize(('name', 'text'), [
-    ('a.csv', 'epoch,comment\n0,x\n'), ('a.csv', 'step,eval_top1\n0,1.0\n'), ('a.csv', ''),
-    ('a.txt', '[1, 2]\n'), ('a.txt', '{"epoch": 0, "test_acc1": "high"}\n'), ('a.txt', '{"epoch": 0}\n'), ('a.txt', ''),
-], ids=['no-curve', 'no-epoch', 'empty-csv', 'list', 'word', 'nothing', 'empty'])  # fmt: skip
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('a.csv', 'epoch,comment\n0,x\n'),
+        ('a.csv', 'step,eval_top1\n0,1.0\n'),
+        ('a.csv', ''),
+        ('a.txt', '[1, 2]\n'),
+        ('a.txt', '{"epoch": 0, "test_acc1": "high"}\n'),
+        ('a.txt', '{"epoch": 0}\n'),
+        ('a.txt', ''),
+    ],
+    ids=['no-curve', 'no-epoch', 'empty-csv', 'list', 'word', 'nothing', 'empty'],
+)
 def test_no_log(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=r"give mmengine's vis_data/scalars\.json, mmcv 1\.x's"):

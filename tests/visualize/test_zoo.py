@@ -23,10 +23,18 @@ def test_reported():
     assert [point.label for point in ours] == ['M0', 'M1', 'M2', 'M3', 'M4', 'M5']
     assert (ours[0].latency_ms, ours[0].accuracy) == (0.59, 74.2)
     assert set(panel.lines) == {
-        'RepNeXt, as reported', "RepNeXt E, as reported (StarNet's recipe)",
+        'RepNeXt, as reported',
+        "RepNeXt E, as reported (StarNet's recipe)",
         'RepNeXt without distillation, as reported',
-        'MobileViG', 'FastViT', 'SwiftFormer', 'EfficientFormerV2', 'EfficientFormer', 'RepViT', 'MobileOne', 'StarNet',
-    }  # fmt: skip
+        'MobileViG',
+        'FastViT',
+        'SwiftFormer',
+        'EfficientFormerV2',
+        'EfficientFormer',
+        'RepViT',
+        'MobileOne',
+        'StarNet',
+    }
     plain = panel.lines['RepNeXt without distillation, as reported']
     assert plain[:2] == [('M0', 0.59, 72.6), ('M1', 0.87, 77.5)]
     assert [point.latency_ms for point in panel.lines['EfficientFormerV2']] == [0.91, 1.06, 1.63, 2.75]

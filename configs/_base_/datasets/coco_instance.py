@@ -29,7 +29,13 @@ tta_pipeline = [
                 dict(
                     type='PackDetInputs',
                     meta_keys=(
-                        'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction',
+                        'img_id',
+                        'img_path',
+                        'ori_shape',
+                        'img_shape',
+                        'scale_factor',
+                        'flip',
+                        'flip_direction',
                     ),
                 )
             ],

@@ -21,9 +21,7 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type=dataset_type, task='instance', split='train', data_root=data_root, pipeline=train_pipeline
-    ),
+    dataset=dict(type=dataset_type, task='instance', split='train', data_root=data_root, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=1,

@@ -5,5 +5,11 @@ from .files import format_of, is_torchscript, is_whole_file, read_file
 from .scan import unsafe_globals
 
 __all__ = [
-    'NotReadError', 'RefusedGlobalError', 'format_of', 'is_torchscript', 'is_whole_file', 'read_file', 'unsafe_globals',
-]  # fmt: skip
+    'NotReadError',
+    'RefusedGlobalError',
+    'format_of',
+    'is_torchscript',
+    'is_whole_file',
+    'read_file',
+    'unsafe_globals',
+]

@@ -25,7 +25,7 @@ _OTHERS = {  # a start, what it is the start of, and the way out
     rb'\x89PNG|\xff\xd8\xff|GIF8': 'is an image: give the path of a weight file',
     rb'\s*[{\[]': 'is a text (JSON): give the path of a weight file, of an index one of the files that it lists',
     rb'\x80[\2-\5]': 'is a bare pickle, not written by torch.save: load it where it is from, and save with torch.save',
-}  # fmt: skip
+}
 
 
 def format_of(path: str | Path) -> str:

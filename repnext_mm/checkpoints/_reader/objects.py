@@ -48,11 +48,19 @@ def plain_objects() -> Mapping[str, Any]:
         'numpy.dtype': _dtype,
     }
     for module in _BUILTINS:
-        functions |= {f'{module}.getattr': history_method, f'{module}.set': _set, f'{module}.bytes': _bytes,
-                      f'{module}.bytearray': _bytearray, f'{module}.complex': _complex}  # fmt: skip
+        functions |= {
+            f'{module}.getattr': history_method,
+            f'{module}.set': _set,
+            f'{module}.bytes': _bytes,
+            f'{module}.bytearray': _bytearray,
+            f'{module}.complex': _complex,
+        }
     for root in _NUMPY_ROOTS:
-        functions |= {f'{root}.multiarray._reconstruct': _empty_array, f'{root}.multiarray.scalar': _number,
-                      f'{root}.numeric._frombuffer': _array}  # fmt: skip
+        functions |= {
+            f'{root}.multiarray._reconstruct': _empty_array,
+            f'{root}.multiarray.scalar': _number,
+            f'{root}.numeric._frombuffer': _array,
+        }
     known |= {name: Standin(function) for name, function in functions.items()}
     known |= {'argparse.Namespace': argparse.Namespace, 'numpy.ndarray': np.ndarray}
     history = _history_buffer()

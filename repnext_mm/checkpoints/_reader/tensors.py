@@ -17,11 +17,25 @@ from .errors import NotReadError
 from .objects import Standin, plain_objects, set_attributes
 
 _DTYPES = {
-    'Double': 'float64', 'Float': 'float32', 'Half': 'float16', 'BFloat16': 'bfloat16', 'Long': 'int64', 'Int': 'int32',
-    'Short': 'int16', 'Char': 'int8', 'Byte': 'uint8', 'Bool': 'bool', 'ComplexFloat': 'complex64',
-    'ComplexDouble': 'complex128', 'QUInt8': 'quint8', 'QInt8': 'qint8', 'QInt32': 'qint32', 'QUInt4x2': 'quint4x2',
-    'QUInt2x4': 'quint2x4', 'Untyped': 'uint8',
-}  # fmt: skip
+    'Double': 'float64',
+    'Float': 'float32',
+    'Half': 'float16',
+    'BFloat16': 'bfloat16',
+    'Long': 'int64',
+    'Int': 'int32',
+    'Short': 'int16',
+    'Char': 'int8',
+    'Byte': 'uint8',
+    'Bool': 'bool',
+    'ComplexFloat': 'complex64',
+    'ComplexDouble': 'complex128',
+    'QUInt8': 'quint8',
+    'QInt8': 'qint8',
+    'QInt32': 'qint32',
+    'QUInt4x2': 'quint4x2',
+    'QUInt2x4': 'quint2x4',
+    'Untyped': 'uint8',
+}
 _QUANTIZED = 'it holds a quantized tensor: save its dequantize()'
 _TENSOR = 1024  # bytes that a tensor of any size takes, and making it
 
@@ -34,14 +48,19 @@ def known_globals(*, swapped: bool = False) -> Mapping[str, Any]:
         swapped: the file was written on a machine of the other byte order.
     """
     functions: dict[str, Callable[..., Any]] = {
-        '_rebuild_tensor': _tensor, '_rebuild_tensor_v2': _tensor, '_rebuild_tensor_v3': _tensor_of_dtype,
-        '_rebuild_parameter': _parameter, '_rebuild_parameter_with_state': _parameter,
+        '_rebuild_tensor': _tensor,
+        '_rebuild_tensor_v2': _tensor,
+        '_rebuild_tensor_v3': _tensor_of_dtype,
+        '_rebuild_parameter': _parameter,
+        '_rebuild_parameter_with_state': _parameter,
         '_rebuild_qtensor': _refused(_QUANTIZED),
         '_rebuild_sparse_tensor': _refused('it holds a sparse tensor: save its to_dense()'),
         '_rebuild_nested_tensor': _refused('it holds a nested tensor: save its unbind()'),
-        '_rebuild_meta_tensor_no_storage': _without_numbers, '_rebuild_xla_tensor': _from_device,
-        '_rebuild_device_tensor_from_numpy': _from_device, '_rebuild_device_tensor_from_cpu_tensor': _from_device,
-    }  # fmt: skip
+        '_rebuild_meta_tensor_no_storage': _without_numbers,
+        '_rebuild_xla_tensor': _from_device,
+        '_rebuild_device_tensor_from_numpy': _from_device,
+        '_rebuild_device_tensor_from_cpu_tensor': _from_device,
+    }
     if swapped:
         functions['_rebuild_tensor_v3'] = _tensor_of_bytes
     known = {**plain_objects(), **{f'torch._utils.{name}': Standin(function) for name, function in functions.items()}}
@@ -64,17 +83,30 @@ def retyped(storage: TypedStorage, dtype: torch.dtype) -> TypedStorage:
 
 
 def _tensor(
-    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, _grad: Any = False, _hooks: Any = None,
+    budget: Budget,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    _grad: Any = False,
+    _hooks: Any = None,
     marks: Any = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     dtype = storage.dtype if isinstance(storage, TypedStorage) else None
     return _tensor_of_dtype(budget, storage, offset, size, stride, False, None, dtype, marks)
 
 
 def _tensor_of_dtype(
-    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any,
+    budget: Budget,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
     marks: Any = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if not isinstance(dtype, torch.dtype):
         raise pickle.UnpicklingError('it holds a tensor without numbers')
     if re.match(r'torch\.qu?int', str(dtype)):
@@ -122,9 +154,7 @@ def _marked(tensor: Tensor, marks: Any) -> Tensor:
     return tensor.neg() if marks.get('neg') else tensor
 
 
-def _parameter(
-    budget: Budget, data: Any, requires_grad: Any, _hooks: Any = None, state: Any = None
-) -> nn.Parameter:
+def _parameter(budget: Budget, data: Any, requires_grad: Any, _hooks: Any = None, state: Any = None) -> nn.Parameter:
     if not isinstance(data, Tensor):
         raise pickle.UnpicklingError('it holds a parameter without numbers')
     budget.spend(_TENSOR)

@@ -16,18 +16,52 @@ from .objects import Standin, history_method, holds_attributes, set_state
 
 _CALL = 512  # what an object takes, and making it
 _CONTAINER = 64
-_OPCODES = b''.join((
-    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE, pickle.NEWTRUE,
-    pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.LONG4, pickle.BINFLOAT,
-    pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8,
-    pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.LIST,
-    pickle.STACK_GLOBAL, pickle.BINPERSID, pickle.BINGET, pickle.LONG_BINGET, pickle.BINPUT,
-))  # fmt: skip
+_OPCODES = b''.join(
+    (
+        pickle.PROTO,
+        pickle.FRAME,
+        pickle.STOP,
+        pickle.POP,
+        pickle.POP_MARK,
+        pickle.DUP,
+        pickle.NONE,
+        pickle.NEWTRUE,
+        pickle.NEWFALSE,
+        pickle.BININT,
+        pickle.BININT1,
+        pickle.BININT2,
+        pickle.LONG1,
+        pickle.LONG4,
+        pickle.BINFLOAT,
+        pickle.BINSTRING,
+        pickle.SHORT_BINSTRING,
+        pickle.BINUNICODE,
+        pickle.SHORT_BINUNICODE,
+        pickle.BINUNICODE8,
+        pickle.BINBYTES,
+        pickle.SHORT_BINBYTES,
+        pickle.BINBYTES8,
+        pickle.EMPTY_TUPLE,
+        pickle.TUPLE,
+        pickle.LIST,
+        pickle.STACK_GLOBAL,
+        pickle.BINPERSID,
+        pickle.BINGET,
+        pickle.LONG_BINGET,
+        pickle.BINPUT,
+    )
+)
 _PAID_OPCODES = {  # a byte in the file, and so much in memory
-    pickle.MARK: _CONTAINER, pickle.EMPTY_LIST: _CONTAINER, pickle.EMPTY_DICT: _CONTAINER, pickle.EMPTY_SET: 256,
-    pickle.TUPLE1: _CONTAINER, pickle.TUPLE2: _CONTAINER, pickle.TUPLE3: _CONTAINER, pickle.MEMOIZE: _CONTAINER,
+    pickle.MARK: _CONTAINER,
+    pickle.EMPTY_LIST: _CONTAINER,
+    pickle.EMPTY_DICT: _CONTAINER,
+    pickle.EMPTY_SET: 256,
+    pickle.TUPLE1: _CONTAINER,
+    pickle.TUPLE2: _CONTAINER,
+    pickle.TUPLE3: _CONTAINER,
+    pickle.MEMOIZE: _CONTAINER,
     pickle.LONG_BINPUT: _CONTAINER,
-}  # fmt: skip
+}
 _DICTS = (dict, OrderedDict, Counter)
 _STOCK: Mapping[int, Callable[[Any], None]] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
 
@@ -170,12 +204,21 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     dispatch: ClassVar[dict[int, Any]] = {  # by opcode
         **dict.fromkeys(range(256), _unknown),
         **{code: _STOCK[code] for code in _OPCODES},
-        pickle.GLOBAL[0]: _global, pickle.REDUCE[0]: _reduce, pickle.INST[0]: _inst, pickle.OBJ[0]: _obj,
-        pickle.NEWOBJ[0]: _newobj, pickle.NEWOBJ_EX[0]: _newobj_ex, pickle.BUILD[0]: _build,
-        pickle.BYTEARRAY8[0]: _bytearray, pickle.APPEND[0]: _append, pickle.APPENDS[0]: _appends,
-        pickle.ADDITEMS[0]: _additems, pickle.SETITEM[0]: _setitem, pickle.SETITEMS[0]: _setitems,
+        pickle.GLOBAL[0]: _global,
+        pickle.REDUCE[0]: _reduce,
+        pickle.INST[0]: _inst,
+        pickle.OBJ[0]: _obj,
+        pickle.NEWOBJ[0]: _newobj,
+        pickle.NEWOBJ_EX[0]: _newobj_ex,
+        pickle.BUILD[0]: _build,
+        pickle.BYTEARRAY8[0]: _bytearray,
+        pickle.APPEND[0]: _append,
+        pickle.APPENDS[0]: _appends,
+        pickle.ADDITEMS[0]: _additems,
+        pickle.SETITEM[0]: _setitem,
+        pickle.SETITEMS[0]: _setitems,
         pickle.DICT[0]: _dict,
-    }  # fmt: skip
+    }
 
 
 def _paid(code: bytes, cost: int) -> Callable[[Unpickler], None]:

@@ -11,6 +11,13 @@ from repnext_mm.data.own.label_maps import check_label_maps
 from repnext_mm.data.own.layout import CocoSplit, MapSplit, find_class_folders, find_coco, find_label_maps
 
 __all__ = [
-    'CocoSplit', 'Findings', 'MapSplit', 'check_class_folders', 'check_coco', 'check_label_maps', 'find_class_folders',
-    'find_coco', 'find_label_maps',
-]  # fmt: skip
+    'CocoSplit',
+    'Findings',
+    'MapSplit',
+    'check_class_folders',
+    'check_coco',
+    'check_label_maps',
+    'find_class_folders',
+    'find_coco',
+    'find_label_maps',
+]

@@ -37,10 +37,8 @@ def check_coco(
     whole = all(len(categories[split]) == len(part.content['categories']) for split, part in splits.items())
     names = _class_names(categories, classes, findings, compare=whole)
     masks = not boxes_only and any(
-        has_mask(box.get('segmentation'))
-        for records in sound.values()
-        for box in records['annotations'].values()
-    )  # fmt: skip
+        has_mask(box.get('segmentation')) for records in sound.values() for box in records['annotations'].values()
+    )
     for split, part in splits.items():
         images = _check_images(split, part, sound[split]['images'], findings)
         named = {record['id']: record['name'] for record in categories[split]}
@@ -102,7 +100,7 @@ def _class_names(
 
 def _check_images(
     split: Split, part: CocoSplit, records: Mapping[int, Record], findings: Findings
-) -> dict[Any, Record]:  # fmt: skip
+) -> dict[Any, Record]:
     """The records by id; each file is decoded as in training."""
     found: dict[Any, Record] = {}
     there: list[tuple[str, Record]] = []
@@ -139,9 +137,7 @@ def _check_images(
     return found
 
 
-def _broken_ids(
-    content: Mapping[str, Any], sound: Mapping[Section, Mapping[int, Record]]
-) -> set[tuple[str, Any]]:  # fmt: skip
+def _broken_ids(content: Mapping[str, Any], sound: Mapping[Section, Mapping[int, Record]]) -> set[tuple[str, Any]]:
     """Sections and ids of records with an unsound field: what refers to them is not reported a second time."""
     return {
         (section, record.get('id') if isinstance(record.get('id'), str | int | float) else None)
@@ -252,7 +248,7 @@ class _Boxes:
 
 def _ask_the_libraries(
     splits: Mapping[Split, CocoSplit], names: tuple[str, ...], masks: bool, findings: Findings
-) -> None:  # fmt: skip
+) -> None:
     """What mmdet and pycocotools make of annotations in which nothing wrong was seen."""
     used = used_boxes(splits['train'].annotations, names)
     if used is None:

@@ -34,9 +34,7 @@ def used_boxes(annotations: Path, classes: Sequence[str]) -> int | None:
     return sum(not instance['ignore_flag'] for record in data.data_list for instance in record['instances'])
 
 
-def perfect_score(
-    content: Mapping[str, Any], classes: Sequence[str], kind: Literal['bbox', 'segm']
-) -> float | None:  # fmt: skip
+def perfect_score(content: Mapping[str, Any], classes: Sequence[str], kind: Literal['bbox', 'segm']) -> float | None:
     """COCO's AP of detections that equal the annotations: 1, or the annotations are at odds with the metric.
 
     Of large sets some images, evenly spread. None where pycocotools is not installed.

@@ -16,9 +16,24 @@ import numpy as np
 from repnext_mm.data.own.findings import Findings
 
 SUFFIXES = (
-    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.tif', '.tiff', '.bmp', '.dib', '.gif', '.avif', '.jp2',
-    '.ppm', '.pgm', '.pbm', '.pnm',
-)  # fmt: skip
+    '.jpg',
+    '.jpeg',
+    '.jpe',
+    '.jfif',
+    '.png',
+    '.webp',
+    '.tif',
+    '.tiff',
+    '.bmp',
+    '.dib',
+    '.gif',
+    '.avif',
+    '.jp2',
+    '.ppm',
+    '.pgm',
+    '.pbm',
+    '.pnm',
+)
 GIANT = 'image of more than 178,956,970 pixels (the limit of Pillow): cut it into tiles'
 _UNREAD = 'training cannot decode the image (by OpenCV): save it as PNG or JPEG, of 8 bits'
 _CUT = 'image file is cut short: copy it again'

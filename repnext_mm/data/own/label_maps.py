@@ -143,8 +143,12 @@ def _see_map(path: Path) -> _Map:
         return _Map(size, nothing, 'map must not be a JPEG, which changes the numbers: export it as PNG')
     found, counts = np.unique(values, return_counts=True)
     if (found != found.astype(np.uint8)).any():  # what mmseg turns them into
-        return _Map(size, nothing, f'map must hold whole numbers from 0 to {IGNORED}',
-                    f'{values.dtype} from {found.min():g} to {found.max():g}')  # fmt: skip
+        return _Map(
+            size,
+            nothing,
+            f'map must hold whole numbers from 0 to {IGNORED}',
+            f'{values.dtype} from {found.min():g} to {found.max():g}',
+        )
     return _Map(size, Counter(dict(zip(found.astype(int).tolist(), counts.tolist(), strict=True))))
 
 

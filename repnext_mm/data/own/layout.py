@@ -16,13 +16,37 @@ from repnext_mm.data.own.images import SUFFIXES, is_image_name
 from repnext_mm.datasets.sources import Split
 
 _SPLIT_NAMES = {
-    'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test',
+    'train': 'train',
+    'training': 'train',
+    'val': 'val',
+    'valid': 'val',
+    'validation': 'val',
+    'test': 'test',
     'testing': 'test',
-}  # fmt: skip
+}
 MAP_NAMES = {
-    'ann', 'anns', 'annot', 'annots', 'annotation', 'annotations', 'gt', 'groundtruth', 'label', 'labels', 'labelmap',
-    'labelmaps', 'mask', 'masks', 'seg', 'segmentation', 'segmentations', 'map', 'maps', 'target', 'targets',
-}  # fmt: skip
+    'ann',
+    'anns',
+    'annot',
+    'annots',
+    'annotation',
+    'annotations',
+    'gt',
+    'groundtruth',
+    'label',
+    'labels',
+    'labelmap',
+    'labelmaps',
+    'mask',
+    'masks',
+    'seg',
+    'segmentation',
+    'segmentations',
+    'map',
+    'maps',
+    'target',
+    'targets',
+}
 _IMAGE_NAMES = {'image', 'images', 'img', 'imgs', 'jpeg', 'photo', 'photos', 'picture', 'pictures', 'rgb'}
 _PROBED = 50  # file names of a JSON that are looked for in each folder
 _LOOKED_INTO = 20  # JSON files of one split that are read to see which are COCO-style
@@ -126,9 +150,7 @@ def _one_folder(
     if not named:
         below = [Path(entry.path) for entry in _scan(root) if entry.is_dir()]
         held = f'it holds {_quoted(below, root)}' if below else f'it holds {suffix_counts(_files_in(root))}'
-        raise ValueError(
-            f"'{root}' has no {what} named as the split '{split}' ({held}{_broken(root)}): {_RULE}"
-        )  # fmt: skip
+        raise ValueError(f"'{root}' has no {what} named as the split '{split}' ({held}{_broken(root)}): {_RULE}")
     if readable:
         with_images = [path for path in named if any(map(is_image_name, list_files(path).files))]
         if not with_images:

@@ -15,9 +15,7 @@ def has_mask(segmentation: Any) -> bool:
     return any(segmentation) if isinstance(segmentation, list) else bool(segmentation)
 
 
-def check_mask(
-    segmentation: Any, image: Mapping[str, Any], place: str, findings: Findings, *, scored: bool
-) -> None:  # fmt: skip
+def check_mask(segmentation: Any, image: Mapping[str, Any], place: str, findings: Findings, *, scored: bool) -> None:
     """Check one mask whose field is sound (see ``fields``); ``scored``: pycocotools will read it."""
     if not has_mask(segmentation):
         findings.error(f'mask is missing, and other boxes have one: add it, {_BOXES_ONLY}', place)

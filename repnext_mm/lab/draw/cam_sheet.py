@@ -50,16 +50,17 @@ def with_backbone(config: Config, network: str) -> Config:
         return changed
     _need_mmpretrain(network)
     changed.model.backbone = {
-        'type': 'mmpretrain.TIMMBackbone', 'model_name': network, 'features_only': True, 'pretrained': False,
+        'type': 'mmpretrain.TIMMBackbone',
+        'model_name': network,
+        'features_only': True,
+        'pretrained': False,
         'out_indices': (0, 1, 2, 3),
-    }  # fmt: skip
+    }
     changed.model.neck.in_channels = _widths(network)
     return changed
 
 
-def detector(
-    config: Config, network: str, weights: str | Path | None = None, *, trust_pickle: bool = False
-) -> Subject:
+def detector(config: Config, network: str, weights: str | Path | None = None, *, trust_pickle: bool = False) -> Subject:
     """A config's detector on another backbone, with the weights of a file or with random ones, always the same.
 
     Without weights no box is sure, so that boxes of any score are explained.
@@ -99,9 +100,15 @@ def level_layer(backbone: nn.Module, level: int) -> str:
 
 
 def draw_cam_sheet(
-    subjects: Sequence[Subject], images: Sequence[str | Path], path: str | Path, *, title: str,
-    method: str = 'gradcam', level: int = 3, label: str | None = None,
-) -> Path:  # fmt: skip
+    subjects: Sequence[Subject],
+    images: Sequence[str | Path],
+    path: str | Path,
+    *,
+    title: str,
+    method: str = 'gradcam',
+    level: int = 3,
+    label: str | None = None,
+) -> Path:
     """Save a row for each image: the image, then the map of each detector, all through the same test pipeline.
 
     Args:
@@ -135,8 +142,9 @@ def draw_cam_sheet(
                 axis.text(0.5, -0.04, found, transform=axis.transAxes, ha='center', va='top', fontsize=8)
                 continue
             drawn = axis.imshow(found.values, cmap='inferno', vmin=0, vmax=1, alpha=0.6)
-            axis.text(0.5, -0.04, f'{found.label}: {found.what}', transform=axis.transAxes, ha='center', va='top',
-                      fontsize=8)  # fmt: skip
+            axis.text(
+                0.5, -0.04, f'{found.label}: {found.what}', transform=axis.transAxes, ha='center', va='top', fontsize=8
+            )
     for axis, name in zip(grid[0], ('image', *(subject.name for subject in subjects)), strict=True):
         axis.set_title(name, fontsize=10)
     if drawn is not None:
@@ -145,9 +153,14 @@ def draw_cam_sheet(
 
 
 def load_detectors(
-    config_path: str | Path, networks: Sequence[str], weights: Mapping[str, str], *, trust_pickle: bool = False,
-    options: Mapping[str, Any] | None = None, save_configs: Path | None = None,
-) -> list[Subject]:  # fmt: skip
+    config_path: str | Path,
+    networks: Sequence[str],
+    weights: Mapping[str, str],
+    *,
+    trust_pickle: bool = False,
+    options: Mapping[str, Any] | None = None,
+    save_configs: Path | None = None,
+) -> list[Subject]:
     """The detectors of one config on several backbones; their configs are written for training where asked for.
 
     Raises:
@@ -155,7 +168,7 @@ def load_detectors(
     """
     strangers = sorted(set(weights) - set(networks))
     if strangers:
-        raise ValueError(f"weights are given for {', '.join(strangers)}: choose from {', '.join(networks)}")
+        raise ValueError(f'weights are given for {", ".join(strangers)}: choose from {", ".join(networks)}')
     config = load_config(config_path, options=options)
     if config.get('default_scope') != 'mmdet':
         raise ValueError(f"config '{config_path}' is not a detector's: give a Mask R-CNN config of mmdet")
@@ -166,14 +179,10 @@ def load_detectors(
     return [detector(config, name, weights.get(name), trust_pickle=trust_pickle) for name in networks]
 
 
-def _explained(
-    subject: Subject, seen: Seen, *, method: str, level: int, label: str | None
-) -> ActivationMap | str:
+def _explained(subject: Subject, seen: Seen, *, method: str, level: int, label: str | None) -> ActivationMap | str:
     """The map, or in words why there is none: one detector that misses an object must not cost the sheet."""
     try:
-        return activation_map(
-            subject, seen, method=method, layer=level_layer(subject.backbone, level), label=label
-        )
+        return activation_map(subject, seen, method=method, layer=level_layer(subject.backbone, level), label=label)
     except NothingToExplain as nothing:
         return nothing.short
 

@@ -115,9 +115,11 @@ def mixers(token_mixer: nn.Module) -> list[Mixer]:
         small, medium, large = token_mixer.conv_s, token_mixer.conv_m, token_mixer.conv_l
         quarter = branches_of(small)[0][0].in_channels
         return [
-            Mixer('pass', quarter, quarter, [], ()), _mixer('small', small), _mixer('medium', medium),
+            Mixer('pass', quarter, quarter, [], ()),
+            _mixer('small', small),
+            _mixer('medium', medium),
             _mixer('large', large),
-        ]  # fmt: skip
+        ]
     assert isinstance(token_mixer, CopyConv)
     return [_mixer('small', token_mixer.conv_s), _mixer('medium', token_mixer.conv_m)]
 
@@ -213,8 +215,10 @@ def _size(window: tuple[int, int]) -> str:
 
 def _stride(branches: Sequence[Branch]) -> int:
     """Of the whole chain, the same along both axes."""
-    strides = {tuple(int(torch.tensor([conv.stride[axis] for conv in branch]).prod()) for axis in (0, 1))
-               for branch in branches}  # fmt: skip
+    strides = {
+        tuple(int(torch.tensor([conv.stride[axis] for conv in branch]).prod()) for axis in (0, 1))
+        for branch in branches
+    }
     ((rows, columns),) = strides
     assert rows == columns
     return rows
@@ -227,8 +231,10 @@ def _macro(sheet: Sheet, model: RepNeXt) -> None:
     convs = [layer.conv for layer in stem if isinstance(layer, ConvNorm)]
     lines = [f'{_size(conv.kernel_size)} conv, stride {conv.stride[0]}' for conv in convs]  # type: ignore[arg-type]
     y, height = 1.35, 0.95
-    parts = [(1.0, f'image\n{model.in_channels} × H × W', 'tensor', ''),
-             (1.55, 'Stem\n' + f'\n{type(stem[1]).__name__}\n'.join(lines), 'conv', '')]  # fmt: skip
+    parts = [
+        (1.0, f'image\n{model.in_channels} × H × W', 'tensor', ''),
+        (1.55, 'Stem\n' + f'\n{type(stem[1]).__name__}\n'.join(lines), 'conv', ''),
+    ]
     for index, (stage, shape) in enumerate(zip(model.stages, shapes, strict=True), start=1):
         stage = cast(Stage, stage)
         if isinstance(stage.downsample, Downsample):
@@ -358,9 +364,13 @@ def _mixer_words(part: Mixer) -> str:
     stride = _stride(part.branches)
     strided = f', stride {stride}' if stride > 1 else ''
     if len(part.branches) == 1:
-        return f'{part.scale}\n' + '\n'.join(f'depthwise\n{_size(conv.kernel_size)}' if index == 0 else  # type: ignore[arg-type]
-                                             f'then {_size(conv.kernel_size)}'  # type: ignore[arg-type]
-                                             for index, conv in enumerate(part.branches[0]))  # fmt: skip
+        return f'{part.scale}\n' + '\n'.join(
+            f'depthwise\n{_size(conv.kernel_size)}'
+            if index == 0
+            # type: ignore[arg-type]
+            else f'then {_size(conv.kernel_size)}'  # type: ignore[arg-type]
+            for index, conv in enumerate(part.branches[0])
+        )
     return f'{part.scale}\n{len(part.branches)} branches\n= depthwise\n{_size(_window(part.branches))}{strided}'
 
 
@@ -410,18 +420,25 @@ def _branch_row(sheet: Sheet, part: Mixer, where: str, *, x: float, y: float) ->
     one = part.branches[0] if len(part.branches) == 1 else None
     columns: list[tuple[str, Tensor]] = (
         [(_size(conv.kernel_size), pattern_of((conv,), window)) for conv in one]  # type: ignore[arg-type]
-        if one is not None else [(words_of(branch), pattern_of(branch, window)) for branch in part.branches]
-    )  # fmt: skip
+        if one is not None
+        else [(words_of(branch), pattern_of(branch, window)) for branch in part.branches]
+    )
     for index, (words, pattern) in enumerate(columns):
         at = left + step * index
         sheet.kernel(at, middle, pattern, cell=cell, color=SCALES[part.scale], words=words, size=7.5)
         if index:
             sheet.text(at - step / 2, middle, '→' if one is not None else '+', size=12)
     if one is not None:
-        sheet.text(left + step * len(columns) - 0.25, middle,
-                   'the first has a bias: merged, the rows along\nthe border would be wrong, so both run as they are\n'
-                   '(form "dense": one 11×11 and a correction)' if one[0].bias is not None else 'both run as they are',
-                   size=8, align='left')  # fmt: skip
+        sheet.text(
+            left + step * len(columns) - 0.25,
+            middle,
+            'the first has a bias: merged, the rows along\nthe border would be wrong, so both run as they are\n'
+            '(form "dense": one 11×11 and a correction)'
+            if one[0].bias is not None
+            else 'both run as they are',
+            size=8,
+            align='left',
+        )
     else:
         at = left + step * 5 + 0.85
         sheet.arrow((left + step * (len(columns) - 1) + 0.42, middle), (at - 0.42, middle))
@@ -444,26 +461,41 @@ def _embedded(sheet: Sheet, parts: Sequence[Mixer], one: nn.Conv2d, *, x: float,
         pattern = pattern_of(part.merged, window)
         color = '#888888' if part.scale == 'pass' else SCALES[part.scale]
         words = 'identity: one tap' if not part.branches else f'{part.scale}: {words_of(part.merged)}'
-        sheet.kernel(at, middle, pattern, cell=cell, color=color,
-                     words=f'{words}\n{times(part.outputs, base)} channels', size=8.5)  # fmt: skip
+        sheet.kernel(
+            at,
+            middle,
+            pattern,
+            cell=cell,
+            color=color,
+            words=f'{words}\n{times(part.outputs, base)} channels',
+            size=8.5,
+        )
     at = x + 6.5
     sheet.arrow((at - 0.97, middle), (at - 0.63, middle))
     words = f'one {_size(window)}\n{times(one.out_channels, base)} channels'
     sheet.kernel(at, middle, torch.ones(window), cell=cell, color=_MERGED, words=words, size=8.5)
-    weights = sum(part.outputs * int((pattern_of(part.merged, window) > 0).sum()) if len(part.merged) == 1 else
-                  sum(conv.weight.numel() for conv in part.merged) for part in parts if part.branches)  # fmt: skip
+    weights = sum(
+        part.outputs * int((pattern_of(part.merged, window) > 0).sum())
+        if len(part.merged) == 1
+        else sum(conv.weight.numel() for conv in part.merged)
+        for part in parts
+        if part.branches
+    )
     own = one.weight.numel()
     chained = next((part for part in parts if len(part.merged) > 1), None)
     border = (
         f'\nWhere the {words_of(chained.merged)} pair has a bias, they are equal only away from the border.'
-        if chained is not None and chained.merged[0].bias is not None else
-        '\nThe outputs come in another order there: small and medium of each channel side by side.'
-    )  # fmt: skip
-    sheet.text(x + 3.6, y + 3.35,
-               f'Any such set of kernels is one kernel of the full window with zeros; trained from scratch, no weight\n'
-               f'is bound to be zero. Depthwise weights at {total} channels: {weights:,} merged, {own:,} in one.'
-               f'{border}',
-               size=8.5)  # fmt: skip
+        if chained is not None and chained.merged[0].bias is not None
+        else '\nThe outputs come in another order there: small and medium of each channel side by side.'
+    )
+    sheet.text(
+        x + 3.6,
+        y + 3.35,
+        f'Any such set of kernels is one kernel of the full window with zeros; trained from scratch, no weight\n'
+        f'is bound to be zero. Depthwise weights at {total} channels: {weights:,} merged, {own:,} in one.'
+        f'{border}',
+        size=8.5,
+    )
 
 
 def _flow(sheet: Sheet, parts: Sequence[Mixer], *, x: float, y: float, width: float, copied: bool) -> None:
@@ -485,8 +517,15 @@ def _flow(sheet: Sheet, parts: Sequence[Mixer], *, x: float, y: float, width: fl
         sheet.arrow(start, (at, y + 0.72))
         sheet.channels(at - step * 0.42, y + 0.72, step * 0.84, bar, [(1.0, colors[part.scale])])
         sheet.text(at, y + 0.84, times(part.inputs, into), size=8.5)
-        box = sheet.box(at, y + 1.72, min(step * 0.9, 1.6), 1.0, _mixer_words(part),
-                        'depthwise' if part.branches else 'pass', size=8.5)  # fmt: skip
+        box = sheet.box(
+            at,
+            y + 1.72,
+            min(step * 0.9, 1.6),
+            1.0,
+            _mixer_words(part),
+            'depthwise' if part.branches else 'pass',
+            size=8.5,
+        )
         sheet.arrow((at, y + 0.72 + bar), box.top)
         sheet.arrow(box.bottom, (at, bottom))
     sheet.channels(x, bottom, width, bar, [(part.outputs / total, colors[part.scale]) for part in parts])

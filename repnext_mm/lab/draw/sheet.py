@@ -14,9 +14,16 @@ if TYPE_CHECKING:
 
 INK, FAINT = '#222222', '#777777'
 COLORS = {
-    'conv': '#cfe0f4', 'depthwise': '#d5ecd4', 'pointwise': '#e2daf1', 'norm': '#fdf0c4', 'act': '#fbdcc8',
-    'tensor': '#f4f4f4', 'pass': '#e6e6e6', 'stage': '#d5ecd4', 'frame': '#fafafa',
-}  # fmt: skip
+    'conv': '#cfe0f4',
+    'depthwise': '#d5ecd4',
+    'pointwise': '#e2daf1',
+    'norm': '#fdf0c4',
+    'act': '#fbdcc8',
+    'tensor': '#f4f4f4',
+    'pass': '#e6e6e6',
+    'stage': '#d5ecd4',
+    'frame': '#fafafa',
+}
 _FONT = 9.0
 
 
@@ -62,14 +69,29 @@ class Sheet:
         self.text(width / 2, 0.3, title, size=13)
 
     def text(
-        self, x: float, y: float, words: str, *, size: float = _FONT, color: str = INK, bold: bool = False,
-        align: str = 'center', inside: Patch | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        size: float = _FONT,
+        color: str = INK,
+        bold: bool = False,
+        align: str = 'center',
+        inside: Patch | None = None,
+    ) -> None:
         """Words around a point."""
         artist = self.axes.text(
-            x, y, words, ha=align, va='center', fontsize=size, color=color, fontweight='bold' if bold else 'normal',
+            x,
+            y,
+            words,
+            ha=align,
+            va='center',
+            fontsize=size,
+            color=color,
+            fontweight='bold' if bold else 'normal',
             linespacing=1.15,
-        )  # fmt: skip
+        )
         self.texts.append((artist, inside))
 
     def box(
@@ -79,9 +101,15 @@ class Sheet:
         from matplotlib.patches import FancyBboxPatch
 
         patch = FancyBboxPatch(
-            (x - width / 2, y - height / 2), width, height, boxstyle='round,pad=0,rounding_size=0.06',
-            facecolor=COLORS[kind], edgecolor=INK, linewidth=0.9, zorder=2,
-        )  # fmt: skip
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            boxstyle='round,pad=0,rounding_size=0.06',
+            facecolor=COLORS[kind],
+            edgecolor=INK,
+            linewidth=0.9,
+            zorder=2,
+        )
         self.axes.add_patch(patch)
         self.text(x, y, words, size=size, inside=patch)
         return Box(x, y, width, height)
@@ -90,10 +118,18 @@ class Sheet:
         """A panel from its upper left corner, with a title."""
         from matplotlib.patches import FancyBboxPatch
 
-        self.axes.add_patch(FancyBboxPatch(
-            (x, y), width, height, boxstyle='round,pad=0,rounding_size=0.1', facecolor=COLORS['frame'],
-            edgecolor='#bbbbbb', linewidth=0.8, zorder=0,
-        ))  # fmt: skip
+        self.axes.add_patch(
+            FancyBboxPatch(
+                (x, y),
+                width,
+                height,
+                boxstyle='round,pad=0,rounding_size=0.1',
+                facecolor=COLORS['frame'],
+                edgecolor='#bbbbbb',
+                linewidth=0.8,
+                zorder=0,
+            )
+        )
         self.text(x + width / 2, y + 0.22, title, size=10.5, bold=True)
 
     def arrow(self, *points: tuple[float, float], head: bool = True) -> None:
@@ -104,10 +140,19 @@ class Sheet:
         if len(points) > 2 or not head:
             self.axes.plot(xs, ys, color=INK, linewidth=1, zorder=1, solid_joinstyle='round')
         if head:
-            self.axes.add_patch(FancyArrowPatch(
-                points[-2], points[-1], arrowstyle='-|>', mutation_scale=8, color=INK, linewidth=1, shrinkA=0,
-                shrinkB=0, zorder=1,
-            ))  # fmt: skip
+            self.axes.add_patch(
+                FancyArrowPatch(
+                    points[-2],
+                    points[-1],
+                    arrowstyle='-|>',
+                    mutation_scale=8,
+                    color=INK,
+                    linewidth=1,
+                    shrinkA=0,
+                    shrinkB=0,
+                    zorder=1,
+                )
+            )
 
     def circle(self, x: float, y: float, sign: str = '+') -> Box:
         """A small circle with a sign."""
@@ -118,18 +163,30 @@ class Sheet:
         return Box(x, y, 0.26, 0.26)
 
     def kernel(
-        self, x: float, y: float, pattern: Tensor, *, cell: float, color: str = '#3f8f4f', words: str = '',
+        self,
+        x: float,
+        y: float,
+        pattern: Tensor,
+        *,
+        cell: float,
+        color: str = '#3f8f4f',
+        words: str = '',
         size: float = 8.0,
-    ) -> Box:  # fmt: skip
+    ) -> Box:
         """A window of cells around a point: ``pattern`` ``(h, w)`` is 0 where the kernel has no weight, up to 1."""
         rows, columns = pattern.shape
         width, height = cell * columns, cell * rows
         self.axes.pcolormesh(
             [x - width / 2 + cell * i for i in range(columns + 1)],
             [y - height / 2 + cell * i for i in range(rows + 1)],
-            pattern.numpy(), cmap=_from_white(color), vmin=0, vmax=1, edgecolors='#9a9a9a', linewidth=0.4,
+            pattern.numpy(),
+            cmap=_from_white(color),
+            vmin=0,
+            vmax=1,
+            edgecolors='#9a9a9a',
+            linewidth=0.4,
             zorder=2,
-        )  # fmt: skip
+        )
         if words:
             self.text(x, y + height / 2 + 0.1 + 0.065 * (words.count('\n') + 1), words, size=size)
         return Box(x, y, width, height)
@@ -139,9 +196,9 @@ class Sheet:
         from matplotlib.patches import Rectangle
 
         for share, color in parts:
-            self.axes.add_patch(Rectangle(
-                (x, y), width * share, height, facecolor=color, edgecolor=INK, linewidth=0.8, zorder=2
-            ))  # fmt: skip
+            self.axes.add_patch(
+                Rectangle((x, y), width * share, height, facecolor=color, edgecolor=INK, linewidth=0.8, zorder=2)
+            )
             x += width * share
 
 

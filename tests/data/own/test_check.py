@@ -297,7 +297,7 @@ MASKS = {
     'two points first': (mark('segmentation', [[1, 1, 5, 5], [1, 1, 5, 1, 5, 5]]), 'the first polygon has fewer'),
     'far outside': (mark('segmentation', [[1, 1, 1e9, 1, 5, 5]]), 'polygon lies far outside'),
     'flat list': (mark('segmentation', [1, 1, 5, 1, 5, 5]), 'segmentation of annotations must be a list of polygons'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', MASKS)

@@ -12,17 +12,55 @@ from repnext_mm.data.own.fields import FIELDS, read_coco
 from tests.data.own.small_sets import coco_content, write_coco
 
 VALUES = [
-    None, True, False, 0, 1, 2, -1, 0.5, 3.0, 10**400, float('nan'), float('inf'), '', '1', 'text', 'nul\0', [], [[]],
-    [1], [None], ['1', 2, 3, 4], [5, 10, 18, float('nan')], [5, 10, 18, 20], [1, 2, 3, 4, 5, 6], {}, {'a': 1}, [[1, 2]],
-    [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[1, 1, 9, 1, 9, 9, 1]], [[1, 1, 9, 1, 9, None]], [[1, 1, 9, 1, 9, '9']],
-    [[[1, 1], [9, 1], [9, 9]]], [[1, 1, 9, 1, 9, 9], [1]], [[1], [1, 1, 9, 1, 9, 9]],
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    -1,
+    0.5,
+    3.0,
+    10**400,
+    float('nan'),
+    float('inf'),
+    '',
+    '1',
+    'text',
+    'nul\0',
+    [],
+    [[]],
+    [1],
+    [None],
+    ['1', 2, 3, 4],
+    [5, 10, 18, float('nan')],
+    [5, 10, 18, 20],
+    [1, 2, 3, 4, 5, 6],
+    {},
+    {'a': 1},
+    [[1, 2]],
+    [[1, 2, 3, 4]],
+    [[1, 2, 3, 4, 5]],
+    [[1, 1, 9, 1, 9, 9, 1]],
+    [[1, 1, 9, 1, 9, None]],
+    [[1, 1, 9, 1, 9, '9']],
+    [[[1, 1], [9, 1], [9, 9]]],
+    [[1, 1, 9, 1, 9, 9], [1]],
+    [[1], [1, 1, 9, 1, 9, 9]],
     [{'size': [64, 64], 'counts': [0, 4096]}],
-    {'size': [64, 64], 'counts': [0, 4096]}, {'size': [64, 64], 'counts': [0, 4097]},
+    {'size': [64, 64], 'counts': [0, 4096]},
+    {'size': [64, 64], 'counts': [0, 4097]},
     {'size': [64, 64], 'counts': [0, 5]},
-    {'size': [64, 64], 'counts': [-5, 4101]}, {'size': [64, 64], 'counts': 'PPYo0'}, {'size': [64, 64], 'counts': ''},
-    {'size': [64, 64], 'counts': '0' * 4000}, {'size': [64, 64], 'counts': 'é'}, {'size': [64, 64], 'counts': None},
-    {'size': 64, 'counts': [0, 4096]}, {'counts': [0, 4096]}, {'size': [32, 64], 'counts': [0, 2048]},
-]  # fmt: skip
+    {'size': [64, 64], 'counts': [-5, 4101]},
+    {'size': [64, 64], 'counts': 'PPYo0'},
+    {'size': [64, 64], 'counts': ''},
+    {'size': [64, 64], 'counts': '0' * 4000},
+    {'size': [64, 64], 'counts': 'é'},
+    {'size': [64, 64], 'counts': None},
+    {'size': 64, 'counts': [0, 4096]},
+    {'counts': [0, 4096]},
+    {'size': [32, 64], 'counts': [0, 2048]},
+]
 PLACES = [(section, field.key) for section, fields in FIELDS.items() for field in fields]
 
 
@@ -134,7 +172,7 @@ FILES = {
     'web page': (b'<!DOCTYPE html><html>', '<!DOCTYPE html>'),
     'pickle': (b'\x80\x04}q\x00.', 'is not UTF-8'),
     'pointer': (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', FILES)

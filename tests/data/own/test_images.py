@@ -71,9 +71,12 @@ FILES = {
     **{f'orientation {number}': turned(number) for number in range(1, 9)},
     'orientation 6, png': turned(6, 'PNG'),
     'orientation 6, webp': turned(6, 'WEBP'),
-    **{f'{kind} cut at {part}': encoded(noise(0, 480, 640), kind)[: int(part * len(encoded(noise(0, 480, 640), kind)))]
-       for kind in ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'GIF') for part in (0.01, 0.5, 0.99)},
-}  # fmt: skip
+    **{
+        f'{kind} cut at {part}': encoded(noise(0, 480, 640), kind)[: int(part * len(encoded(noise(0, 480, 640), kind)))]
+        for kind in ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'GIF')
+        for part in (0.01, 0.5, 0.99)
+    },
+}
 
 
 @pytest.mark.parametrize('name', FILES)

@@ -27,7 +27,7 @@ MAP_LAYOUTS = {
     'beside, one format': dict(layout='{split}', image='_rgb.png', label='_labelIds.png'),
     'maps below images': dict(layout='{split}{kind}', kinds=('', '/masks')),
     'another kind of image': dict(layout='{split}/{kind}', image='.webp', label='.bmp'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', MAP_LAYOUTS)
@@ -159,7 +159,7 @@ NO_COCO = {
     'voc': (lambda root: yolo(root, '.xml'), ['no .json file', '(as of Pascal VOC)']),
     'empty': (lambda root: None, ['no .json file', 'but no file']),
     'without a split': (one_file, ["1 .json file ('instances_default.json'), and none is named as the split 'train'"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', NO_COCO)

@@ -105,9 +105,22 @@ def test_training(tmp_path, make, metric):
     data = tmp_path / 'all/data' if (tmp_path / 'all/data').is_dir() else tmp_path / 'all'
     size = '32' if 'cls' in task else '64'
     said = run_tool(
-        ROOT / 'tools/new_config.py', *task, '--data', data, '--arch', 'm0', '--size', size, '--epochs', '1', '--batch',
-        '2', '--out', 'made.py', cwd=tmp_path,
-    )  # fmt: skip
+        ROOT / 'tools/new_config.py',
+        *task,
+        '--data',
+        data,
+        '--arch',
+        'm0',
+        '--size',
+        size,
+        '--epochs',
+        '1',
+        '--batch',
+        '2',
+        '--out',
+        'made.py',
+        cwd=tmp_path,
+    )
     assert 'found 0 errors' in said
     said = run_tool(ROOT / 'tools/train.py', 'made.py', *WORKERS, *PERSISTENT, cwd=tmp_path)
     assert metrics(said, metric) >= -1

@@ -11,14 +11,7 @@ from mmengine.config import Config
 from repnext_mm.apis import load_config
 from repnext_mm.datasets.scene import compose_scene
 from repnext_mm.lab.draw import cam_sheet
-from repnext_mm.lab.draw.cam_sheet import (
-    PAPER,
-    detector,
-    draw_cam_sheet,
-    level_layer,
-    load_detectors,
-    with_backbone,
-)  # fmt: skip
+from repnext_mm.lab.draw.cam_sheet import PAPER, detector, draw_cam_sheet, level_layer, load_detectors, with_backbone
 from repnext_mm.visualize.cam import activation_map
 from repnext_mm.visualize.subject import see
 from tests.tools.running import ROOT

@@ -18,7 +18,7 @@ from repnext_mm.lab.draw.design import (
     times,
     transforms,
     words_of,
-)  # fmt: skip
+)
 from repnext_mm.models import ARCHITECTURES, RepNeXt
 from repnext_mm.nn import ChunkConv, CopyConv, RepDWConvM, RepDWConvS
 from repnext_mm.reparam import embed
@@ -47,8 +47,11 @@ def test_texts_lie_in_their_boxes_and_on_no_other_text(name, arch):
         extents.append(extent)
 
 
-@pytest.mark.parametrize('module', [RepDWConvS(4), RepDWConvS(4, stride=2), RepDWConvM(4), RepDWConvM(4, stride=2)],
-                         ids=['S', 'S strided', 'M', 'M strided'])  # fmt: skip
+@pytest.mark.parametrize(
+    'module',
+    [RepDWConvS(4), RepDWConvS(4, stride=2), RepDWConvM(4), RepDWConvM(4, stride=2)],
+    ids=['S', 'S strided', 'M', 'M strided'],
+)
 def test_branches_are_those_whose_sum_the_module_is(module):
     module = randomise(module).double()
     branches, x = branches_of(module), torch.randn(2, 4, 13, 12, dtype=torch.float64)
@@ -78,11 +81,15 @@ def test_five_patterns_of_the_medium_scale():
 def test_numbers_are_read_from_the_modules():
     chunk, copy = ChunkConv.train_form(24), CopyConv.train_form(24)
     assert [(part.inputs, part.outputs, len(part.branches)) for part in mixers(chunk)] == [
-        (6, 6, 0), (6, 6, 4), (6, 6, 5), (6, 6, 1)
-    ]  # fmt: skip
+        (6, 6, 0),
+        (6, 6, 4),
+        (6, 6, 5),
+        (6, 6, 1),
+    ]
     assert [(part.inputs, part.outputs, words_of(part.merged)) for part in mixers(copy)] == [
-        (24, 24, '3×3'), (24, 24, '7×7')
-    ]  # fmt: skip
+        (24, 24, '3×3'),
+        (24, 24, '7×7'),
+    ]
     arch = replace(ARCHITECTURES['m1'], embed_dims=(24, 48, 96, 192), depths=(1, 2, 3, 4), mlp_ratio=3)
     found = words(architecture(arch, 'mine'))
     assert {f'Stage {i}\n{i} ×\nMetaNeXt block' for i in (1, 2, 3, 4)} <= set(found)

@@ -6,13 +6,16 @@ mmengine only, and without mmengine it gives way to the parts that need torch al
 
 from importlib.util import find_spec
 
-from .version import __version__
+from repnext_mm._moved import keep_former_paths
+from repnext_mm.version import __version__
 
 __all__ = ['__version__']
 
+keep_former_paths()
+
 if find_spec('mmengine') is not None:
-    from . import datasets, training  # noqa: F401 - registers
-    from .hooks import FuseBackboneHook
-    from .models import RepNeXt, RepNeXtU
+    from repnext_mm import data, training  # noqa: F401 - registers
+    from repnext_mm.hooks import FuseBackboneHook
+    from repnext_mm.models import RepNeXt, RepNeXtU
 
     __all__ += ['FuseBackboneHook', 'RepNeXt', 'RepNeXtU']

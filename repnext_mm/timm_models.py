@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from repnext_mm.checkpoints import state_dict_of
 from repnext_mm.models import ARCHITECTURES, RepNeXt
-from repnext_mm.nn import TwoHeadLinear
+from repnext_mm.models.heads import TwoHeadLinear
 
 RELEASE = 'https://github.com/suous/RepNeXt/releases/download/v1.0'
 DISTILLED = ('m0', 'm1', 'm2', 'm3', 'm4', 'm5')  # the authors publish one file for each

@@ -11,7 +11,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from repnext_mm import RepNeXt
-from repnext_mm.datasets.scene import Scene, compose_scene
+from repnext_mm.data.scene import Scene, compose_scene
 
 COCO_IDS = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 

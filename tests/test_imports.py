@@ -5,54 +5,97 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import repnext_mm
+from repnext_mm._moved import MOVED
 
 PACKAGE = Path(repnext_mm.__file__).parent
-LAYERS = ['reparam', 'nn', 'checkpoints', 'models']  # each may import those before it; all others may import all
+FLOORS = (
+    {'version', '_moved', '_files', 'errors'},
+    {'reparam', 'mmcv_ops'},
+    {'timing'},
+    {'checkpoints'},
+    {'models', 'timm_models'},
+    {'hooks', 'training'},
+    {'data', 'apis', 'export'},
+    {'lab'},
+    {'cli', '__main__'},
+)
+"""Each imports what is on floors below its own; on one floor there is an order, too (see `test_no_circles`)."""
+TORCH_ONLY = ('reparam', 'timing', 'checkpoints')
 HEAVY = ('mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'timm', 'torchvision', 'sklearn')
-
-
-def imports(path: Path) -> set[str]:
-    """Modules imported when ``path`` is imported: those inside functions do not count."""
-    found = set()
-    body = list(ast.parse(path.read_text()).body)
-    while body:
-        node = body.pop()
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = '.'.join(('repnext_mm', *path.relative_to(PACKAGE).parent.parts))
-            found.add(f'{package}.{node.module or ""}'.rstrip('.') if node.level else str(node.module))
-        elif isinstance(node, ast.ClassDef | ast.If | ast.Try | ast.With):
-            body += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
-    return found
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob('*.py'))
 
 
+def module_name(path: Path) -> str:
+    return '.'.join(('repnext_mm', *path.relative_to(PACKAGE).with_suffix('').parts)).removesuffix('.__init__')
+
+
+def imports(path: Path, *, inside_functions: bool = True) -> set[str]:
+    """Modules imported by ``path``, wherever the statement stands."""
+    package = module_name(path) if path.name == '__init__.py' else module_name(path).rpartition('.')[0]
+    everything = {module_name(other) for other in modules()}
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            outer = '.'.join(package.split('.')[: len(package.split('.')) - node.level + 1]) if node.level else ''
+            base = '.'.join(filter(None, (outer, node.module)))
+            names = {f'{base}.{alias.name}' for alias in node.names}
+            found |= (names & everything) or {base}
+        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def part(name: str) -> str:
+    """The package or module directly below ours; empty for ours itself."""
+    return name.split('.')[1] if '.' in name else ''
+
+
+def ours(names: set[str]) -> set[str]:
+    return {name for name in names if name.partition('.')[0] == 'repnext_mm'}
+
+
 @pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_layers(path):
-    layer = path.relative_to(PACKAGE).parts[0]
+    here = part(module_name(path))
     names = imports(path)
-    if layer in LAYERS:
-        allowed = LAYERS[: LAYERS.index(layer) + 1]
-        inner = {name.split('.')[1] for name in names if name.startswith('repnext_mm.')}
-        assert inner <= set(allowed)
-    if layer in LAYERS[:3]:
+    if here:
+        floor = next(index for index, parts in enumerate(FLOORS) if here in parts)
+        below = set().union(*FLOORS[: floor + 1])
+        above = {name for name in ours(names) if part(name) and part(name) not in below}
+        assert not above
+        assert 'repnext_mm' not in names  # importing the root registers everything
+    if here in TORCH_ONLY:
         assert not any(name.split('.')[0] == 'mmengine' for name in names)
-    if layer == 'hooks':
-        inner = {name.split('.')[1] for name in names if name.startswith('repnext_mm.')}
-        assert inner <= {'reparam', 'checkpoints', 'models', layer}
-    if layer == 'mmcv_ops':  # mmcv imports it while it is being imported itself
-        inner = {name.split('.')[1] for name in names if name.startswith('repnext_mm.')}
+    if here == 'mmcv_ops':  # mmcv imports it while it is being imported itself
         outer = {name.split('.')[0] for name in names} - set(sys.stdlib_module_names)
-        assert inner <= {layer} and outer <= {'torch', 'torchvision', 'repnext_mm'}
+        assert {part(name) for name in ours(names)} <= {here}
+        assert outer <= {'torch', 'torchvision', 'repnext_mm'}
+
+
+@pytest.mark.parametrize('unit', ['module', 'part'])
+def test_no_circles(unit):
+    arrows: dict[str, set[str]] = {}
+    for path in modules():
+        names = ours(imports(path))
+        source = module_name(path) if unit == 'module' else part(module_name(path))
+        goals = {(name if unit == 'module' else part(name)) for name in names}
+        arrows.setdefault(source, set()).update(goals - {source, 'repnext_mm', ''})
+    if unit == 'part':
+        arrows.pop('', None)
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
 
 
 BLOCKED = """
@@ -88,7 +131,7 @@ assert len(model(torch.zeros(1, 3, 32, 32))) == 4
 
 def test_every_module_can_be_imported_without_the_others():
     names = '\n'.join(
-        'import ' + '.'.join(('repnext_mm', *path.relative_to(PACKAGE).with_suffix('').parts)).removesuffix('.__init__')
+        f'import {module_name(path)}'
         for path in modules()
         if path.name != 'timm_models.py' and 'mmcv_ops' not in path.parts  # for users of timm and of torchvision
     )
@@ -100,3 +143,27 @@ def test_heavy_libraries_are_not_imported():
     code = f'import repnext_mm, sys; print([m for m in {HEAVY!r} if m in sys.modules])'
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert ast.literal_eval(result.stdout) == []
+
+
+@pytest.mark.parametrize('former', sorted(MOVED))
+def test_former_paths_give_the_names_of_their_new_places(former):
+    code = f"""
+import importlib, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    module = importlib.import_module('repnext_mm.{former}')
+(said,) = [str(w.message) for w in caught if str(w.message).startswith('repnext_mm.{former} has moved')]
+for home in {MOVED[former]!r}:
+    there = importlib.import_module('repnext_mm.' + home)
+    assert 'repnext_mm.' + home in said
+    for name in getattr(there, '__all__', []):
+        assert getattr(module, name) is getattr(there, name), name
+try:
+    module.not_there
+except AttributeError:
+    pass
+else:
+    raise AssertionError
+"""
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

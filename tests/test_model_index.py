@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from repnext_mm.benchmark.complexity import model_complexity, repnext_complexity
+from repnext_mm.lab.bench.complexity import model_complexity, repnext_complexity
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / 'model-index.yml'

@@ -17,18 +17,18 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from repnext_mm.benchmark.environment import environment
-from repnext_mm.benchmark.jobs import Job, parse_shape, plan
-from repnext_mm.benchmark.other_records import add_results, training_table, whole_model_table
-from repnext_mm.benchmark.peers import PEERS
-from repnext_mm.benchmark.plot import plot
-from repnext_mm.benchmark.record import check_same_machine, new_record, read_record, write_record
-from repnext_mm.benchmark.report import heading, markdown
-from repnext_mm.benchmark.run import run_jobs, steps
-from repnext_mm.benchmark.runtimes import DTYPES, MEMORY_FORMATS, RUNTIMES
-from repnext_mm.benchmark.training_step import SHAPES, measure_training_step
-from repnext_mm.benchmark.variants import AUTO, PARTS, TRAIN_FORM, variants
-from repnext_mm.benchmark.whole_model import measure_whole_model
+from repnext_mm.lab.bench.environment import environment
+from repnext_mm.lab.bench.jobs import Job, parse_shape, plan
+from repnext_mm.lab.bench.networks import AUTO, PARTS, TRAIN_FORM, variants
+from repnext_mm.lab.bench.other_records import add_results, training_table, whole_model_table
+from repnext_mm.lab.bench.peers import PEERS
+from repnext_mm.lab.bench.plot import plot
+from repnext_mm.lab.bench.record import check_same_machine, new_record, read_record, write_record
+from repnext_mm.lab.bench.report import heading, markdown
+from repnext_mm.lab.bench.run import run_jobs, steps
+from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, RUNTIMES
+from repnext_mm.lab.bench.training_step import SHAPES, measure_training_step
+from repnext_mm.lab.bench.whole_model import measure_whole_model
 from repnext_mm.models.arch import ARCHITECTURES
 from repnext_mm.reparam import FORMS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from repnext_mm.apis.checkpoint import compare_files, compare_outputs, convert_file, fuse_file, inspect_file
+from repnext_mm.apis.weight_files import compare_files, compare_outputs, convert_file, fuse_file, inspect_file
 from repnext_mm.checkpoints import published_name
 
 SHOWN = 10  # names that a list holds

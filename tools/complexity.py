@@ -11,8 +11,8 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from repnext_mm.apis import load_config
-from repnext_mm.apis.weights import reading_safely
-from repnext_mm.benchmark.complexity import Complexity, model_complexity, repnext_complexity
+from repnext_mm.apis.safe_loading import reading_safely
+from repnext_mm.lab.bench.complexity import Complexity, model_complexity, repnext_complexity
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam import FORMS
 

@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from repnext_mm.demo.app_choices import given_pairs, pairs_under
-from repnext_mm.demo.app_page import build_page, serve
+from repnext_mm.lab.demo.app_choices import given_pairs, pairs_under
+from repnext_mm.lab.demo.app_page import build_page, serve
 
 
 def parse_args() -> argparse.Namespace:

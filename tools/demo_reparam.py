@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from repnext_mm.demo.reparam import run_reparam_demo
-from repnext_mm.demo.reparam_table import format_forms
+from repnext_mm.lab.demo.folding import format_forms, run_reparam_demo
 
 CONFIGS = {'RepVGG': 'repvgg_digits_cls.py', 'RepNeXt-M0': 'repnext_m0_digits_cls.py'}
 

@@ -9,9 +9,9 @@ import torch
 
 from repnext_mm import RepNeXt
 from repnext_mm.apis import load_config
-from repnext_mm.apis.checkpoint import load_model
-from repnext_mm.nn import ChunkConv
-from repnext_mm.visualize.laws import draw_chain, draw_shortcut, draw_sum
+from repnext_mm.apis.weight_files import load_model
+from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum
+from repnext_mm.models.token_mixer import ChunkConv
 
 
 def main() -> None:

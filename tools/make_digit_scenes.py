@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from repnext_mm.datasets import SceneSet, ensure_scenes
+from repnext_mm.data import SceneSet, ensure_scenes
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from repnext_mm.apis.new_config import new_config
+from repnext_mm.data.own.new_config import new_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from repnext_mm.visualize.plot_runs import plot_runs
-from repnext_mm.visualize.run_logs import read_run
+from repnext_mm.lab.draw.plot_runs import plot_runs
+from repnext_mm.lab.draw.run_logs import read_run
 
 
 def main() -> None:

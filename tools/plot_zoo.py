@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from repnext_mm.benchmark.record import read_record
-from repnext_mm.visualize.lengths import plot_lengths
-from repnext_mm.visualize.zoo import plot_zoo
+from repnext_mm.lab.bench.record import read_record
+from repnext_mm.lab.draw.lengths import plot_lengths
+from repnext_mm.lab.draw.zoo import plot_zoo
 
 METRICS = {
     'top1': 'ImageNet top-1, %',

@@ -14,14 +14,20 @@ from typing import Any
 import torch
 from mmengine.config import DictAction
 
-from repnext_mm.benchmark.environment import environment
-from repnext_mm.benchmark.jobs import parse_shape
-from repnext_mm.benchmark.latency import Latency
+from repnext_mm.lab.bench.environment import environment
+from repnext_mm.lab.bench.exactness import (
+    TOLERANCE_FLOAT32,
+    TOLERANCE_FLOAT64,
+    Consistency,
+    check_consistency,
+    with_random_statistics,
+)
+from repnext_mm.lab.bench.jobs import parse_shape
+from repnext_mm.lab.bench.law_speed import DEFINITION, TRAIN, contestants, measure_speed
+from repnext_mm.lab.bench.law_table import Row, markdown, measure_rows, names
+from repnext_mm.lab.bench.named_models import build_named
 from repnext_mm.reparam import count_norms, count_parameters
-from repnext_mm.validation import Consistency, build_named, check_consistency, measure_speed
-from repnext_mm.validation.consistency import TOLERANCE_FLOAT32, TOLERANCE_FLOAT64, with_random_statistics
-from repnext_mm.validation.speed import DEFINITION, TRAIN, contestants
-from repnext_mm.validation.table import Row, markdown, measure_rows, names
+from repnext_mm.timing import Latency
 
 OPERATIONS = ('consistency', 'speed', 'all')
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from mmengine.config import DictAction
 
+from repnext_mm.lab.draw.cam import METHODS, activation_map, draw_activation_maps
 from repnext_mm.lab.draw.cam_sheet import PAPER, draw_cam_sheet, load_detectors
 from repnext_mm.lab.draw.design import draw_design
-from repnext_mm.visualize.cam import METHODS, activation_map, draw_activation_maps
-from repnext_mm.visualize.features import draw_features
-from repnext_mm.visualize.kernels import draw_kernels
-from repnext_mm.visualize.predictions import draw_predictions
-from repnext_mm.visualize.receptive_field import draw_receptive_fields, noise_images, receptive_fields
-from repnext_mm.visualize.subject import Subject, load_subject, see, untrained
+from repnext_mm.lab.draw.features import draw_features
+from repnext_mm.lab.draw.kernels import draw_kernels
+from repnext_mm.lab.draw.predictions import draw_predictions
+from repnext_mm.lab.draw.receptive_field import draw_receptive_fields, noise_images, receptive_fields
+from repnext_mm.lab.draw.subject import Subject, load_subject, see, untrained
 
 
 def parse_args() -> argparse.Namespace:

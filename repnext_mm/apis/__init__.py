@@ -1,9 +1,9 @@
 """The library calls behind tools/: each reads a config, checks it before any long work, and runs it."""
 
+from repnext_mm.apis.build import NotBuiltError
 from repnext_mm.apis.config import load_config
-from repnext_mm.apis.evaluate import prepare_test, run_test
 from repnext_mm.apis.infer import annotate_image, annotate_images
-from repnext_mm.apis.run import NotBuiltError
+from repnext_mm.apis.test import prepare_test, run_test
 from repnext_mm.apis.train import prepare_training, run_training
 from repnext_mm.checkpoints import WeightsError
 

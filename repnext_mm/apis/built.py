@@ -13,8 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from repnext_mm.apis.build import NotBuiltError
 from repnext_mm.apis.config import building, innermost_datasets
-from repnext_mm.apis.run import NotBuiltError
 
 # heads of other classes than the data's: objects against background, stuff, borders of regions
 _OTHER_CLASSES = ('rpn_head', 'semantic_head', 'teacher', 'FusedSemanticHead', 'STDCHead')

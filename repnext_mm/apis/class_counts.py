@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from repnext_mm.apis.checks import unwrapped
 from repnext_mm.apis.config import innermost_datasets
-from repnext_mm.apis.preflight import unwrapped
 from repnext_mm.models import type_name
 
 

@@ -17,14 +17,14 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 
-from repnext_mm.apis.checkpoint import load_model
+from repnext_mm.apis.checks import check_checkpoint, check_model
 from repnext_mm.apis.classes import classes_in_checkpoint, classes_of_config
 from repnext_mm.apis.classify import draw_classes, top_classes
 from repnext_mm.apis.config import building, innermost_datasets, load_config
-from repnext_mm.apis.evaluate import drop_initial_weights
-from repnext_mm.apis.picture import existing, fit_picture, found_images, renamed
-from repnext_mm.apis.preflight import check_checkpoint, check_model
-from repnext_mm.apis.weights import reading_safely, resolved
+from repnext_mm.apis.image_file import existing, fit_picture, found_images, renamed
+from repnext_mm.apis.safe_loading import reading_safely, resolved
+from repnext_mm.apis.test import drop_initial_weights
+from repnext_mm.apis.weight_files import load_model
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models.pretrained import deployed_like, fit_to_model
@@ -73,7 +73,7 @@ def annotate_images(
     """Run a detector, segmentor or classifier on images, its backbone fused, and save the annotated images.
 
     An image that cannot be annotated does not stop the others. One of more than
-    ``repnext_mm.apis.picture.MAX_PIXELS`` is scaled down.
+    ``repnext_mm.apis.image_file.MAX_PIXELS`` is scaled down.
 
     Args:
         images: files, folders (their own images, not those of folders in them) and patterns such as ``'in/*.jpg'``.

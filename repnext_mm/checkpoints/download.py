@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import torch
 
-from ._reader import NotReadError, format_of
-from .errors import WeightsError
+from repnext_mm.checkpoints._reader import NotReadError, format_of
+from repnext_mm.checkpoints.errors import WeightsError
 
 TIMEOUT_S = 60  # without a byte
 _SAFE = "%/:=&?~+!$,;'@()*[]"  # what addresses may hold as it is

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .errors import WeightsError
-from .place import HEADS, Placement, placed, placements
-from .read import StateDict
-from .recognise import recognise
-from .rename import carries_nothing, current_names, spellings, unwrapped
-from .state import ENTRIES, checked, is_averaged, listed, ranked, state_dict_of, weights_in
+from repnext_mm.checkpoints.errors import WeightsError
+from repnext_mm.checkpoints.place import HEADS, Placement, placed, placements
+from repnext_mm.checkpoints.read import StateDict
+from repnext_mm.checkpoints.recognise import recognise
+from repnext_mm.checkpoints.rename import carries_nothing, current_names, spellings, unwrapped
+from repnext_mm.checkpoints.state import ENTRIES, checked, is_averaged, listed, ranked, state_dict_of, weights_in
 
 _HALF = 2  # bytes of the narrowest type that holds weights as they were trained
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .read import StateDict
-from .rename import carries_nothing, spellings
+from repnext_mm.checkpoints.read import StateDict
+from repnext_mm.checkpoints.rename import carries_nothing, spellings
 
 HEADS = ('head', 'head_dist')  # of a classifier, beside the backbone's parts
 

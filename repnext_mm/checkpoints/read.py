@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._reader import NotReadError, RefusedGlobalError, format_of, is_torchscript, is_whole_file, read_file
-from .download import downloaded
-from .errors import WeightsError
+from repnext_mm.checkpoints._reader import (
+    NotReadError,
+    RefusedGlobalError,
+    format_of,
+    is_torchscript,
+    is_whole_file,
+    read_file,
+)
+from repnext_mm.checkpoints.download import downloaded
+from repnext_mm.checkpoints.errors import WeightsError
 
 __all__ = ['StateDict', 'is_whole_file', 'one_sentence', 'read_checkpoint']
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
-from .read import StateDict
+from repnext_mm.checkpoints.read import StateDict
 
 # (pattern in a file of mmdet 2.x or mmseg 0.x, name in mmdet 3.x or mmseg 1.x). Empty: every part of Mask R-CNN and
 # Semantic FPN kept its names, which tests/checkpoints checks against lists of the old ones.

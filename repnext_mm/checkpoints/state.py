@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import WeightsError
-from .read import StateDict
-from .rename import current_names, unwrapped
+from repnext_mm.checkpoints.errors import WeightsError
+from repnext_mm.checkpoints.read import StateDict
+from repnext_mm.checkpoints.rename import current_names, unwrapped
 
 # Where writers put the weights, the likeliest first: mmengine and timm, the authors, PyTorch's tutorial, and others.
 ENTRIES = ('state_dict', 'model', 'model_state_dict', 'module', 'net', 'network', 'weights', 'params')

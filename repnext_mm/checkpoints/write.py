@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import WeightsError
-from .read import StateDict
+from repnext_mm.checkpoints.errors import WeightsError
+from repnext_mm.checkpoints.read import StateDict
 
 HASH_DIGITS = 8
 _USUAL = {

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from repnext_mm.benchmark import Latency, measure_latency
+from repnext_mm.export.parity import probes
+from repnext_mm.export.parts import Part
+from repnext_mm.export.runtimes import RUNTIMES, open_exported
+from repnext_mm.export.suffix import SUFFIXES
+from repnext_mm.export.write import export_model
 from repnext_mm.reparam import FORMS
-from .parity import probes
-from .parts import Part
-from .runtimes import RUNTIMES, open_exported
-from .suffix import SUFFIXES
-from .write import export_model
+from repnext_mm.timing import Latency, measure_latency
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from repnext_mm.export.graphs import Normalised
+from repnext_mm.export.runtimes import Run
 from repnext_mm.reparam import relative_error
-from .graphs import Normalised
-from .runtimes import Run
 
 
 def probes(model: nn.Module, shape: Sequence[int], *, dynamic: bool, batch: bool = True) -> list[Tensor]:

@@ -11,17 +11,17 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from repnext_mm.apis.checkpoint import load_model
+from repnext_mm.apis.checks import check_checkpoint, check_model, unwrapped
 from repnext_mm.apis.config import load_config, without_teacher
-from repnext_mm.apis.evaluate import drop_initial_weights
-from repnext_mm.apis.preflight import check_checkpoint, check_model, unwrapped
-from repnext_mm.apis.weights import reading_safely
+from repnext_mm.apis.safe_loading import reading_safely
+from repnext_mm.apis.test import drop_initial_weights
+from repnext_mm.apis.weight_files import load_model
+from repnext_mm.export.graphs import IMAGENET, Normalisation, Normalised, SegmentorLogits, without_frozen_sizes
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import ARCHITECTURES, Classifier, RepNeXt, load_classifier, type_name
+from repnext_mm.models.heads import TwoHeads
 from repnext_mm.models.pretrained import load_pretrained
-from repnext_mm.nn import TwoHeads
 from repnext_mm.reparam import Form, FusionReport, fuse, replaced
-from .graphs import IMAGENET, Normalisation, Normalised, SegmentorLogits, without_frozen_sizes
 
 PARTS = ('backbone', 'classifier', 'model')
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repnext_mm.export.choose import Choice, choose_form
+from repnext_mm.export.parts import load_part
+from repnext_mm.export.suffix import check_format, format_of
+from repnext_mm.export.write import ExportReport, check_options, export_model
 from repnext_mm.reparam import Form, FusionReport, check_form
-from .choose import Choice, choose_form
-from .parts import load_part
-from .suffix import check_format, format_of
-from .write import ExportReport, check_options, export_model
 
 
 @dataclass(frozen=True, kw_only=True)

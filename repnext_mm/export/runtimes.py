@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .suffix import check_format
+from repnext_mm.export.suffix import check_format
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 PRECISIONS = ('float32', 'native')

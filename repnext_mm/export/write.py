@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from repnext_mm.nn import RepDWConv
+from repnext_mm.export.graphs import Normalised
+from repnext_mm.export.parity import parity, probes
+from repnext_mm.export.runtimes import RUNTIMES, Run, open_exported
+from repnext_mm.export.suffix import SUFFIXES, check_format
+from repnext_mm.export.writers import MIN_SIZE, OPSETS, WRITERS, traced
+from repnext_mm.models.rep_dw import RepDWConv
 from repnext_mm.reparam import within
-from .graphs import Normalised
-from .parity import parity, probes
-from .runtimes import RUNTIMES, Run, open_exported
-from .suffix import SUFFIXES, check_format
-from .writers import MIN_SIZE, OPSETS, WRITERS, traced
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3  # float16 rounds each weight by up to 5e-4 of it; seen are 5e-4 of the largest output

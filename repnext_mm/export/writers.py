@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .graphs import Normalised
+from repnext_mm.export.graphs import Normalised
 
 MIN_SIZE = 32  # pixels: what the last stage's stride needs
 COREML_SIZE, COREML_BATCH = 2048, 64  # Core ML wants an upper bound

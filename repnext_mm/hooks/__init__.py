@@ -1,12 +1,12 @@
 """Adapters to mmengine's loops."""
 
-from .atomic_checkpoint import AtomicCheckpointHook
-from .fuse_backbone import FuseBackboneHook
-from .newest_checkpoint import NoWholeCheckpointError
-from .return_memory import ReturnMemoryHook
-from .seeding import SeededSampler, SeedStepsHook
-from .strict_load import StrictLoadHook
-from .whole_checkpoints import CheckpointNotSavedError
+from repnext_mm.hooks.checkpoint import AtomicCheckpointHook
+from repnext_mm.hooks.fuse_backbone import FuseBackboneHook
+from repnext_mm.hooks.memory import ReturnMemoryHook
+from repnext_mm.hooks.resume import NoWholeCheckpointError
+from repnext_mm.hooks.seeding import SeededSampler, SeedStepsHook
+from repnext_mm.hooks.strict_load import StrictLoadHook
+from repnext_mm.hooks.whole_checkpoints import CheckpointNotSavedError
 
 __all__ = [
     'AtomicCheckpointHook',

@@ -42,7 +42,7 @@ class FuseBackboneHook(Hook):
 
     It is ``model.backbone``, or every outermost module inside with such a name: of wrappers, of student and teacher.
 
-    Any backbone: RepNeXt, those that bring a method for it (see ``repnext_mm.reparam.foreign``), and all with plain
+    Any backbone: RepNeXt, those that bring a method for it (see ``repnext_mm.reparam.converters``), and all with plain
     convolutions and batch norms.
 
     ``runner.model`` is exchanged for a model that has the fused backbone and shares everything else, so that hooks
@@ -188,7 +188,7 @@ class FuseBackboneHook(Hook):
     def _fastest(self, backbone: nn.Module) -> Form:
         if not any(isinstance(module, Fusible) for module in backbone.modules()) or not fuse(backbone)[1]:
             return 'default'  # nothing to choose from
-        from repnext_mm.benchmark.fastest_form import fastest_form  # it is slow, and rarely asked for
+        from repnext_mm.timing import fastest_form  # it is slow, and rarely asked for
 
         form = fastest_form(backbone, _noise(backbone, *self.auto_size))
         chosen = ', '.join(f'{part or "all"}: {name}' for part, name in form.items())

@@ -12,8 +12,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from repnext_mm.hooks.resume_state import check_resumable
 from repnext_mm.models.pretrained import deployed_like, fit_to_model
-from .resume_state import check_resumable
 
 
 @HOOKS.register_module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import os.path as osp
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from typing import Any
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import Runner
 
-from .whole_files import draft_path, drafted
+from repnext_mm._files import draft_path, drafted
+from repnext_mm.checkpoints import is_whole_file
 
 
 class CheckpointNotSavedError(OSError):
@@ -61,7 +63,7 @@ class WholeSaves:
     def save_checkpoint(self, out_dir: str, filename: str, *arguments: Any, **options: Any) -> None:
         """What the hook calls; the runner checks the options."""
         place = Path(out_dir, filename)
-        drafting = drafted(place) if is_main_process() else nullcontext(draft_path(place))
+        drafting = drafted(place, shared=True) if is_main_process() else nullcontext(draft_path(place))
         with saying_why(place, last=self._last()), drafting as draft:
             place.parent.mkdir(parents=True, exist_ok=True)  # a name may hold folders
             self._runner.save_checkpoint(out_dir, str(draft.relative_to(out_dir)), *arguments, **options)
@@ -85,3 +87,12 @@ class LateRemoval:
         self._note(list(self.names))
 
     rmtree = remove
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint is there to its last byte: its archive ends where it should, and all check sums agree.
+
+    torch itself compares no check sums: what a power cut filled with zeros would load. A folder, which some strategies
+    write, counts as whole; so does an archive that was saved without check sums, when nothing else is wrong with it.
+    """
+    return os.path.isdir(path) or is_whole_file(path)

@@ -4,6 +4,6 @@
 environment's mmcv. docs/operators.md lists what is served. Needs torch and torchvision, neither mmengine nor mmcv.
 """
 
-from .installation import Operators, install, remove, status
+from repnext_mm.mmcv_ops.installation import Operators, install, remove, status
 
 __all__ = ['Operators', 'install', 'remove', 'status']

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import Operators, install, remove, status
+from repnext_mm.mmcv_ops import Operators, install, remove, status
 
 SAYS = {
     'compiled': 'mmcv has compiled operators: {file}',

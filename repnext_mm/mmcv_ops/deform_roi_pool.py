@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .roi import add_at
-from .sampling import corners, grid_sizes, groups_of_rois, positions_in_bins
-from .suppression import as_float32
+from repnext_mm.mmcv_ops.roi import add_at
+from repnext_mm.mmcv_ops.sampling import corners, grid_sizes, groups_of_rois, positions_in_bins
+from repnext_mm.mmcv_ops.suppression import as_float32
 
 
 def deform_roi_pool_forward(

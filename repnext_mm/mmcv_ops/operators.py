@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 import torchvision
 
-from . import (
+from repnext_mm.mmcv_ops import (
     carafe,
     deform_conv,
     deform_roi_pool,
@@ -21,7 +21,7 @@ from . import (
     suppression,
     sync_bn,
 )
-from .installation import compile_command
+from repnext_mm.mmcv_ops.installation import compile_command
 
 
 def get_compiler_version() -> str:

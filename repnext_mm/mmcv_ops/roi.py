@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from .sampling import corners, grid_sizes, groups_of_rois, positions_in_bins
-from .suppression import as_float32
+from repnext_mm.mmcv_ops.sampling import corners, grid_sizes, groups_of_rois, positions_in_bins
+from repnext_mm.mmcv_ops.suppression import as_float32
 
 LEAST = -10000.0  # where the compiled maximum starts from: what is below is not seen
 

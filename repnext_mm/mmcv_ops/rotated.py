@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .suppression import as_float32, by_score, greedy, need_float
+from repnext_mm.mmcv_ops.suppression import as_float32, by_score, greedy, need_float
 
 PAIRS_AT_ONCE = 1 << 18  # some 200 MB
 ROUNDING = 1e-9  # a corner on an edge counts as inside, whichever way float64 rounds it

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
-from .type_name import type_name
+from repnext_mm.models.type_name import type_name
 
 
 @MODELS.register_module(name='BoxTTAModel')

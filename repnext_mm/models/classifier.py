@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import LoadReport, load_strictly, read_checkpoint, state_dict_of
-from repnext_mm.nn import TwoHeadLinear
-from .repnext import RepNeXt
+from repnext_mm.models.heads import TwoHeadLinear
+from repnext_mm.models.repnext import RepNeXt
 
 
 class Classifier(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from repnext_mm.nn import NormLinear, TwoHeads
+from repnext_mm.models.heads import NormLinear, TwoHeads
 
 
 @MODELS.register_module(name='RepNeXtClsHead')

@@ -12,7 +12,7 @@ from repnext_mm.checkpoints import LoadReport, StateDict, fit, read_checkpoint, 
 from repnext_mm.reparam import fuse
 
 if TYPE_CHECKING:
-    from .repnext import RepNeXt
+    from repnext_mm.models.repnext import RepNeXt
 
 _FUSED = ('default', 'keep_norms')
 
@@ -86,7 +86,7 @@ def deployed_like(
     Returns:
         Whether it did.
     """
-    from .repnext import RepNeXt
+    from repnext_mm.models.repnext import RepNeXt
 
     backbone = getattr(model, 'backbone', model)
     if not isinstance(backbone, RepNeXt) or backbone.deploy or _form(content, prefix=prefix, ema=ema) not in _FUSED:
@@ -104,7 +104,7 @@ def deployed_like(
 
 def _deploy_backbone(model: nn.Module) -> tuple[str, RepNeXt | None]:
     """The start of its keys, and the deploy backbone; None where there is none."""
-    from .repnext import RepNeXt
+    from repnext_mm.models.repnext import RepNeXt
 
     where, backbone = ('', model) if isinstance(model, RepNeXt) else ('backbone.', getattr(model, 'backbone', None))
     return where, backbone if isinstance(backbone, RepNeXt) and backbone.deploy else None

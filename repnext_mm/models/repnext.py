@@ -10,11 +10,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import LoadReport
-from repnext_mm.nn import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage, Stem, depthwise
+from repnext_mm.models.arch import Arch, resolve_arch
+from repnext_mm.models.block import Downsample, MetaNeXtBlock
+from repnext_mm.models.layers import depthwise
+from repnext_mm.models.pretrained import load_pretrained
+from repnext_mm.models.stage import Stage, Stem
+from repnext_mm.models.staged_backbone import StagedBackbone
+from repnext_mm.models.token_mixer import ChunkConv, CopyConv
 from repnext_mm.reparam import fuse
-from .arch import Arch, resolve_arch
-from .pretrained import load_pretrained
-from .staged_backbone import StagedBackbone
 
 
 @MODELS.register_module()

@@ -13,9 +13,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import LoadReport, WeightsError, fit, read_checkpoint, state_dict_of
-from repnext_mm.nn import REP_UNITS, PatchMerging, PatchStem, UnitBlock, UnitStage
+from repnext_mm.models.rep_unit import REP_UNITS
+from repnext_mm.models.staged_backbone import StagedBackbone
+from repnext_mm.models.unit_block import PatchMerging, PatchStem, UnitBlock, UnitStage
 from repnext_mm.reparam import fuse
-from .staged_backbone import StagedBackbone
 
 
 @dataclass(frozen=True)

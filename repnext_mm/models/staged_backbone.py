@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.checkpoints import LoadReport
-from repnext_mm.nn.layers import called_one_by_one
+from repnext_mm.models.layers import called_one_by_one
+from repnext_mm.models.type_name import type_name
 from repnext_mm.reparam import FusionReport
-from .type_name import type_name
 
 if TYPE_CHECKING:
     Levels = tuple[Tensor, ...]

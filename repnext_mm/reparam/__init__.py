@@ -1,8 +1,8 @@
 """The algebra of re-parameterization and the surgery that applies it; torch only."""
 
-from .affine_laws import norm_after_transposed, norm_of_sum
-from .as_kernels import as_linear, as_pointwise, average_pool, norm_alone
-from .fuse import (
+from repnext_mm.reparam.affine_laws import norm_after_transposed, norm_of_sum
+from repnext_mm.reparam.as_kernels import as_linear, as_pointwise, average_pool, norm_alone
+from repnext_mm.reparam.fuse import (
     FORMS,
     FURTHER_FORMS,
     Form,
@@ -15,15 +15,27 @@ from .fuse import (
     fused_or_kept,
     sharded,
 )
-from .grouped import concat_grouped, ungroup
-from .kernel import Affine, Kernel, convolve, exact, folds, read, read_norm, to_conv, to_linear
-from .laws import add, average, chain, chain_biased, concat, dilate, embed, identity, norm_after, norm_before, split
-from .plain_layers import hooks_of_all_modules, is_intercepted, is_plain, why_called, why_intercepted
-from .pointwise import pointwise_after, pointwise_before
-from .shortcut import eliminate_shortcut
-from .surgery import anchored, replaced
-from .unchanged import generators_kept, state_kept
-from .verify import relative_error, within
+from repnext_mm.reparam.grouped import concat_grouped, ungroup
+from repnext_mm.reparam.kernel import Affine, Kernel, convolve, exact, folds, read, read_norm, to_conv, to_linear
+from repnext_mm.reparam.laws import (
+    add,
+    average,
+    chain,
+    chain_biased,
+    concat,
+    dilate,
+    embed,
+    identity,
+    norm_after,
+    norm_before,
+    split,
+)
+from repnext_mm.reparam.plain_layers import hooks_of_all_modules, is_intercepted, is_plain, why_called, why_intercepted
+from repnext_mm.reparam.pointwise import pointwise_after, pointwise_before
+from repnext_mm.reparam.shortcut import eliminate_shortcut
+from repnext_mm.reparam.surgery import anchored, replaced
+from repnext_mm.reparam.unchanged import generators_kept, state_kept
+from repnext_mm.reparam.verify import relative_error, within
 
 __all__ = [
     'FORMS',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .kernel import Affine, Kernel
+from repnext_mm.reparam.kernel import Affine, Kernel
 
 
 def norm_after_transposed(kernel: Kernel, norm: Affine, *, groups: int = 1) -> Kernel:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .kernel import Affine, Kernel
-from .laws import identity, norm_after
+from repnext_mm.reparam.kernel import Affine, Kernel
+from repnext_mm.reparam.laws import identity, norm_after
 
 
 def average_pool(channels: int, size: Sequence[int], *, like: Tensor, groups: int | None = None) -> Kernel:

@@ -22,9 +22,9 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from .reached_by_code import calls_type
-from .surgery import skeleton
-from .unchanged import same_random_state, state_kept
+from repnext_mm.reparam.reached_by_code import calls_type
+from repnext_mm.reparam.surgery import skeleton
+from repnext_mm.reparam.unchanged import same_random_state, state_kept
 
 MAX_WAYS = 32
 """Ways through a ``forward`` that are tried; one with more is unknown."""

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .kernel import Affine, is_frozen_norm, read_norm
+from repnext_mm.reparam.kernel import Affine, is_frozen_norm, read_norm
 
 USUAL_EPS = 1e-5  # of classes that write it down in their forward only
 _NUMBERS = ('weight', 'bias', 'running_mean', 'running_var')

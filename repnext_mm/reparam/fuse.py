@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .conv_norm_pairs import fold_pairs
-from .foreign import convert
-from .frozen_norms import looks_frozen
-from .kernel import refuse_training_norms
-from .plain_layers import is_intercepted, is_norm, on_the_instance, why_intercepted
-from .surgery import anchored, replaced
-from .unchanged import generators_kept
+from repnext_mm.reparam.converters import convert
+from repnext_mm.reparam.fold_norms import fold_pairs
+from repnext_mm.reparam.frozen_norms import looks_frozen
+from repnext_mm.reparam.kernel import refuse_training_norms
+from repnext_mm.reparam.plain_layers import is_intercepted, is_norm, on_the_instance, why_intercepted
+from repnext_mm.reparam.surgery import anchored, replaced
+from repnext_mm.reparam.unchanged import generators_kept
 
 FORMS = ('default', 'keep_norms', 'half', 'three_quarters', 'dense')
 """Exact forms: ``default`` folds every norm and is the checkpoint format, ``keep_norms`` what the authors call fused.

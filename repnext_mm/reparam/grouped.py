@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernel import Kernel
-from .laws import concat
+from repnext_mm.reparam.kernel import Kernel
+from repnext_mm.reparam.laws import concat
 
 
 def ungroup(kernel: Kernel, groups: int, *, into: int = 1) -> Kernel:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernel import Affine, Kernel
+from repnext_mm.reparam.kernel import Affine, Kernel
 
 
 def embed(kernel: Kernel, size: Sequence[int]) -> Kernel:

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from .frozen_norms import is_frozen
-from .kernel import Kernel, folds, is_frozen_norm, placed
-from .surgery import sealed, skeleton
+from repnext_mm.reparam.frozen_norms import is_frozen
+from repnext_mm.reparam.kernel import Kernel, folds, is_frozen_norm, placed
+from repnext_mm.reparam.surgery import sealed, skeleton
 
 _CONV_FORWARDS = tuple((kind.forward, kind._conv_forward) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 _NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .grouped import ungroup
-from .kernel import Kernel
+from repnext_mm.reparam.grouped import ungroup
+from repnext_mm.reparam.kernel import Kernel
 
 
 def pointwise_before(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernel import Kernel
-from .laws import identity
+from repnext_mm.reparam.kernel import Kernel
+from repnext_mm.reparam.laws import identity
 
 
 def eliminate_shortcut(spatial: Kernel, expand: Kernel, project: Kernel) -> tuple[Kernel, Kernel, Kernel]:

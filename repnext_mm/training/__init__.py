@@ -1,9 +1,9 @@
 """Extensions of the training loop."""
 
-from .adaptive_clip import AdaptiveClipAmpOptimWrapper, AdaptiveClipOptimWrapper
-from .distillation import DistilledClassifier, distillation_loss
-from .layer_decay import BackboneLayerDecayConstructor
-from .timm_schedule import TimmCosineLR
+from repnext_mm.training.adaptive_clip import AdaptiveClipAmpOptimWrapper, AdaptiveClipOptimWrapper
+from repnext_mm.training.distillation import DistilledClassifier, distillation_loss
+from repnext_mm.training.layer_decay import BackboneLayerDecayConstructor
+from repnext_mm.training.timm_schedule import TimmCosineLR
 
 __all__ = [
     'AdaptiveClipAmpOptimWrapper',

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import check_fits, read_checkpoint, state_dict_of
-from repnext_mm.nn import TwoHeads
+from repnext_mm.models.heads import TwoHeads
 
 KINDS = ('hard', 'soft')
 

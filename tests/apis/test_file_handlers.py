@@ -11,7 +11,7 @@ import yaml
 from mmengine.fileio import dump, load
 from mmengine.fileio.handlers import BaseFileHandler, JsonHandler, file_handlers
 
-from repnext_mm.apis.weights import reading_safely
+from repnext_mm.apis.safe_loading import reading_safely
 
 PLAIN = {'a': [1, 2.5, None, 'text'], 'b': {'c': True}}
 

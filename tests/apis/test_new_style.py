@@ -15,13 +15,13 @@ from torch import nn
 
 import repnext_mm
 from repnext_mm.apis import load_config, prepare_test, prepare_training, processes, train
-from repnext_mm.apis.checkpoint import _deploy_config
-from repnext_mm.apis.processes import fit_to_machine
+from repnext_mm.apis.launch import fit_to_machine
 from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
-from repnext_mm.benchmark import whole_model
+from repnext_mm.apis.weight_files import _deploy_config
 from repnext_mm.export import load_part
+from repnext_mm.lab.bench import whole_model
+from repnext_mm.lab.draw.predictions import _missing_truth
 from repnext_mm.models import build_box_tta, build_cls_head, type_name
-from repnext_mm.visualize.predictions import _missing_truth
 from tests.configs.new_style import by_name, write_new_style
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

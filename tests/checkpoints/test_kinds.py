@@ -8,7 +8,7 @@ from mmengine.config import Config
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.apis.checkpoint import load_model
+from repnext_mm.apis.weight_files import load_model
 from repnext_mm.checkpoints import (
     check_fits,
     load_strictly,

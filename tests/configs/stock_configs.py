@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import repnext_mm
 from repnext_mm import FuseBackboneHook
-from repnext_mm.benchmark.branchwise import branch_by_branch
+from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam import count_norms, replaced
 from tests.conftest import randomise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from repnext_mm.benchmark.reported import COMPACT, PHONE_512_MS, PHONE_MS, REPORTED
+from repnext_mm.lab.bench.published import COMPACT, PHONE_512_MS, PHONE_MS, REPORTED
 from tests.tools.running import ROOT
 
 ZOO = (ROOT / 'docs/model_zoo.md').read_text()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from repnext_mm.benchmark.complexity import repnext_complexity
+from repnext_mm.lab.bench.complexity import repnext_complexity
 from repnext_mm.lab.draw.cam_sheet import PAPER
 from tests.docs.test_commands import ROOT, behind
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from repnext_mm import FuseBackboneHook, RepNeXt
-from repnext_mm.apis.weights import reading_safely
+from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.hooks import StrictLoadHook
 from repnext_mm.reparam import count_norms, relative_error
 from tests.conftest import randomise
@@ -344,7 +344,7 @@ class TestWithoutRunner:
         assert model.backbone.training
 
     def test_a_wrong_fusing_is_caught(self, monkeypatch):
-        from repnext_mm.nn import RepDWConvS
+        from repnext_mm.models.rep_dw import RepDWConvS
 
         original = RepDWConvS.fused
 
@@ -374,11 +374,11 @@ class TestWithoutRunner:
         assert convolutions == [4, 6, 6, 5]  # the two of the channel mixer, and the token mixer's; dense holds a border
 
     def test_auto_takes_what_is_fastest_at_the_given_size(self, monkeypatch):
-        from repnext_mm.benchmark import fastest_form
+        from repnext_mm import timing
 
         seen = []
         monkeypatch.setattr(
-            fastest_form, 'fastest_form', lambda backbone, image: seen.append(image.shape) or {'stages.1': 'dense'}
+            timing, 'fastest_form', lambda backbone, image: seen.append(image.shape) or {'stages.1': 'dense'}
         )
         model = Regressor()
         fused, report = FuseBackboneHook(form='auto', auto_size=(64, 96)).fuse_backbone(model)

@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
-from repnext_mm.apis.weights import reading_safely
+from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.checkpoints import WeightsError
 from repnext_mm.hooks import StrictLoadHook
 from repnext_mm.hooks.resume_state import check_resumable

@@ -13,7 +13,7 @@ from torch import nn
 
 from repnext_mm import RepNeXt
 from repnext_mm.apis import weights
-from repnext_mm.apis.weights import load_strictly, reading_safely, resolved
+from repnext_mm.apis.safe_loading import load_strictly, reading_safely, resolved
 from repnext_mm.checkpoints import WeightsError
 from repnext_mm.hooks import StrictLoadHook
 

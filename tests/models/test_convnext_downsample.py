@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from repnext_mm.models.convnext_downsample import DownsampleMixer
+from repnext_mm.models.convnext_ablation import DownsampleMixer
 from repnext_mm.reparam import count_parameters
 from tests.configs import CONFIGS
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from repnext_mm.apis.checkpoint import load_model
+from repnext_mm.apis.weight_files import load_model
 from tests.configs import CONFIGS
 from tests.conftest import worst_error
 

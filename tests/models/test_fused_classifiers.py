@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from repnext_mm.apis.checkpoint import load_model
-from repnext_mm.apis.weights import reading_safely
+from repnext_mm.apis.safe_loading import reading_safely
+from repnext_mm.apis.weight_files import load_model
 from repnext_mm.hooks import StrictLoadHook
 from repnext_mm.reparam import count_norms, fuse
 from tests.checkpoints import files

@@ -198,7 +198,7 @@ def test_strides_for_any_size(size):
 
 def test_train_and_branch_sum_agree_in_training_mode():
     """Online merging against the definition, over the whole network with batch statistics."""
-    from repnext_mm.nn import RepDWConv
+    from repnext_mm.models.rep_dw import RepDWConv
 
     model = randomise(RepNeXt(TINY)).double().train()
     x = torch.randn(2, 3, 40, 56).double()
@@ -279,8 +279,8 @@ class TestContract:
         grads = {name: p.grad.clone() for name, p in model.named_parameters()}
         assert all(torch.isfinite(g).all() for g in grads.values())
         model.zero_grad()
-        import repnext_mm.nn.block as block_module
-        import repnext_mm.nn.conv_norm as conv_norm_module
+        import repnext_mm.models.block as block_module
+        import repnext_mm.models.conv_norm as conv_norm_module
 
         with pytest.MonkeyPatch.context() as patch:
             for module in (block_module, conv_norm_module):

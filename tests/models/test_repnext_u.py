@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repnext_mm.benchmark.complexity import count_macs
+from repnext_mm.lab.bench.complexity import count_macs
 from repnext_mm.models import UNIT_ARCHITECTURES, RepNeXtU, UnitArch
 from repnext_mm.reparam import count_norms, count_parameters, fuse
 from tests.conftest import randomise, worst_error
@@ -40,7 +40,7 @@ def by_definition(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]
     """Every branch and every norm run apart: otherwise both forms would merge by the same code."""
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         for module in ('rep_unit', 'unit_block'):
-            patch.setattr(f'repnext_mm.nn.{module}.folds', lambda norm: False)
+            patch.setattr(f'repnext_mm.models.{module}.folds', lambda norm: False)
         return model(x)
 
 
@@ -72,7 +72,7 @@ def test_published_macs(arch, monkeypatch):
 
     assert round(gmacs('no_shortcut'), 2) == PUBLISHED[arch][3]
     assert gmacs('train') == gmacs('default') < PUBLISHED[arch][2]  # merged on the fly
-    monkeypatch.setattr('repnext_mm.nn.rep_unit.folds', lambda norm: False)  # in training the branches run
+    monkeypatch.setattr('repnext_mm.models.rep_unit.folds', lambda norm: False)  # in training the branches run
     assert round(gmacs('train'), 2) == PUBLISHED[arch][2]
 
 
@@ -222,8 +222,8 @@ class TestContract:
         sum(f.pow(2).mean() for f in model(x)).backward()
         grads = {name: p.grad.clone() for name, p in model.named_parameters()}
         model.zero_grad()
-        import repnext_mm.nn.rep_unit as rep_unit
-        import repnext_mm.nn.unit_block as unit_block
+        import repnext_mm.models.rep_unit as rep_unit
+        import repnext_mm.models.unit_block as unit_block
 
         for module in (rep_unit, unit_block):
             monkeypatch.setattr(module, 'folds', lambda norm: False)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from repnext_mm import RepNeXt
-from repnext_mm.apis.checkpoint import inspect_file
+from repnext_mm.apis.weight_files import inspect_file
 from repnext_mm.checkpoints import read_checkpoint, state_dict_of
 from tests.reliability.fuzz_mutations import mutated, small_network, write_seeds
 

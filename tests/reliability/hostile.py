@@ -14,7 +14,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from repnext_mm.apis import load_config
-from repnext_mm.datasets import SceneSet, ensure_digits, ensure_scenes
+from repnext_mm.data import SceneSet, ensure_digits, ensure_scenes
 from tests.tools.running import ROOT
 
 ARCH = 'dict(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))'

@@ -22,9 +22,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from repnext_mm.apis import prepare_training, run_training
-from repnext_mm.benchmark.environment import environment
 from repnext_mm.hooks import return_memory  # noqa: F401  # registers its hook
-from repnext_mm.visualize.canvas import new_figure, save_png
+from repnext_mm.lab.bench.environment import environment
+from repnext_mm.lab.draw.canvas import new_figure, save_png
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn_repnext_m0_digits.py'
 WARM_UP = 0.2  # of the cycles: caches, memory pools and log histories fill

@@ -11,7 +11,7 @@ import torch
 
 from repnext_mm.apis import prepare_training, run_training
 from repnext_mm.checkpoints import read_checkpoint
-from repnext_mm.datasets import SceneSet, ensure_digits, ensure_scenes
+from repnext_mm.data import SceneSet, ensure_digits, ensure_scenes
 from tests.tools.running import ROOT, options, run_tool
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.apis.checkpoint import convert_file, fuse_file, inspect_file
+from repnext_mm.apis.weight_files import convert_file, fuse_file, inspect_file
 from repnext_mm.checkpoints import read_checkpoint, state_dict_of, unsafe_globals
 from repnext_mm.reparam import fuse
 from tests.checkpoints import files

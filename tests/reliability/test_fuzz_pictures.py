@@ -18,8 +18,8 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from repnext_mm.apis import annotate_image
-from repnext_mm.apis.picture import MAX_PIXELS, fit_picture
-from repnext_mm.datasets.scene import compose_scene
+from repnext_mm.apis.image_file import MAX_PIXELS, fit_picture
+from repnext_mm.data.scene import compose_scene
 from tests.configs import CONFIGS
 from tests.tools.running import ROOT, run_tool
 

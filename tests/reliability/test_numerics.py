@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm import RepNeXt
-from repnext_mm.benchmark.branchwise import branch_by_branch
 from repnext_mm.hooks import FuseBackboneHook
-from repnext_mm.nn import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, RepDWConvM, RepDWConvS
+from repnext_mm.models.block import Downsample, MetaNeXtBlock
+from repnext_mm.models.branchwise import branch_by_branch
+from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
+from repnext_mm.models.token_mixer import ChunkConv, CopyConv
 from repnext_mm.reparam import FORMS, count_norms, fuse, relative_error, within
 from tests.conftest import randomise, worst_error
 

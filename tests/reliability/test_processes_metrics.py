@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from repnext_mm.datasets.scene_files import CLASSES
+from repnext_mm.data.scene_files import CLASSES
 from tests.reliability.jobs import ROOT, SIDE, metrics_of, run_job, write_config
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from repnext_mm.apis.new_config import new_config
-from repnext_mm.datasets.scene_files import CLASSES
+from repnext_mm.data.own.new_config import new_config
+from repnext_mm.data.scene_files import CLASSES
 from tests.reliability.hostile import files_below, model_of, run
 
 HOSTILE_NAMES = [

@@ -80,7 +80,7 @@ REFUSALS = {
 ELSEWHERE = {
     'demo.py': 'test_demos_trust_no_training',
     'demo_reparam.py': 'test_demos_trust_no_training',
-    'demo_app.py': 'its models come from repnext_mm.apis.checkpoint.load_model, as those of fuse do',
+    'demo_app.py': 'its models come from repnext_mm.apis.weight_files.load_model, as those of fuse do',
     'profile_backbone.py': 'random weights',
 }
 
@@ -149,8 +149,8 @@ def test_a_resume_that_finds_its_file_executes_nothing(here, folder, monkeypatch
 @pytest.mark.parametrize('module', ['run', 'reparam'])
 def test_demos_trust_no_training(module, here, folder, monkeypatch):
     """A training that is found finished in the working folder may be a stranger's."""
-    from repnext_mm.demo import reparam
-    from repnext_mm.demo import run as run_module
+    from repnext_mm.lab.demo import folding as reparam
+    from repnext_mm.lab.demo import run as run_module
 
     part = {'run': run_module, 'reparam': reparam}[module]
     monkeypatch.setattr(part, 'trained', lambda *args, **options: (here / 'bad.pth', 0.0))

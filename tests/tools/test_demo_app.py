@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from repnext_mm.datasets.scene import compose_scene
-from repnext_mm.demo.app_choices import Pair
-from repnext_mm.demo.app_forms import load_forms, run_forms
+from repnext_mm.data.scene import compose_scene
+from repnext_mm.lab.demo.app_choices import Pair
+from repnext_mm.lab.demo.app_forms import load_forms, run_forms
 from tests.demo.test_app_forms import CONFIGS, Planted, write_weights
 from tests.tools.running import ROOT, run_tool
 

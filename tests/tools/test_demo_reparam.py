@@ -11,9 +11,8 @@ import pytest
 from mmengine.config import Config
 
 from repnext_mm.apis import load_config
-from repnext_mm.benchmark import Latency
-from repnext_mm.demo.reparam import FormRow, ReparamReport, check_unchanged, data_options
-from repnext_mm.demo.reparam_table import format_forms
+from repnext_mm.lab.demo.folding import FormRow, ReparamReport, check_unchanged, data_options, format_forms
+from repnext_mm.timing import Latency
 from tests.tools.running import ROOT, run_tool
 
 TIME = Latency(median_ms=2.0, p10_ms=1.5, p90_ms=2.5, n=5)

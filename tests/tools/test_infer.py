@@ -14,8 +14,8 @@ from PIL import Image
 
 from repnext_mm.apis import annotate_image, annotate_images
 from repnext_mm.apis.classify import ClassScore, draw_classes, top_classes
-from repnext_mm.apis.picture import found_images
-from repnext_mm.datasets.scene import compose_scene
+from repnext_mm.apis.image_file import found_images
+from repnext_mm.data.scene import compose_scene
 from tests.tools.running import ROOT, run_tool
 
 DETECTION = ROOT / 'configs' / 'mask_rcnn_repnext_m0_coco.py'

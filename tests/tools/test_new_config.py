@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from repnext_mm.datasets import SceneSet, ensure_digits, ensure_scenes
+from repnext_mm.data import SceneSet, ensure_digits, ensure_scenes
 from tests.tools.running import ROOT, metrics, options, run_tool
 
 TOOL = ROOT / 'tools/new_config.py'

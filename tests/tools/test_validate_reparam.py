@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.benchmark.branchwise import branch_by_branch
-from repnext_mm.nn import RepDWConvM
+from repnext_mm.lab.bench.exactness import check_consistency, with_random_statistics
+from repnext_mm.lab.bench.law_cases import LAWS, Definition
+from repnext_mm.lab.bench.law_speed import DEFINITION, FUSED, LIBRARY, TRAIN, contestants, measure_speed
+from repnext_mm.lab.bench.law_table import FAMILIES, markdown, measure_rows, names
+from repnext_mm.lab.bench.named_models import build_named
+from repnext_mm.models.branchwise import branch_by_branch
+from repnext_mm.models.rep_dw import RepDWConvM
 from repnext_mm.reparam import Fusible
-from repnext_mm.validation import build_named, check_consistency
-from repnext_mm.validation.consistency import with_random_statistics
-from repnext_mm.validation.law_cases import LAWS, Definition
-from repnext_mm.validation.speed import DEFINITION, FUSED, LIBRARY, TRAIN, contestants, measure_speed
-from repnext_mm.validation.table import FAMILIES, markdown, measure_rows, names
 from tests.tools.running import ROOT, run_tool
 
 TOOL = ROOT / 'tools/validate_reparam.py'

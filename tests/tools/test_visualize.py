@@ -11,8 +11,8 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from repnext_mm.apis import load_config
-from repnext_mm.datasets.scene import compose_scene
-from repnext_mm.visualize import cam
+from repnext_mm.data.scene import compose_scene
+from repnext_mm.lab.draw import cam
 from tests.tools.running import ROOT
 
 TOOL = str(ROOT / 'tools/visualize.py')

@@ -1,8 +1,8 @@
 """The reader of torch's formats: executes nothing, and costs a multiple of a file's size; docs/weight_format.md."""
 
-from .errors import NotReadError, RefusedGlobalError
-from .files import format_of, is_torchscript, is_whole_file, read_file
-from .scan import unsafe_globals
+from repnext_mm.checkpoints._reader.errors import NotReadError, RefusedGlobalError
+from repnext_mm.checkpoints._reader.files import format_of, is_torchscript, is_whole_file, read_file
+from repnext_mm.checkpoints._reader.scan import unsafe_globals
 
 __all__ = [
     'NotReadError',

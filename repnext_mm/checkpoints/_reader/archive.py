@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from .budget import STEP, AttributeHolder, Budget
-from .errors import NotReadError
-from .objects import Standin
-from .tensors import known_globals, retyped, typed
-from .unpickler import Unpickler, described
+from repnext_mm.checkpoints._reader.budget import STEP, AttributeHolder, Budget
+from repnext_mm.checkpoints._reader.errors import NotReadError
+from repnext_mm.checkpoints._reader.objects import Standin
+from repnext_mm.checkpoints._reader.tensors import known_globals, retyped, typed
+from repnext_mm.checkpoints._reader.unpickler import Unpickler, described
 
 _NEWEST = {'version': 10, '.format_version': 1}  # what torch 2.11 writes at most
 _UTF8, _ENCRYPTED = 0x800, 0x1

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import NotReadError
+from repnext_mm.checkpoints._reader.errors import NotReadError
 
 FACTOR, ALLOWANCE = 64, 1 << 26
 _MAX_DIMENSIONS = 64  # what numpy has, and the loops of torch

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .archive import read_archive, records_of
-from .errors import NotReadError
-from .legacy import check_legacy, read_legacy, starts_legacy
+from repnext_mm.checkpoints._reader.archive import read_archive, records_of
+from repnext_mm.checkpoints._reader.errors import NotReadError
+from repnext_mm.checkpoints._reader.legacy import check_legacy, read_legacy, starts_legacy
 
 _START = 512
 _OTHERS = {  # a start, what it is the start of, and the way out

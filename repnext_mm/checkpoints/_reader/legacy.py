@@ -11,10 +11,10 @@ from typing import Any
 
 from torch.storage import TypedStorage
 
-from .budget import Budget
-from .errors import NotReadError, RefusedGlobalError
-from .tensors import known_globals, retyped, typed
-from .unpickler import Recorder, Unpickler, described
+from repnext_mm.checkpoints._reader.budget import Budget
+from repnext_mm.checkpoints._reader.errors import NotReadError, RefusedGlobalError
+from repnext_mm.checkpoints._reader.tensors import known_globals, retyped, typed
+from repnext_mm.checkpoints._reader.unpickler import Recorder, Unpickler, described
 
 _MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, 'little')  # the first pickle is this number
 _VERSION = 1001

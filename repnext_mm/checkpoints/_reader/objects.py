@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from .budget import STEP, AttributeHolder, Budget
-from .errors import NotReadError, RefusedGlobalError
+from repnext_mm.checkpoints._reader.budget import STEP, AttributeHolder, Budget
+from repnext_mm.checkpoints._reader.errors import NotReadError, RefusedGlobalError
 
 # Everything beyond tensors that the known writers put into checkpoints: mmengine's log history (arrays and their
 # scalars), its step schedules and, in the authors' and timm's files, the command line as a plain attribute holder.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
-from .archive import ScriptGlobals, records_of
-from .budget import Budget
-from .errors import NotReadError
-from .files import format_of
-from .legacy import PICKLES
-from .tensors import known_globals
-from .unpickler import Recorder
+from repnext_mm.checkpoints._reader.archive import ScriptGlobals, records_of
+from repnext_mm.checkpoints._reader.budget import Budget
+from repnext_mm.checkpoints._reader.errors import NotReadError
+from repnext_mm.checkpoints._reader.files import format_of
+from repnext_mm.checkpoints._reader.legacy import PICKLES
+from repnext_mm.checkpoints._reader.tensors import known_globals
+from repnext_mm.checkpoints._reader.unpickler import Recorder
 
 
 def unsafe_globals(path: str | Path) -> list[str]:

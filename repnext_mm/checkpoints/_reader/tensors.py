@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.storage import TypedStorage
 
-from .budget import Budget, dimensions
-from .errors import NotReadError
-from .objects import Standin, plain_objects, set_attributes
+from repnext_mm.checkpoints._reader.budget import Budget, dimensions
+from repnext_mm.checkpoints._reader.errors import NotReadError
+from repnext_mm.checkpoints._reader.objects import Standin, plain_objects, set_attributes
 
 _DTYPES = {
     'Double': 'float64',

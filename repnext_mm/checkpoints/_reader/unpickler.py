@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from .budget import Budget
-from .errors import RefusedGlobalError
-from .objects import Standin, history_method, holds_attributes, set_state
+from repnext_mm.checkpoints._reader.budget import Budget
+from repnext_mm.checkpoints._reader.errors import RefusedGlobalError
+from repnext_mm.checkpoints._reader.objects import Standin, history_method, holds_attributes, set_state
 
 _CALL = 512  # what an object takes, and making it
 _CONTAINER = 64

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from repnext_mm.data.own.files import is_hidden, list_files, suffix_counts
 from repnext_mm.data.own.findings import Findings, quoted
 from repnext_mm.data.own.images import SUFFIXES, is_image_name, see_all
-from repnext_mm.datasets.sources import Split
+from repnext_mm.data.sources import Split
 
 DEFAULT_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # of MMPretrain's CustomDataset
 

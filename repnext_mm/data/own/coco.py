@@ -14,7 +14,7 @@ from repnext_mm.data.own.findings import Findings, quoted, shortened, value_text
 from repnext_mm.data.own.images import see_all
 from repnext_mm.data.own.layout import CocoSplit
 from repnext_mm.data.own.masks import check_mask, has_mask
-from repnext_mm.datasets.sources import Split
+from repnext_mm.data.sources import Split
 
 
 class CocoFacts(NamedTuple):

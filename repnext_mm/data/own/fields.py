@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from repnext_mm.data.own.findings import Findings, listed, quoted, shortened, value_text
-from repnext_mm.datasets.sources import Split
+from repnext_mm.data.sources import Split
 
 Record = dict[str, Any]
 Section = Literal['images', 'annotations', 'categories']

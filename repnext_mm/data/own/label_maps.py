@@ -15,7 +15,7 @@ from repnext_mm.data.own.findings import Findings, listed, quoted
 from repnext_mm.data.own.images import GIANT, Seen, in_parallel, read_header, see
 from repnext_mm.data.own.layout import MapSplit
 from repnext_mm.data.own.suffixes import Suffixes, find_suffixes
-from repnext_mm.datasets.sources import Split
+from repnext_mm.data.sources import Split
 
 IGNORED = 255
 

@@ -13,7 +13,7 @@ from repnext_mm.data.own.fields import read_coco
 from repnext_mm.data.own.files import is_hidden, list_files, suffix_counts
 from repnext_mm.data.own.findings import quoted
 from repnext_mm.data.own.images import SUFFIXES, is_image_name
-from repnext_mm.datasets.sources import Split
+from repnext_mm.data.sources import Split
 
 _SPLIT_NAMES = {
     'train': 'train',

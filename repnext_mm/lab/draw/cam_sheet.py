@@ -12,13 +12,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from repnext_mm.apis.checkpoint import load_model
 from repnext_mm.apis.config import building, load_config
-from repnext_mm.apis.evaluate import drop_initial_weights
+from repnext_mm.apis.test import drop_initial_weights
+from repnext_mm.apis.weight_files import load_model
+from repnext_mm.lab.draw.cam import ActivationMap, NothingToExplain, activation_map
+from repnext_mm.lab.draw.canvas import new_figure, save_png
+from repnext_mm.lab.draw.subject import Seen, Subject, see
 from repnext_mm.models import ARCHITECTURES, resolve_arch
-from repnext_mm.visualize.cam import ActivationMap, NothingToExplain, activation_map
-from repnext_mm.visualize.canvas import new_figure, save_png
-from repnext_mm.visualize.subject import Seen, Subject, see
 
 PAPER = ('repvit_m2_3', 'swiftformer_l3', 'fastvit_sa24', 'repnext_m5')
 """The networks of the paper's figure 3, as timm and this package name them."""
@@ -116,7 +116,7 @@ def draw_cam_sheet(
         images: files.
         path: of the PNG.
         title: of the sheet.
-        method: a key of ``repnext_mm.visualize.cam.METHODS``.
+        method: a key of ``repnext_mm.lab.draw.cam.METHODS``.
         level: whose features are explained.
         label: a class's name; by default each detector's own best box decides, and the panel names its class.
 

@@ -13,11 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from repnext_mm.lab.draw.canvas import save_png
 from repnext_mm.lab.draw.sheet import FAINT, Box, Sheet
 from repnext_mm.models import RepNeXt, resolve_arch
 from repnext_mm.models.arch import Arch
-from repnext_mm.nn import ChunkConv, ConvNorm, CopyConv, Downsample, MetaNeXtBlock, RepDWConv, Stage
-from repnext_mm.visualize.canvas import save_png
+from repnext_mm.models.block import Downsample, MetaNeXtBlock
+from repnext_mm.models.conv_norm import ConvNorm
+from repnext_mm.models.rep_dw import RepDWConv
+from repnext_mm.models.stage import Stage
+from repnext_mm.models.token_mixer import ChunkConv, CopyConv
 
 Branch = tuple[nn.Conv2d, ...]  # convolutions one after the other
 SCALES = {'pass': '#e6e6e6', 'small': '#8cc5e8', 'medium': '#6fb77c', 'large': '#e8a35c'}
@@ -209,7 +213,7 @@ def _window(branches: Sequence[Branch]) -> tuple[int, int]:
     return max(height for height, _ in spans), max(width for _, width in spans)
 
 
-def _size(window: tuple[int, int]) -> str:
+def _size(window: Sequence[int]) -> str:
     return '×'.join(map(str, window))
 
 
@@ -229,7 +233,7 @@ def _macro(sheet: Sheet, model: RepNeXt) -> None:
     shapes = [tuple(x.shape[1:]) for x in model(torch.empty(1, model.in_channels, _IMAGE, _IMAGE, device='meta'))]
     stem = list(cast(nn.Sequential, model.stem.stem))
     convs = [layer.conv for layer in stem if isinstance(layer, ConvNorm)]
-    lines = [f'{_size(conv.kernel_size)} conv, stride {conv.stride[0]}' for conv in convs]  # type: ignore[arg-type]
+    lines = [f'{_size(conv.kernel_size)} conv, stride {conv.stride[0]}' for conv in convs]
     y, height = 1.35, 0.95
     parts = [
         (1.0, f'image\n{model.in_channels} × H × W', 'tensor', ''),
@@ -310,7 +314,7 @@ def _single(sheet: Sheet, block: nn.Module, one: nn.Conv2d, *, x: float, y: floa
     base = one.in_channels
     stride = one.stride[0]
     source = sheet.box(x - 0.2, y, 1.5, 0.34, 'C × H × W', 'tensor')
-    words = f'depthwise {_size(one.kernel_size)}, stride {stride}'  # type: ignore[arg-type]
+    words = f'depthwise {_size(one.kernel_size)}, stride {stride}'
     change = '' if one.out_channels == base else f': C → {times(one.out_channels, base)}'
     mixer = sheet.box(x - 0.2, y + 0.56, 3.3, 0.38, words + change, 'depthwise')
     norm = sheet.box(x - 0.2, y + 1.1, 3.3, 0.34, _norm(block.norm), 'norm')
@@ -365,10 +369,7 @@ def _mixer_words(part: Mixer) -> str:
     strided = f', stride {stride}' if stride > 1 else ''
     if len(part.branches) == 1:
         return f'{part.scale}\n' + '\n'.join(
-            f'depthwise\n{_size(conv.kernel_size)}'
-            if index == 0
-            # type: ignore[arg-type]
-            else f'then {_size(conv.kernel_size)}'  # type: ignore[arg-type]
+            f'depthwise\n{_size(conv.kernel_size)}' if index == 0 else f'then {_size(conv.kernel_size)}'
             for index, conv in enumerate(part.branches[0])
         )
     return f'{part.scale}\n{len(part.branches)} branches\n= depthwise\n{_size(_window(part.branches))}{strided}'
@@ -419,7 +420,7 @@ def _branch_row(sheet: Sheet, part: Mixer, where: str, *, x: float, y: float) ->
     step, left = 1.12, x + 1.5
     one = part.branches[0] if len(part.branches) == 1 else None
     columns: list[tuple[str, Tensor]] = (
-        [(_size(conv.kernel_size), pattern_of((conv,), window)) for conv in one]  # type: ignore[arg-type]
+        [(_size(conv.kernel_size), pattern_of((conv,), window)) for conv in one]
         if one is not None
         else [(words_of(branch), pattern_of(branch, window)) for branch in part.branches]
     )
@@ -443,7 +444,7 @@ def _branch_row(sheet: Sheet, part: Mixer, where: str, *, x: float, y: float) ->
         at = left + step * 5 + 0.85
         sheet.arrow((left + step * (len(columns) - 1) + 0.42, middle), (at - 0.42, middle))
         (conv,) = part.merged
-        merged = f'{_size(conv.kernel_size)}, stride {conv.stride[0]}'  # type: ignore[arg-type]
+        merged = f'{_size(conv.kernel_size)}, stride {conv.stride[0]}'
         sheet.kernel(at, middle, pattern_of(part.merged, window), cell=cell, color=_MERGED, words=merged, size=7.5)
     return y + height + 0.88
 

@@ -13,9 +13,9 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from repnext_mm.apis import load_config
-from repnext_mm.apis.new_config import new_config
-from repnext_mm.datasets import SceneSet, ensure_scenes
-from repnext_mm.datasets.scene_files import CLASSES
+from repnext_mm.data import SceneSet, ensure_scenes
+from repnext_mm.data.own.new_config import new_config
+from repnext_mm.data.scene_files import CLASSES
 from tests.data.own.small_sets import noise, write_coco, write_maps
 
 SEG_CLASSES = ('background', *CLASSES)
@@ -378,8 +378,7 @@ def test_suffixes_that_classification_does_not_read_by_default_go_into_the_confi
 
 
 def test_the_former_place_is_an_alias():
-    from repnext_mm.data import own
-    from repnext_mm.datasets import check
+    from repnext_mm.data import check, own
 
     assert check.__all__ == own.__all__
     assert check.check_coco is own.check_coco

@@ -9,11 +9,11 @@ import torch
 from mmengine.config import Config
 
 from repnext_mm.apis import load_config
-from repnext_mm.datasets.scene import compose_scene
+from repnext_mm.data.scene import compose_scene
 from repnext_mm.lab.draw import cam_sheet
+from repnext_mm.lab.draw.cam import activation_map
 from repnext_mm.lab.draw.cam_sheet import PAPER, detector, draw_cam_sheet, level_layer, load_detectors, with_backbone
-from repnext_mm.visualize.cam import activation_map
-from repnext_mm.visualize.subject import see
+from repnext_mm.lab.draw.subject import see
 from tests.tools.running import ROOT
 
 CONFIG = ROOT / 'configs/mask_rcnn_repnext_m0_digits.py'

@@ -1,0 +1,182 @@
+"""What is timed: a network in one of its forms, proved equal to its float32 train form first."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repnext_mm.lab.bench.peers import PEERS, Trunk, build_peer, fuse_peer
+from repnext_mm.models import Classifier
+from repnext_mm.reparam import FORMS, Form, fuse
+
+TRAIN_FORM = 'train'  # the train form in eval mode: branches merged on the fly, norms folded on the fly
+AUTO = 'auto'  # per stage, what is fastest in eager PyTorch here
+PEER_FORM = 'fused'
+PARTS = ('backbone', 'classifier')
+CLASSIFIER = '-classifier'  # the end of a classifier's name, whose arch or timm name stands before it
+REFERENCE_FORM = 'keep_norms'  # what the authors call fused: ratios are against it
+
+TOLERANCE_FLOAT32 = 1e-4
+HALF_PRECISION_ROUNDINGS = 16
+"""A whole half-precision network may be off by this many roundings (``eps / 2``) of its largest value.
+
+Weights and every activation are rounded, and the errors of tens of layers add up at random: up to 7 roundings are
+seen (M5, FastViT). So half precision shows coarse mistakes only; time float32 as well, which is held to ``1e-4``.
+"""
+
+
+class Variant(NamedTuple):
+    """A network, by its RepNeXt arch or timm name, and the form that it runs in."""
+
+    model: str
+    form: str
+
+    @property
+    def name(self) -> str:
+        """For people and as a key."""
+        return f'{self.model}/{self.form}'
+
+
+def variants(
+    archs: Sequence[str], forms: Sequence[str], peers: Sequence[str] = (), *, part: str = 'backbone'
+) -> tuple[Variant, ...]:
+    """Every arch in every form, then the peers; as backbones, or as whole classifiers of 1000 classes.
+
+    Raises:
+        ValueError: an unknown or repeated name, or nothing at all.
+    """
+    from repnext_mm.models.arch import ARCHITECTURES
+
+    all_forms = (TRAIN_FORM, *FORMS, AUTO)
+    for kind, names, known in (('arch', archs, ARCHITECTURES), ('form', forms, all_forms), ('peer', peers, PEERS)):
+        for name in names:
+            if name not in known:
+                raise ValueError(f'unknown {kind} {name!r}: choose from {", ".join(known)}')
+        if len(set(names)) < len(names):
+            raise ValueError(f'{kind} given twice in {", ".join(names)}: name each once')
+    if part not in PARTS:
+        raise ValueError(f'unknown part {part!r}: choose from {", ".join(PARTS)}')
+    end = CLASSIFIER if part == 'classifier' else ''
+    found = [Variant(arch + end, form) for arch in archs for form in forms]
+    found += [Variant(peer + end, PEER_FORM) for peer in peers]
+    if not found:
+        raise ValueError('nothing to time: name at least one arch with one form, or one peer')
+    return tuple(found)
+
+
+def build_train_form(model: str, *, seed: int = 0) -> nn.Module:
+    """A network in float32, in train form and eval mode, on the CPU, with random weights and norm statistics."""
+    torch.manual_seed(seed)
+    name, whole = model.removesuffix(CLASSIFIER), model.endswith(CLASSIFIER)
+    if name in PEERS:
+        return randomise(build_peer(name, whole=whole), seed=seed)
+    network = Scores(name) if whole else MODELS.build({'type': 'RepNeXt', 'arch': name})
+    return randomise(network.eval(), seed=seed)
+
+
+class Scores(Classifier):
+    """A classifier whose scores are a tuple of one level, like a backbone's."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        """``(N, 3, H, W)`` to ``((N, classes),)``."""
+        return (super().forward(x),)
+
+
+def resolved(train_form: nn.Module, form: str, *, image: Tensor) -> Form:
+    """The form itself, or what ``'auto'`` finds to be fastest here, stage by stage."""
+    if form != AUTO:
+        return form
+    from repnext_mm.timing import fastest_form
+
+    return fastest_form(like(copy.deepcopy(train_form), image), image)
+
+
+def in_form(train_form: nn.Module, form: Form, *, image: Tensor) -> nn.Module:
+    """The network in a form, as a copy with the dtype, device and memory format of ``image``."""
+    if form == TRAIN_FORM:
+        network = copy.deepcopy(train_form)
+    elif form == PEER_FORM:
+        network = fuse_peer(cast(Trunk, train_form))
+    else:
+        network, _ = fuse(train_form, form=form, copy=True)
+    return like(network, image)
+
+
+def like(network: nn.Module, image: Tensor) -> nn.Module:
+    """Convert a network, in place, to the dtype, device and memory format of its input; eval mode, no gradients."""
+    network = network.to(image.device, image.dtype).eval().requires_grad_(False)
+    return network.to(memory_format=memory_format_of(image))  # type: ignore[call-overload]
+
+
+def memory_format_of(image: Tensor) -> torch.memory_format:
+    """channels_last where the tensor is laid out so, and contiguous does not describe it as well."""
+    last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@torch.no_grad()
+def randomise(network: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Give norms, biases and layer scales values that no fusing mistake survives; fresh ones hide them all.
+
+    Norms divide by more where activations would outgrow half precision.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(shape: torch.Size, low: float, high: float) -> Tensor:
+        return torch.rand(shape, generator=generator) * (high - low) + low
+
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.weight.copy_(uniform(norm.weight.shape, 0.5, 1.5))
+        norm.bias.copy_(uniform(norm.bias.shape, -0.5, 0.5))
+        cast(Tensor, norm.running_mean).copy_(uniform(norm.bias.shape, -0.5, 0.5))
+        cast(Tensor, norm.running_var).copy_(uniform(norm.bias.shape, 0.5, 2.0))
+    affine = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    for parameter in network.parameters():
+        constant = parameter.numel() > 1 and bool(parameter.min() == parameter.max())
+        if constant and id(parameter) not in affine:
+            low, high = (-0.1, 0.1) if parameter.flatten()[0] == 0 else (0.1, 0.3)  # biases; layer scales, near nothing
+            parameter.copy_(uniform(parameter.shape, low, high))
+    hooks = [norm.register_forward_pre_hook(_tame) for norm in norms]
+    network(torch.randn(2, 3, 64, 64, generator=generator))
+    for hook in hooks:
+        hook.remove()
+    return network
+
+
+def error(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+    """Largest difference over largest reference value, of the worst level; NaN where anything is not finite.
+
+    Raises:
+        ValueError: levels or shapes disagree.
+    """
+    shapes, expected = [tuple(x.shape) for x in outputs], [tuple(x.shape) for x in references]
+    if shapes != expected:
+        raise ValueError(f'outputs of shapes {shapes} where the train form gives {expected}')
+    worst = 0.0
+    for output, reference in zip(outputs, references, strict=True):
+        output, reference = output.detach().double().cpu(), reference.double().cpu()
+        if not (output.isfinite().all() and reference.isfinite().all()):
+            return math.nan
+        worst = max(worst, ((output - reference).abs().max() / reference.abs().max()).item())
+    return worst
+
+
+def tolerance(dtype: torch.dtype, *, tf32: bool = False) -> float:
+    """The largest error that is put down to rounding; TF32 rounds like float16."""
+    if tf32 and dtype == torch.float32:
+        dtype = torch.float16
+    if dtype == torch.float32:
+        return TOLERANCE_FLOAT32
+    return HALF_PRECISION_ROUNDINGS * torch.finfo(dtype).eps / 2
+
+
+def _tame(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    cast(Tensor, norm.running_var).mul_(max(1.0, inputs[0].var().item()))

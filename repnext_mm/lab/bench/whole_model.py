@@ -1,0 +1,206 @@
+"""Where a detector's or a segmentor's time goes, part by part, with the trained and with the fused backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from repnext_mm.lab.bench.networks import error, randomise
+from repnext_mm.lab.bench.step_timer import Observed
+from repnext_mm.models import type_name
+from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
+
+FORMS = ('train', 'fused')
+SYNTHETIC_SIZE = (480, 640)  # pixels, of most COCO pictures
+TOLERANCE = 1e-3  # relative, of all that backbone, neck and heads return, in float32
+AGREEMENT = 0.95  # near a threshold, rounding decides: so many detections, or pixels, must be the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeModel:
+    """One image through one model, with both forms of its backbone."""
+
+    config: str
+    trained: bool  # otherwise the weights are random, and so are proposals and detections
+    image: str
+    image_shape: tuple[int, int]  # (H, W) of the picture
+    input_shape: tuple[int, int]  # (H, W) of what the network sees
+    device: str
+    fusion: str
+    counts: Mapping[str, int]  # of proposals and detections, the same for both forms
+    error: float  # worst relative error of backbone, neck and heads, fused against trained
+    agreement: float | None  # share of equal detections or pixels; None for the detections of random weights
+    times: Mapping[str, Mapping[str, Latency]]  # of a form, then of each of ``observed.PARTS`` and the 'total'
+
+
+def measure_whole_model(
+    config_path: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    image: str | Path | None = None,
+    device: torch.device | str = 'cpu',
+    rounds: int = 20,
+    warmup_rounds: int = 2,
+    warmup_s: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+    trust_pickle: bool = False,
+    progress: Callable[[], object] | None = None,
+) -> WholeModel:
+    """Time the config's own test step on one image, the two forms in turn.
+
+    The backbone is fused through the config's ``FuseBackboneHook``, or a default one. What backbone, neck and heads
+    return is compared first. So that both forms do the same work, each round hands the heads behind them the
+    proposals and boxes that the trained form found, whichever form found others by rounding.
+
+    Args:
+        config_path: of a detector or a segmentor.
+        checkpoint: its weights; without it they are random, with random norm statistics, and the score threshold is 0
+            so that the mask head has the most detections to work on: head and post-processing take longer than with
+            trained weights then.
+        image: a picture file; default: a synthetic picture from a fixed seed.
+        device: where to run.
+        rounds: timed runs of each form.
+        warmup_rounds: and ``warmup_s`` seconds: the least warm-up.
+        options: overrides of the config.
+        trust_pickle: of the checkpoint, see ``repnext_mm.checkpoints.read_checkpoint``.
+        progress: called after each round.
+
+    Raises:
+        FileNotFoundError, ValueError: a file cannot be used, or the model has no backbone.
+        RuntimeError: the fused model's outputs are not those of the trained one.
+    """
+    from repnext_mm.apis.config import load_config, without_teacher
+
+    if rounds < 1:
+        raise ValueError(f'rounds={rounds}: measure at least one round')
+    config = load_config(config_path, options=options)
+    config.model = without_teacher(config.model)
+    picture, described = _picture(image)
+    model = _model(config, checkpoint, trust_pickle=trust_pickle).to(device).eval()
+    pipeline = _pipeline(config)
+    with torch.no_grad():
+        fused, report = _hook(config).fuse_backbone(model)
+        runs = {form: Observed(m, pipeline, picture) for form, m in zip(FORMS, (model, fused), strict=True)}
+        found, agreement = _compared(runs, trained=checkpoint is not None)
+        calls = {form: partial(run.timed, runs['train'].handed_on) for form, run in runs.items()}
+        warm_up(calls, rounds=warmup_rounds, seconds=warmup_s, device=device)
+        for run in runs.values():
+            run.parts_ms.clear()
+        wall_times(calls, rounds=rounds, device=device, after_round=progress)
+    train = runs['train']
+    return WholeModel(
+        config=Path(config_path).stem,
+        trained=checkpoint is not None,
+        image=described,
+        image_shape=picture.shape[:2],
+        input_shape=train.input_shape,
+        device=str(device),
+        fusion=str(report),
+        counts=train.counts,
+        error=found,
+        agreement=agreement,
+        times={form: {part: quantiles(ms) for part, ms in run.parts_ms.items()} for form, run in runs.items()},
+    )
+
+
+def _compared(runs: Mapping[str, Observed], *, trained: bool) -> tuple[float, float | None]:
+    """Worst relative error, and the share of equal results; refuses to time what differs."""
+    train, fused = runs['train'], runs['fused']
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, allow_tf32=False):
+        expected = train.looked_at({})[0]
+        alone = fused.looked_at({})[0]
+        fused.looked_at(train.handed_on)
+    found = error(fused.tensors, train.tensors)
+    agreement = None if 'detections' in train.counts and not trained else _agreement(alone, expected)
+    if not found <= TOLERANCE or (agreement is not None and agreement < AGREEMENT):
+        raise RuntimeError(
+            f'the fused model differs from the trained one by {found:.1e} (relative), with {agreement} of its results '
+            f'equal; {TOLERANCE:.0e} and {AGREEMENT} are the limits: nothing was timed, test both forms'
+        )
+    return found, agreement
+
+
+def _agreement(result: Any, expected: Any) -> float | None:
+    if 'pred_sem_seg' in expected:
+        return (result.pred_sem_seg.data == expected.pred_sem_seg.data).double().mean().item()
+    if 'pred_instances' not in expected:
+        return None
+    from torchvision.ops import box_iou
+
+    a, b = result.pred_instances, expected.pred_instances
+    if not (len(a) and len(b)):
+        return float(len(a) == len(b))
+    same = (box_iou(a.bboxes, b.bboxes) > 0.95) & (a.labels[:, None] == b.labels)
+    same &= (a.scores[:, None] - b.scores).abs() < 0.01
+    return min(int(same.any(0).sum()), int(same.any(1).sum())) / max(len(a), len(b))
+
+
+def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) -> Any:
+    from mmengine.registry import MODELS, init_default_scope
+
+    from repnext_mm.apis.safe_loading import reading_safely
+    from repnext_mm.apis.test import drop_initial_weights
+    from repnext_mm.apis.weight_files import load_model
+
+    if 'backbone' not in config.model or 'data_preprocessor' not in config.model:
+        raise ValueError(
+            f"model '{type_name(config.model.get('type'))}' has no backbone and data_preprocessor: give the "
+            'config of a detector or a segmentor, or time a backbone alone'
+        )
+    if checkpoint is not None:
+        return load_model(config, checkpoint, trust_pickle=trust_pickle)
+    init_default_scope(config.get('default_scope') or 'mmengine')
+    drop_initial_weights(config.model)
+    test_cfg = config.model.get('test_cfg') or {}
+    for part in (test_cfg, test_cfg.get('rcnn') or {}):
+        if 'score_thr' in part:
+            part['score_thr'] = 0.0
+    torch.manual_seed(0)
+    with reading_safely(trust_pickle=trust_pickle):
+        model = MODELS.build(config.model).eval()
+    randomise(model.backbone)
+    return model
+
+
+def _hook(config: Any) -> Any:
+    from repnext_mm.hooks import FuseBackboneHook
+
+    for settings in config.get('custom_hooks') or []:
+        if type_name(settings['type']) == 'FuseBackboneHook':
+            known = {key: value for key, value in settings.items() if key not in ('type', 'priority')}
+            return FuseBackboneHook(**known)
+    return FuseBackboneHook()
+
+
+def _pipeline(config: Any) -> Callable[[dict[str, Any]], Any]:
+    """The test pipeline without what reads files."""
+    from mmengine.dataset import Compose
+
+    from repnext_mm.apis.config import innermost_datasets
+
+    if not config.get('test_dataloader'):
+        raise ValueError(f"config '{config.filename}' has no test_dataloader: its pipeline prepares the image")
+    steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
+    return Compose([step for step in steps if not type_name(step['type']).startswith('Load')])
+
+
+def _picture(path: str | Path | None) -> tuple[np.ndarray, str]:
+    import cv2
+
+    if path is None:
+        coarse = np.random.default_rng(0).uniform(0, 255, (12, 16, 3)).astype(np.float32)
+        smooth = cv2.resize(coarse, SYNTHETIC_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+        return smooth.clip(0, 255).astype(np.uint8), 'synthetic, smoothed noise of seed 0'
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"image '{path}' does not exist: give the path of one picture")
+    picture = cv2.imread(str(path))
+    if picture is None:
+        raise ValueError(f"image '{path}' cannot be read as a picture: give a JPEG or PNG file")
+    return picture, Path(path).name

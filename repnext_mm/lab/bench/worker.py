@@ -1,0 +1,200 @@
+"""One job in a process of its own: prepare and prove every variant, then time them in turn.
+
+Run as ``python -m repnext_mm.lab.bench.worker JOB``; progress and results leave as one JSON object per line.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repnext_mm.lab.bench.environment import environment
+from repnext_mm.lab.bench.jobs import Job
+from repnext_mm.lab.bench.networks import AUTO, Variant, build_train_form, error, in_form, resolved, tolerance
+from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, Run, prepare
+from repnext_mm.reparam import count_norms, count_parameters
+from repnext_mm.timing import event_times, wall_times, warm_up
+
+MIB = 2**20
+Emit = Callable[[dict[str, Any]], object]
+
+
+class DoesNotFit(Exception):
+    """A variant needs more memory than there is, at a batch that may still be halved."""
+
+
+def measure(job: Job, emit: Emit) -> None:
+    """Do a job and ``emit`` what happens: ``preparing``, ``variant`` (a row), ``round``, ``times``, ``finished``."""
+    set_up(job)
+    with torch.no_grad():  # not inference mode yet: exporters refuse tensors that were made in it
+        job, calls = _prepared(job, emit)
+    if calls:
+        emit({'event': 'times', 'times': _times(job, calls, emit)})
+    emit(
+        {
+            'event': 'finished',
+            'batch': job.shape[0],
+            'process_peak_rss_mib': _peak_rss_mib(),
+            'environment': environment(job.device),
+        }
+    )
+
+
+def set_up(job: Job) -> None:
+    """Fix threads, seed and the switches that change speed."""
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.seed)
+    torch.backends.cudnn.benchmark = True  # shapes are fixed
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.tf32
+
+
+@torch.inference_mode()
+def _times(job: Job, calls: dict[str, Run], emit: Emit) -> dict[str, Any]:
+    made = warm_up(calls, rounds=job.warmup_rounds, seconds=job.warmup_s, device=job.device)
+    emit({'event': 'warm', 'rounds': made})
+    wall = wall_times(calls, rounds=job.rounds, device=job.device, after_round=lambda: emit({'event': 'round'}))
+    times: dict[str, Any] = {name: {'times_ms': values} for name, values in wall.items()}
+    if job.device == 'cuda':
+        for name, values in event_times(calls, rounds=job.rounds).items():
+            times[name]['event_times_ms'] = values
+    return times
+
+
+def _prepared(job: Job, emit: Emit) -> tuple[Job, dict[str, Run]]:
+    while True:
+        with suppress(DoesNotFit):
+            return job, dict(_prepare_all(job, emit))
+        job = replace(job, shape=(job.shape[0] // 2, *job.shape[1:]))
+        emit({'event': 'halved', 'batch': job.shape[0]})
+        gc.collect()  # here, where no traceback holds on to tensors any more
+        if job.device == 'cuda':
+            torch.cuda.empty_cache()
+
+
+def _prepare_all(job: Job, emit: Emit) -> Iterator[tuple[str, Run]]:
+    generator = torch.Generator().manual_seed(job.seed)
+    image = torch.randn(job.shape, generator=generator).to(job.device, DTYPES[job.dtype])
+    image = image.contiguous(memory_format=MEMORY_FORMATS[job.memory_format])
+    for variant in job.variants:
+        emit({'event': 'preparing', 'variant': variant.name})
+        row: dict[str, Any] = {'model': variant.model, 'form': variant.form}
+        run = None
+        try:
+            run = _prepare_one(job, variant, image, row)
+        except Exception as failure:  # one variant's failure must not cost the others their turn
+            if job.search_batch and job.shape[0] > 1 and _out_of_memory(failure):
+                raise DoesNotFit from None
+            row['reason'] = _sentence(failure)
+        row['status'] = 'failed' if 'reason' in row else 'measured'
+        emit({'event': 'variant', 'row': row})
+        if run is not None:
+            yield variant.name, run
+
+
+def _prepare_one(job: Job, variant: Variant, image: Tensor, row: dict[str, Any]) -> Run | None:
+    train_form, references = _reference(variant.model, job)
+    form = resolved(train_form, variant.form, image=image)
+    if variant.form == AUTO:
+        row['chosen'] = form
+    base = _reset_peak() if job.device == 'cuda' else 0
+    start = time.perf_counter()
+    network = in_form(train_form, form, image=image)
+    row['parameters'], row['norms'] = count_parameters(network), count_norms(network)
+    native = job.dtype == NATIVE
+    run = prepare(network, image, runtime=job.runtime, threads=job.threads, native=native)
+    with torch.inference_mode():
+        outputs = run()
+        row['prepare_s'] = round(time.perf_counter() - start, 3)
+        distance = error([output[:1] for output in outputs], references)
+        del outputs
+    row['error'] = None if math.isnan(distance) else distance  # JSON has no NaN
+    row['tolerance'] = tolerance(torch.bfloat16 if native else image.dtype, tf32=job.tf32)
+    if job.device == 'cuda':
+        if job.runtime != 'cudagraph':  # a graph took its memory when it was captured
+            _reset_peak()  # the first run also tried kernels out
+        with torch.inference_mode():
+            run()
+        torch.cuda.synchronize()
+        # its weights and activations; the image and the variants before it are not counted
+        row['peak_memory_mib'] = round((torch.cuda.max_memory_allocated() - base) / MIB, 1)
+    if not distance <= row['tolerance']:
+        row['reason'] = (
+            f'differs from the float32 train form by {distance:.1e}, more than {row["tolerance"]:.1e}: not timed'
+        )
+        return None
+    return run
+
+
+@cache
+def _train_form(model: str, seed: int) -> nn.Module:
+    return build_train_form(model, seed=seed)
+
+
+@cache
+def _first_outputs(model: str, job: Job) -> tuple[Tensor, ...]:
+    image = torch.randn(job.shape, generator=torch.Generator().manual_seed(job.seed))[:1]
+    image = image.to(DTYPES[job.dtype]).float()  # the very numbers that the variants see
+    return tuple(_train_form(model, job.seed)(image))
+
+
+def _reference(model: str, job: Job) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return _train_form(model, job.seed), _first_outputs(model, job)
+
+
+def _reset_peak() -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _out_of_memory(failure: Exception) -> bool:
+    # the CPU's allocator raises a plain RuntimeError
+    return isinstance(failure, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(failure)
+
+
+def _sentence(failure: Exception) -> str:
+    if _out_of_memory(failure):
+        return 'out of memory'
+    lines = re.sub(r'\x1b\[[\d;]*m', '', str(failure)).strip().splitlines()  # without colours
+    return f'{type(failure).__name__}: {lines[0][:300]}' if lines else type(failure).__name__
+
+
+def _peak_rss_mib() -> float | None:
+    """The largest resident set of this whole process so far: all variants, weights and PyTorch itself."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (MIB if sys.platform == 'darwin' else 1024), 1)
+
+
+def main() -> None:
+    """Read the job from the command line and keep stdout for events: libraries print there too."""
+    job = json.loads(sys.argv[1])
+    job |= {'shape': tuple(job['shape']), 'variants': tuple(Variant(*pair) for pair in job['variants'])}
+    with os.fdopen(os.dup(1), 'w') as events:
+        os.dup2(2, 1)
+
+        def emit(event: dict[str, Any]) -> None:
+            events.write(json.dumps(event) + '\n')
+            events.flush()
+
+        measure(Job(**job), emit)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,196 @@
+"""The laws as pictures of kernels: a sum of branches, a chain and its border, a shortcut that becomes channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from repnext_mm.models.merged_mixer import DenseMixer
+from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
+from repnext_mm.models.token_mixer import ChunkConv
+from repnext_mm.reparam import (
+    Kernel,
+    add,
+    chain,
+    chain_biased,
+    convolve,
+    dilate,
+    eliminate_shortcut,
+    embed,
+    exact,
+    read,
+    to_conv,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MAP = 'RdBu_r'
+_ABSENT = '#e4e4e4'  # cells that a branch does not have
+_NO_WEIGHT, _COPY, _WEIGHT = 'white', '#0000a7', '#e08a3c'
+_EDGE = 24  # pixels of the picture that shows the border
+
+
+@torch.no_grad()
+def draw_sum(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
+    """The small and the medium scale of a mixer: each branch in its window, and their sum, for one channel."""
+    small, medium = cast(RepDWConvS, exact(mixer.conv_s)), cast(RepDWConvM, exact(mixer.conv_m))
+    rows: list[dict[str, Kernel]] = [
+        {
+            '3x3': read(small.conv_3_3),
+            '1x3': read(small.conv_3_w),
+            '3x1': read(small.conv_3_h),
+            '2x2, dilated by 2': dilate(read(small.conv_2_2), 2),
+        },
+        {
+            '7x7': read(medium.conv_7_7),
+            '5x3': read(medium.conv_5_3),
+            '3x5': read(medium.conv_3_5),
+            '1x7, then 7x1': chain(read(medium.conv_7_w), read(medium.conv_7_h)),
+            '1x5, then 5x1': chain(read(medium.conv_5_w), read(medium.conv_5_h)),
+        },
+    ]
+    figure, axes = _panels(
+        2,
+        6,
+        'Branches of the small and of the medium scale, and the one kernel that they are\n'
+        '(red is positive, blue negative, strongest at the largest value of the row)',
+    )
+    for line, branches, merged, size in zip(axes, rows, (small, medium), (3, 7), strict=True):
+        window = (size, size)
+        whole = add(*(embed(kernel, window) for kernel in branches.values()))
+        assert torch.allclose(whole.weight, merged.kernel().weight)  # the picture shows what runs
+        drawn = {**branches, f'= one {size}x{size}': whole}
+        limit = max(kernel.weight[channel].abs().max().item() for kernel in drawn.values())
+        for axis in line:
+            axis.set_axis_off()
+        for place, (name, kernel) in enumerate(drawn.items()):
+            axis = line[place]
+            _draw_kernel(axis, kernel, window, channel=channel, limit=limit, holes=name.startswith('2x2'))
+            axis.set_title(name if place == 0 or name.startswith('=') else f'+ {name}', fontsize=12)
+    _save(figure, path)
+
+
+@torch.no_grad()
+def draw_chain(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
+    """The large scale's pair as one kernel, and what that misses along the border because the first has a bias."""
+    row, col = (cast(nn.Conv2d, conv) for conv in exact(cast(nn.Sequential, mixer.conv_l)))
+    wide, border = chain_biased(read(row), read(col))
+    x = torch.randn(8, row.in_channels, _EDGE, _EDGE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pair = col(row(x))
+    like = nn.Conv2d(row.in_channels, row.in_channels, 11, padding=5, groups=row.in_channels).double()
+    errors = {
+        'one 11x11 alone': convolve(x, wide, like=like) - pair,
+        'corrected': DenseMixer(to_conv(wide, like=like), to_conv(border, like=col))(x) - pair,
+    }
+    figure, axes = _panels(1, 4, 'A biased 1x11 before an 11x1: one 11x11, and a correction of five rows at each edge')
+    limit = max(kernel.weight[channel].abs().max().item() for kernel in (read(row), read(col), wide))
+    for axis, name, kernel in zip(axes[0], ('1x11', '11x1', '11x11'), (read(row), read(col), wide), strict=False):
+        _draw_kernel(axis, kernel, (11, 11), channel=channel, limit=limit)
+        axis.set_title({'11x1': 'then 11x1', '11x11': '= one 11x11'}.get(name, name), fontsize=12)
+    _draw_errors(axes[0][3], {name: error.abs().amax(dim=(0, 1, 3)) for name, error in errors.items()})
+    _save(figure, path)
+
+
+def draw_shortcut(path: str | Path, *, channels: int = 3) -> None:
+    """Which weights are trained, copied or zero before and after shortcut elimination, as matrices of channels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def kernel(outputs: int, inputs: int, size: int) -> Kernel:
+        return Kernel(torch.randn(outputs, inputs, size, size, generator=generator), None)
+
+    before = (kernel(channels, 1, 3), kernel(4 * channels, channels, 1), kernel(channels, 4 * channels, 1))
+    after = eliminate_shortcut(*before)
+    figure = _figure(
+        (9.4, 6.4),
+        (
+            'gelu(x) + project(gelu(expand(spatial(x)))), before and after its shortcut became channels\n'
+            f'({channels} channels; a row for each output, a column for each input)'
+        ),
+    )
+    axes = figure.subplots(2, 3, width_ratios=(2, 2, 5), height_ratios=(4, 5))
+    for line, kernels, when, height in zip(axes, (before, after), ('before', 'after'), (4, 5), strict=True):
+        for axis, name, value, width in zip(line, ('spatial', 'expand', 'project'), kernels, (2, 2, 5), strict=True):
+            _draw_roles(axis, _roles(value, spatial=name == 'spatial', inputs=channels))
+            axis.set(xlim=(-0.1, width * channels + 0.1), ylim=(height * channels + 0.1, -0.1))  # cells of one size
+            axis.set_title(f'{when}: {name}', fontsize=12, loc='left')
+    from matplotlib.patches import Patch
+
+    parts = {'trained weights': _WEIGHT, 'a copy of the input (weight 1)': _COPY, 'zero': _NO_WEIGHT}
+    handles = [Patch(facecolor=colour, edgecolor='grey', label=name) for name, colour in parts.items()]
+    figure.legend(handles=handles, loc='outside lower center', ncols=3, frameon=False)
+    _save(figure, path)
+
+
+def _roles(kernel: Kernel, *, spatial: bool, inputs: int) -> Tensor:
+    """``(O, I)``: 0 where nothing is read, 1 for a copy, 2 for weights."""
+    weight = kernel.weight.flatten(2) if not spatial else kernel.weight.flatten(1)
+    if spatial:  # depthwise: an output reads the input of its group
+        role = torch.where((weight != 0).sum(1) == 1, 1, 2)
+        roles = torch.zeros(len(weight), inputs, dtype=role.dtype)
+        per_group = len(weight) // inputs
+        roles[torch.arange(len(weight)), torch.arange(len(weight)) // per_group] = role
+        return roles
+    value = weight[:, :, 0]
+    return torch.where(value == 0, 0, torch.where(value == 1, 1, 2))
+
+
+def _draw_roles(axis: Axes, roles: Tensor) -> None:
+    from matplotlib.colors import ListedColormap
+
+    colours = ListedColormap([_NO_WEIGHT, _COPY, _WEIGHT])
+    axis.pcolormesh(roles.numpy(), cmap=colours, vmin=0, vmax=2, edgecolors='lightgrey', linewidth=0.6)
+    axis.set_aspect('equal', anchor='NW')
+    axis.set_axis_off()
+
+
+def _draw_kernel(
+    axis: Axes, kernel: Kernel, window: tuple[int, int], *, channel: int, limit: float, holes: bool = False
+) -> None:
+    """One channel centred in its window; ``holes``: a zero is a cell that the branch does not have."""
+    present = embed(Kernel(torch.ones_like(kernel.weight), None), window).weight[channel, 0].bool()
+    value = embed(kernel, window).weight[channel, 0]
+    if holes:
+        present &= value != 0
+    axis.set_axis_on()
+    axis.set_facecolor(_ABSENT)
+    axis.imshow(value.where(present, torch.nan).numpy(), cmap=_MAP, vmin=-limit, vmax=limit)
+    axis.set_xticks([x - 0.5 for x in range(window[1] + 1)], [''] * (window[1] + 1))
+    axis.set_yticks([y - 0.5 for y in range(window[0] + 1)], [''] * (window[0] + 1))
+    axis.grid(color='white', linewidth=0.8)
+    axis.tick_params(length=0)
+
+
+def _draw_errors(axis: Axes, errors: Mapping[str, Tensor]) -> None:
+    for (name, error), colour in zip(errors.items(), ('#c1272d', '#008176'), strict=True):
+        axis.semilogy(error.clamp(min=1e-18).numpy(), marker='o', markersize=3, color=colour, label=name)
+    axis.set_title('error by row, float64', fontsize=12)
+    axis.set_xlabel(f'row of a {_EDGE}x{_EDGE} image')
+    axis.set_ylabel('largest absolute error')
+    axis.set_box_aspect(1)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc='center')
+
+
+def _panels(rows: int, columns: int, title: str) -> tuple[Figure, Sequence[Sequence[Axes]]]:
+    side = 2.6  # inches
+    figure = _figure((side * columns, (side + 0.4) * rows + 0.5), title)
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def _figure(inches: tuple[float, float], title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, dpi=110, layout='constrained')
+    figure.suptitle(title, fontsize=13)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

@@ -1,0 +1,114 @@
+"""Effective receptive fields: how much each pixel moves the centre unit of every level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from repnext_mm.lab.draw.canvas import new_figure, save_png
+
+SHARES = {0.5: '#008176', 0.95: '#c1272d'}  # of the gradient inside the squares that are drawn
+_FLOOR = -4  # powers of ten that are drawn
+
+
+def noise_images(count: int, *, size: int = 224) -> list[Tensor]:
+    """Normal noise, always the same: ``(1, 3, size, size)`` each.
+
+    Raises:
+        ValueError: a number is too small.
+    """
+    if count < 1 or size < 32:
+        raise ValueError(f'{count} images of {size} pixels: take at least 1 image of at least 32 pixels')
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 3, size, size, generator=generator) for _ in range(count)]
+
+
+def receptive_fields(backbone: nn.Module, images: Sequence[Tensor]) -> list[NDArray[np.float64]]:
+    """For each level that the backbone returns, the absolute gradient of its centre unit by pixel, ``(H, W)``.
+
+    The centre unit is summed over its channels, the gradient over the colours, and averaged over the images; the
+    largest value is then 1.
+
+    Args:
+        backbone: in eval mode, in train form or fused.
+        images: ``(1, 3, H, W)``, normalised, all of one size.
+
+    Raises:
+        ValueError: there are no images, or their sizes differ.
+    """
+    if len({image.shape for image in images}) != 1:
+        raise ValueError(f'images of shapes {sorted({tuple(image.shape) for image in images})}: give one size')
+    sums: list[Tensor] = []
+    for image in images:
+        pixels = image.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            levels = backbone(pixels)
+        for index, level in enumerate(levels):
+            centre = level[..., level.shape[2] // 2, level.shape[3] // 2].sum()
+            (gradient,) = torch.autograd.grad(centre, pixels, retain_graph=index + 1 < len(levels))
+            influence = gradient.abs().sum(dim=(0, 1)).double()
+            if len(sums) <= index:
+                sums.append(influence)
+            else:
+                sums[index] += influence
+    return [(total / total.max()).numpy() for total in sums]
+
+
+def side_holding(field: NDArray[np.float64], share: float) -> int:
+    """The side in pixels of the smallest square around the centre that holds a share of a field's sum."""
+    height, width = field.shape
+    rows = np.abs(np.arange(height) - height // 2)[:, None]
+    columns = np.abs(np.arange(width) - width // 2)[None]
+    distance = np.maximum(rows, columns)
+    inside = np.cumsum(np.bincount(distance.ravel(), weights=field.ravel()))
+    return 2 * int(np.searchsorted(inside, share * inside[-1] * (1 - 1e-12))) + 1
+
+
+def draw_receptive_fields(
+    rows: dict[str, list[NDArray[np.float64]]], path: str | Path, *, title: str, levels: Sequence[int] | None = None
+) -> Path:
+    """Save the fields of one or several backbones: a row for each, a panel for each level.
+
+    Args:
+        rows: what ``receptive_fields`` returned, by the name of the row.
+        path: of the PNG.
+        title: of the picture.
+        levels: the stages that the fields belong to; counted from 0 by default.
+    """
+    from matplotlib.patches import Rectangle
+
+    columns = max(map(len, rows.values()))
+    figure = new_figure((3.0 * columns + 1, 3.3 * len(rows) + 1.3), f'{title}\neffective receptive field of the centre')
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, fields) in zip(axes, rows.items(), strict=True):
+        for axis, field, level in zip(line, fields, levels or range(columns), strict=False):
+            height, width = field.shape
+            drawn = axis.imshow(np.log10(np.maximum(field, 10.0**_FLOOR)), cmap='magma', vmin=_FLOOR, vmax=0)
+            sides = []
+            for share, colour in SHARES.items():
+                side = side_holding(field, share)
+                sides.append(f'{share:.0%} in {side}')
+                corner = (width // 2 - side / 2, height // 2 - side / 2)
+                axis.add_patch(
+                    Rectangle(
+                        corner,
+                        side,
+                        side,
+                        fill=False,
+                        edgecolor=colour,
+                        linewidth=1.5,
+                        label=f'square that holds {share:.0%} of the gradient',
+                    )
+                )
+            axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            axis.set_title(f'{name}, stage {level}\n{", ".join(sides)} pixels', fontsize=10)
+            axis.set_xlabel('pixels', fontsize=9)
+    figure.colorbar(drawn, ax=axes, label='gradient / largest, power of ten', shrink=0.8)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=len(SHARES), frameon=False)
+    return save_png(figure, path)

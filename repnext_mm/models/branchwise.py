@@ -1,0 +1,81 @@
+"""The network as its paper draws it: a convolution per branch and every norm apart, nothing merged on the fly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor, nn
+
+from repnext_mm.reparam import replaced
+
+if TYPE_CHECKING:
+    from repnext_mm.models.rep_dw import RepDWConv
+    from repnext_mm.models.rep_unit import RepUnit
+
+
+def branch_by_branch(model: nn.Module) -> nn.Module:
+    """The same model without any merging: what online merging is compared with, and how the authors run it.
+
+    Parameters, buffers and norms are those of ``model``: gradients, optimizer steps and running statistics land in
+    the same tensors, state-dict keys stay, and ``train()`` or ``eval()`` of either sets the norms of both.
+    A model that merges nothing is returned as it is.
+    """
+    # benchmarks work without RepNeXt too
+    from repnext_mm.models.block import Downsample, MetaNeXtBlock
+    from repnext_mm.models.conv_norm import ConvNorm
+    from repnext_mm.models.rep_dw import RepDWConv
+    from repnext_mm.models.rep_unit import RepUnit
+    from repnext_mm.models.unit_block import PatchMerging, PatchStem
+
+    def apart(name: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, RepDWConv | RepUnit):
+            return _Branches(module)
+        if isinstance(module, PatchStem | PatchMerging):
+            return nn.Sequential(*module).train(module.training)
+        if isinstance(module, ConvNorm):
+            return _ConvThenNorm(module)
+        if isinstance(module, MetaNeXtBlock):
+            return _Block(module)
+        if isinstance(module, Downsample):
+            return _Downsample(module)
+        return None
+
+    return replaced(model, apart)
+
+
+class _Apart(nn.Module):
+    """The children of a module under their names, each of them apart."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        for name, child in source.named_children():
+            self.add_module(name, branch_by_branch(child))
+        self.training = source.training
+
+    def run(self, name: str, x: Tensor) -> Tensor:
+        return cast(nn.Module, self._modules[name])(x)
+
+
+class _Branches(_Apart):
+    def __init__(self, source: RepDWConv | RepUnit) -> None:
+        super().__init__(source)
+        self.branches = source.branches  # the definition, a method: its convolutions are this module's children
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branches(x)
+
+
+class _ConvThenNorm(_Apart):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run('norm', self.run('conv', x))
+
+
+class _Block(_Apart):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.run('drop_path', self.run('channel_mixer', self.run('norm', self.run('token_mixer', x))))
+
+
+class _Downsample(_Apart):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.run('norm', self.run('token_mixer', x))
+        return y + self.run('channel_mixer', y)

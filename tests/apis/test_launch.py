@@ -1,0 +1,91 @@
+"""Launchers, and what a machine without a GPU cannot do."""
+
+import pytest
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
+
+from repnext_mm.apis import processes
+from repnext_mm.apis.launch import check_precision
+from repnext_mm.training.adaptive_clip import AdaptiveClipAmpOptimWrapper
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+
+
+def config(**fields):
+    model = dict(backbone=dict(norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='MMSyncBN'))])
+    return Config(dict(model=model, **fields))
+
+
+def test_synchronised_norms_are_dropped_with_one_line(on_cpu):
+    fitted = config(sync_bn='torch', launcher='none')
+    assert len(processes.fit_to_machine(fitted)) == 1
+    assert fitted.model.backbone.norm_cfg.type == fitted.model.heads[0].norm_cfg.type == 'BN'
+    assert fitted.sync_bn is None
+    assert 'model_wrapper_cfg' not in fitted
+
+
+def test_nothing_to_say(on_cpu):
+    plain = Config(dict(model=dict(norm_cfg=dict(type='BN'))))
+    assert processes.fit_to_machine(plain) == []
+
+
+def test_with_a_gpu_nothing_changes(monkeypatch):
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cuda')
+    kept = config(sync_bn='torch', launcher='pytorch')
+    assert processes.fit_to_machine(kept) == []
+    assert kept.sync_bn == 'torch'
+    assert kept.model.backbone.norm_cfg.type == 'SyncBN'
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'variable'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_RANK')]
+)
+def test_launcher_that_did_not_start_this_process(monkeypatch, launcher, variable):
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ValueError, match=f"launcher='{launcher}' needs the environment variable {variable}"):
+        processes.set_launcher(config(), launcher)
+
+
+def test_unknown_launcher():
+    with pytest.raises(ValueError, match="launcher='bsub' is unknown"):
+        processes.set_launcher(config(), 'bsub')
+
+
+AMP = [
+    'AmpOptimWrapper',
+    'mmengine.AmpOptimWrapper',
+    'mmengine.optim.AmpOptimWrapper',
+    AmpOptimWrapper,
+    'AdaptiveClipAmpOptimWrapper',
+    AdaptiveClipAmpOptimWrapper,
+]
+
+
+@pytest.mark.parametrize('kind', AMP, ids=str)
+def test_mixed_precision_of_a_config_needs_a_gpu(kind, monkeypatch):
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    name = str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+    for wrapper, key in (
+        (dict(type=kind), 'optim_wrapper'),
+        (dict(constructor='Own', generator=dict(type=kind)), r'optim_wrapper\.generator'),
+    ):
+        config = Config(dict(optim_wrapper=wrapper))
+        with pytest.raises(ValueError, match=rf"{key}\.type='{name}' trains in mixed precision.* a GPU.*none here"):
+            check_precision(config, stages=('train', 'val'))
+        check_precision(config, stages=('test',))
+        with monkeypatch.context() as gpu:
+            gpu.setattr(processes, 'get_device', lambda: 'cuda')
+            check_precision(config, stages=('train', 'val'))
+
+
+@pytest.mark.parametrize('stage', ['val', 'test'])
+def test_half_precision_of_a_loop_needs_a_gpu(stage, monkeypatch):
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    config = Config({f'{stage}_cfg': dict(type='Any', fp16=True)})
+    with pytest.raises(ValueError, match=rf'{stage}_cfg\.fp16=True needs a GPU'):
+        check_precision(config, stages=(stage,))
+    check_precision(Config({f'{stage}_cfg': dict(fp16=False)}), stages=(stage,))
+    check_precision(Config(dict(optim_wrapper=dict(type='OptimWrapper'))), stages=('train', 'val', 'test'))

@@ -1,0 +1,119 @@
+"""Variants are the train form in other clothes, and proved to be."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from repnext_mm.lab.bench.networks import (
+    AUTO,
+    PEER_FORM,
+    TRAIN_FORM,
+    Variant,
+    build_train_form,
+    error,
+    in_form,
+    resolved,
+    tolerance,
+    variants,
+)
+from repnext_mm.reparam import FORMS
+
+IMAGE = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope='module')
+def train_form():
+    return build_train_form('m0')
+
+
+@pytest.mark.parametrize('form', [TRAIN_FORM, *FORMS])
+def test_every_form_is_the_train_form(train_form, form):
+    before = copy.deepcopy(train_form.state_dict())
+    with torch.no_grad():
+        references = train_form(IMAGE)
+        network = in_form(train_form, form, image=IMAGE)
+        assert error(network(IMAGE), references) <= 1e-5
+        half = IMAGE.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        outputs = in_form(train_form, form, image=half)(half)
+    assert outputs[0].dtype == torch.bfloat16
+    assert 0 < error(outputs, train_form(half.float())) <= tolerance(torch.bfloat16)
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in train_form.state_dict().items())
+
+
+def test_a_broken_variant_is_seen_in_float32_and_half_precision(train_form):
+    network = in_form(train_form, 'default', image=IMAGE)
+    with torch.no_grad():
+        next(p for name, p in network.stages[3].named_parameters() if name.endswith('bias')).add_(1)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            outputs = [level.to(dtype) for level in network(IMAGE)]
+            assert error(outputs, train_form(IMAGE)) > tolerance(dtype)
+
+
+def test_weights_are_reproducible_and_not_trivial():
+    first, second = build_train_form('m0'), build_train_form('m0')
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    norms = [module for module in first.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and all(norm.running_mean.std() > 0 and norm.weight.std() > 0 for norm in norms)
+    biases = [value for name, value in first.named_parameters() if name.endswith('bias') and value.numel() > 1]
+    assert all(bias.abs().max() > 0 for bias in biases)
+
+
+def test_auto_resolves_to_exact_forms(train_form):
+    form = resolved(train_form, AUTO, image=IMAGE)
+    assert set(form.values()) <= set(FORMS) - {'keep_norms'}
+    assert error(in_form(train_form, form, image=IMAGE)(IMAGE), train_form(IMAGE)) <= 1e-5
+    assert resolved(train_form, 'half', image=IMAGE) == 'half'
+
+
+def test_error_of_what_is_not_finite_or_comparable():
+    assert math.isnan(error([torch.tensor([math.nan])], [torch.ones(1)]))
+    assert math.isnan(error([torch.tensor([math.inf])], [torch.ones(1)]))
+    with pytest.raises(ValueError, match=r'outputs of shapes \[\(2,\)\]'):
+        error([torch.ones(2)], [torch.ones(1)])
+
+
+def test_tf32_rounds_like_float16():
+    assert tolerance(torch.float32) == 1e-4
+    assert tolerance(torch.float32, tf32=True) == tolerance(torch.float16)
+
+
+def test_variants_are_arch_by_form_then_peers():
+    assert variants(['m1', 'm4'], ['train', 'half'], ['resnet50']) == (
+        Variant('m1', 'train'),
+        Variant('m1', 'half'),
+        Variant('m4', 'train'),
+        Variant('m4', 'half'),
+        Variant('resnet50', PEER_FORM),
+    )
+
+
+@pytest.mark.parametrize('form', ['default', 'keep_norms', {'stages.2': 'dense'}], ids=str)
+def test_a_whole_classifier_by_name(form):
+    name = variants(['m0'], ['train'], ['resnet50'], part='classifier')
+    assert name == (Variant('m0-classifier', 'train'), Variant('resnet50-classifier', PEER_FORM))
+    classifier = build_train_form('m0-classifier')
+    with torch.no_grad():
+        (scores,) = references = classifier(IMAGE)
+        assert scores.shape == (1, 1000)
+        assert error(in_form(classifier, form, image=IMAGE)(IMAGE), references) <= 1e-5
+    with pytest.raises(ValueError, match="unknown part 'head': choose from backbone, classifier"):
+        variants(['m0'], ['train'], part='head')
+
+
+@pytest.mark.parametrize(
+    ('names', 'message'),
+    [
+        ((['m9'], ['train']), "unknown arch 'm9': choose from m0"),
+        ((['m0'], ['folded']), "unknown form 'folded': choose from train, default"),
+        ((['m0'], ['train'], ['vgg']), "unknown peer 'vgg': choose from repvit_m0_9"),
+        ((['m0', 'm0'], ['train']), 'arch given twice in m0, m0'),
+        (([], [], []), 'nothing to time'),
+    ],
+    ids=['arch', 'form', 'peer', 'twice', 'nothing'],
+)
+def test_unknown_names_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        variants(*names)

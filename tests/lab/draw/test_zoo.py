@@ -1,0 +1,78 @@
+"""Accuracy against latency: what is reported, and what the records hold."""
+
+from __future__ import annotations
+
+import cv2
+import pytest
+
+from repnext_mm.lab.bench.plot import METRICS
+from repnext_mm.lab.bench.published import COMPACT
+from repnext_mm.lab.bench.record import read_record
+from repnext_mm.lab.draw.lengths import plot_lengths
+from repnext_mm.lab.draw.run_logs import read_run
+from repnext_mm.lab.draw.zoo import measured_panels, plot_zoo, reported_panel
+from tests.tools.running import ROOT
+
+TOP1, BOX_AP, MIOU = METRICS
+RECORD = ROOT / 'docs/benchmarks/pareto-cpu-epyc.json'
+
+
+def test_reported():
+    panel = reported_panel(TOP1)
+    ours = panel.lines['RepNeXt, as reported']
+    assert [point.label for point in ours] == ['M0', 'M1', 'M2', 'M3', 'M4', 'M5']
+    assert (ours[0].latency_ms, ours[0].accuracy) == (0.59, 74.2)
+    assert set(panel.lines) == {
+        'RepNeXt, as reported',
+        "RepNeXt E, as reported (StarNet's recipe)",
+        'RepNeXt without distillation, as reported',
+        'MobileViG',
+        'FastViT',
+        'SwiftFormer',
+        'EfficientFormerV2',
+        'EfficientFormer',
+        'RepViT',
+        'MobileOne',
+        'StarNet',
+    }
+    plain = panel.lines['RepNeXt without distillation, as reported']
+    assert plain[:2] == [('M0', 0.59, 72.6), ('M1', 0.87, 77.5)]
+    assert [point.latency_ms for point in panel.lines['EfficientFormerV2']] == [0.91, 1.06, 1.63, 2.75]
+    assert [point.accuracy for point in panel.lines['SwiftFormer']] == [75.7, 78.5, 80.9, 83.0]
+    boxes = reported_panel(BOX_AP)
+    assert '512x512, backbone' in boxes.title
+    assert [point.label for point in boxes.lines['RepViT']] == ['M1.1', 'M1.5', 'M2.3']
+
+
+def test_lengths(tmp_path):
+    """The lengths of the table, whose 300 epochs are the best of the logs that are here."""
+    assert cv2.imread(str(plot_lengths(tmp_path / 'lengths.png'))).std() > 5
+    logs = {'CIFAR-100': 'cifar100', 'ImageNet-1K': 'imagenet'}
+    for data, models in COMPACT.items():
+        for model in models:
+            assert list(model.top1) == [100, 200, 300, 400]
+            name = model.name.lower().replace('-', '_').replace('.', '_')
+            run = read_run(ROOT / f'docs/reported/{logs[data]}_{name}.csv')
+            assert round(max(run.validation['accuracy/top1'].values()), 2) == model.top1[300]
+            assert len(run.training['loss']) == 300
+
+
+@pytest.mark.parametrize(('name', 'top1'), [('convnext_femto', 72.37), ('modified_a', 74.28), ('modified_b', 74.19)])
+def test_curves_of_the_ablation(name, top1):
+    run = read_run(ROOT / f'docs/reported/ablation_{name}.csv')
+    assert round(max(run.validation['accuracy/top1'].values()), 2) == top1
+    assert len(run.training['loss']) == 120
+
+
+def test_measured():
+    (panel,) = measured_panels(read_record(RECORD), TOP1)
+    assert '1x3x224x224, float32, contiguous' in panel.title
+    assert len(panel.lines['RepNeXt, fastest fused form']) == 6
+    assert all(point.latency_ms > 0 for points in panel.lines.values() for point in points)
+
+
+def test_picture(tmp_path):
+    path = plot_zoo([read_record(RECORD)], tmp_path / 'zoo.png', metrics=[TOP1, MIOU])
+    assert cv2.imread(str(path)).std() > 5
+    with pytest.raises(ValueError, match="metric 'top5' is unknown: choose from ImageNet top-1"):
+        plot_zoo([], tmp_path / 'zoo.png', metrics=['top5'])

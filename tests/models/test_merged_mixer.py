@@ -1,0 +1,91 @@
+"""Every deploy form of the multi-scale mixer equals its branches, down to images smaller than the kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from repnext_mm import RepNeXt
+from repnext_mm.models.token_mixer import ChunkConv
+from repnext_mm.reparam import FORMS, count_norms, fuse, relative_error
+from tests.conftest import randomise, worst_error
+
+TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}
+SIZES = [(1, 1), (2, 7), (5, 5), (9, 6), (10, 10), (11, 3), (24, 17)]
+MIXED = {'stages.0': 'dense', 'stages.2': 'half', 'stages.2.blocks.1': 'dense'}
+# the second one of 'dense' reads a column of ones
+CONVOLUTIONS = {'default': 4, 'keep_norms': 4, 'half': 3, 'three_quarters': 3, 'dense': 2}
+
+
+@pytest.fixture(scope='module')
+def mixer() -> ChunkConv:
+    torch.manual_seed(0)
+    return ChunkConv.train_form(8).double().eval()
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('form', FORMS)
+def test_a_mixer_equals_its_branches(form, size, mixer):
+    x = torch.randn(2, 8, *size).double()
+    i, s, m, large = x.chunk(4, 1)
+    expected = torch.cat([i, mixer.conv_s.branches(s), mixer.conv_m.branches(m), mixer.conv_l(large)], 1)
+    fused, _ = fuse(mixer, form=form)
+    assert worst_error(fused(x), expected) < 1e-13
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_how_many_convolutions_run(form, mixer):
+    fused, _ = fuse(mixer, form=form)
+    run = []
+    convs = [module for module in fused.modules() if isinstance(module, torch.nn.Conv2d)]
+    handles = [conv.register_forward_hook(lambda *_: run.append(1)) for conv in convs]
+    fused(torch.randn(1, 8, 12, 12).double())
+    for handle in handles:
+        handle.remove()  # the large scale is shared with the mixer
+    assert len(run) == CONVOLUTIONS[form]
+
+
+@pytest.mark.parametrize('source', ['train form', 'deploy form'])
+@pytest.mark.parametrize('form', [*FORMS, MIXED], ids=str)
+def test_a_backbone_in_any_form(form, source):
+    model = randomise(RepNeXt(TINY)).double().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    start = model if source == 'train form' else fuse(model)[0]
+    fused, report = fuse(start, form=form)
+    for size in ((32, 32), (65, 97)):
+        assert max(relative_error(fused, model, torch.randn(2, 3, *size).double())) < 1e-12
+    assert report.norms_after == count_norms(fused)
+    if form != 'keep_norms':
+        assert report.norms_after == 0
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('form', FORMS)
+def test_dtype_and_memory_format_are_kept(form, dtype):
+    model = randomise(RepNeXt(TINY)).eval().to(dtype=dtype, memory_format=torch.channels_last)
+    fused, _ = fuse(model, form=form)
+    assert {value.dtype for value in (*fused.parameters(), *fused.buffers()) if value.is_floating_point()} == {dtype}
+    probe = torch.randn(1, 3, 40, 33).to(dtype)
+    assert max(relative_error(fused, model, probe)) < 32 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_compiles_without_graph_breaks(form):
+    torch.compiler.reset()
+    model = randomise(RepNeXt(TINY)).eval()
+    fused, _ = fuse(model, form=form)
+    compiled = torch.compile(fused, fullgraph=True, backend='eager')
+    with torch.inference_mode():
+        for size in ((64, 64), (33, 47)):
+            x = torch.randn(1, 3, *size)
+            assert all(torch.equal(a, b) for a, b in zip(compiled(x), fused(x), strict=True))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_traced_graph_knows_other_sizes(form):
+    model = randomise(RepNeXt(TINY)).double().eval()
+    fused, _ = fuse(model, form=form)
+    traced = torch.jit.trace(fused, torch.randn(1, 3, 64, 64).double())
+    x = torch.randn(2, 3, 35, 50).double()
+    assert all(worst_error(a, b) < 1e-12 for a, b in zip(traced(x), model(x), strict=True))

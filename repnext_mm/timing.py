@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repnext_mm.reparam import FORMS, fuse
+from repnext_mm.reparam import forms_of, fuse
 
 Calls = Mapping[str, Callable[[], object]]
-CANDIDATES = tuple(form for form in FORMS if form != 'keep_norms')
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _check_rounds(rounds: int) -> None:
 
 
 def fastest_form(
-    backbone: nn.Module, image: Tensor, *, forms: Sequence[str] = CANDIDATES, rounds: int = 20
+    backbone: nn.Module, image: Tensor, *, forms: Sequence[str] | None = None, rounds: int = 20
 ) -> dict[str, str]:
     """The fastest form of each stage, for ``reparam.fuse(form=...)``; where forms tie to 2 %, the first is kept.
 
@@ -147,12 +146,13 @@ def fastest_form(
     Args:
         backbone: in eval mode, with ``stages``; a model without is measured as a whole.
         image: ``(N, 3, H, W)``, on the backbone's device.
-        forms: the candidates.
+        forms: the candidates; by default those that the modules in ``backbone`` name, but for ``keep_norms``.
         rounds: measurements of each form; their medians are compared.
 
     Returns:
         Names of modules and their forms; one that is the first of ``forms`` everywhere is given as ``{'': form}``.
     """
+    forms = _candidates(backbone) if forms is None else forms
     chosen = {}
     for name, latencies in stage_latencies(backbone, image, forms=forms, rounds=rounds).items():
         best = min(latencies, key=lambda form: latencies[form].median_ms)
@@ -163,9 +163,10 @@ def fastest_form(
 
 @torch.inference_mode()
 def stage_latencies(
-    backbone: nn.Module, image: Tensor, *, forms: Sequence[str] = CANDIDATES, rounds: int = 20
+    backbone: nn.Module, image: Tensor, *, forms: Sequence[str] | None = None, rounds: int = 20
 ) -> dict[str, dict[str, Latency]]:
     """Latency of each stage in each form, on what that stage gets when the backbone sees ``image``."""
+    forms = _candidates(backbone) if forms is None else forms
     names = [name for name, _ in backbone.named_children() if name == 'stages']
     parts = {f'stages.{i}': stage for i, stage in enumerate(backbone.stages)} if names else {'': backbone}  # type: ignore[arg-type]
     inputs: dict[str, tuple[Any, ...]] = {}
@@ -187,3 +188,7 @@ def stage_latencies(
         )
         for name, part in parts.items()
     }
+
+
+def _candidates(backbone: nn.Module) -> tuple[str, ...]:
+    return tuple(form for form in forms_of(backbone) if form != 'keep_norms')  # which is there to be compared with

@@ -13,8 +13,7 @@ from mmengine.config import DictAction
 from repnext_mm.apis import load_config
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.lab.bench.complexity import Complexity, model_complexity, repnext_complexity
-from repnext_mm.models import ARCHITECTURES
-from repnext_mm.reparam import FORMS
+from repnext_mm.models import ARCHITECTURES, FORMS
 
 SHAPES = {'mmdet': (800, 1344), 'mmseg': (512, 512)}  # of COCO and ADE20K; otherwise ImageNet's
 Counts = dict[str, dict[str, dict[str, Complexity]]]  # of an arch or a config: form, then part

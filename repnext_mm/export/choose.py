@@ -13,7 +13,7 @@ from repnext_mm.export.parts import Part
 from repnext_mm.export.runtimes import RUNTIMES, open_exported
 from repnext_mm.export.suffix import SUFFIXES
 from repnext_mm.export.write import export_model
-from repnext_mm.reparam import FORMS
+from repnext_mm.reparam import forms_of
 from repnext_mm.timing import Latency, measure_latency
 
 
@@ -48,11 +48,11 @@ def choose_form(
     if format not in RUNTIMES:
         raise ValueError(
             f"form 'auto' measures in the export's own runtime, and {format!r} has none here: name one of "
-            f'{", ".join(FORMS)}'
+            f'{", ".join(forms_of(part.network))}'
         )
     calls, refused = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for form in FORMS:
+        for form in forms_of(part.network):
             if form == 'keep_norms':  # it is there to be compared with
                 continue
             path = Path(folder) / f'{form}{SUFFIXES[format][0]}'

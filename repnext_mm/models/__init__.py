@@ -9,6 +9,7 @@ from repnext_mm.models.conv_norm import ConvNorm
 from repnext_mm.models.convnext_ablation import build_convnext_with_mixed_downsample
 from repnext_mm.models.heads import NormLinear, TwoHeadLinear, TwoHeads
 from repnext_mm.models.layers import depthwise
+from repnext_mm.models.merged_mixer import FORMS
 from repnext_mm.models.rep_dw import RepDWConv, RepDWConvM, RepDWConvS
 from repnext_mm.models.rep_unit import REP_UNITS, RepUnit
 from repnext_mm.models.repnext import RepNeXt
@@ -20,6 +21,7 @@ from repnext_mm.models.unit_block import PatchMerging, PatchStem, SingleBranch, 
 
 __all__ = [
     'ARCHITECTURES',
+    'FORMS',
     'REP_UNITS',
     'UNIT_ARCHITECTURES',
     'Arch',

@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repnext_mm.models.layers import called_one_by_one, depthwise
-from repnext_mm.reparam import Kernel, chain_biased, concat, embed, identity, read, to_conv
+from repnext_mm.reparam import Fusible, Kernel, chain_biased, concat, embed, identity, read, to_conv
 
 MERGED_FORMS = ('half', 'three_quarters', 'dense')
+"""Scales merged into larger ones: small and medium (``half`` of the channels), the identity too, all in one 11x11."""
+
+FORMS = (*Fusible.forms, *MERGED_FORMS)
+"""Every form of RepNeXt. ``keep_norms`` is what the authors call fused; all others fold every norm."""
 
 
 def merged(form: str, small: Kernel, medium: Kernel, large: nn.Sequential) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.models.layers import depthwise, geometry
-from repnext_mm.models.merged_mixer import MERGED_FORMS, merged
+from repnext_mm.models.merged_mixer import FORMS, MERGED_FORMS, merged
 from repnext_mm.models.rep_dw import RepDWConv, RepDWConvM, RepDWConvS
 from repnext_mm.reparam import (
     Affine,
@@ -37,6 +37,8 @@ class ChunkConv(Fusible):
     The large scale stays two convolutions in every form: the first has a bias, which meets the zero padding of the
     second, so that no single kernel equals the pair along the border.
     """
+
+    forms = FORMS
 
     def __init__(self, conv_s: nn.Module, conv_m: nn.Module, conv_l: nn.Module) -> None:
         super().__init__()

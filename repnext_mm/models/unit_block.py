@@ -34,6 +34,8 @@ from repnext_mm.reparam import (
 class UnitBlock(Fusible):
     """``gelu(x) + pwconv2(gelu(pwconv1(feature(x))))``: the shortcut is activated too."""
 
+    forms = (*Fusible.forms, 'no_shortcut')
+
     def __init__(self, channels: int, feature: RepUnit, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.feature = feature
@@ -62,6 +64,8 @@ class UnitBlock(Fusible):
 
 class FusedUnitBlock(Fusible):
     """``UnitBlock`` with its unit merged and its shortcut kept; overwrites as ``FusedBlock`` does."""
+
+    forms = UnitBlock.forms
 
     def __init__(self, feature: nn.Conv2d, pwconv1: nn.Conv2d, pwconv2: nn.Conv2d) -> None:
         super().__init__()

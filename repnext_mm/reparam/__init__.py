@@ -2,19 +2,8 @@
 
 from repnext_mm.reparam.affine_laws import norm_after_transposed, norm_of_sum
 from repnext_mm.reparam.as_kernels import as_linear, as_pointwise, average_pool, norm_alone
-from repnext_mm.reparam.fuse import (
-    FORMS,
-    FURTHER_FORMS,
-    Form,
-    Fusible,
-    FusionReport,
-    check_form,
-    count_norms,
-    count_parameters,
-    fuse,
-    fused_or_kept,
-    sharded,
-)
+from repnext_mm.reparam.fuse import FusionReport, count_norms, count_parameters, fuse, sharded
+from repnext_mm.reparam.fusible import Form, Fusible, check_form, forms_of, fused_or_kept
 from repnext_mm.reparam.grouped import concat_grouped, ungroup
 from repnext_mm.reparam.kernel import Affine, Kernel, convolve, exact, folds, read, read_norm, to_conv, to_linear
 from repnext_mm.reparam.laws import (
@@ -38,8 +27,6 @@ from repnext_mm.reparam.unchanged import generators_kept, state_kept
 from repnext_mm.reparam.verify import relative_error, within
 
 __all__ = [
-    'FORMS',
-    'FURTHER_FORMS',
     'Affine',
     'Form',
     'Fusible',
@@ -64,6 +51,7 @@ __all__ = [
     'embed',
     'exact',
     'folds',
+    'forms_of',
     'fuse',
     'fused_or_kept',
     'generators_kept',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from repnext_mm.reparam.fusible import Fusible
 from repnext_mm.reparam.kernel import exact, placed, refuse_training_norms
 from repnext_mm.reparam.plain_layers import on_the_instance
 from repnext_mm.reparam.surgery import anchored, replaced, sealed, skeleton
@@ -46,18 +47,17 @@ class Inputs(NamedTuple):
 def convert(
     model: nn.Module,
     *,
-    ours: Callable[[nn.Module], bool],
     stay: Mapping[nn.Module, str] = MappingProxyType({}),
     probe: Tensor | None = None,
 ) -> Converted:
     """Convert the outermost modules that have a method of ``PROTOCOLS``, and then those that remain inside them.
 
+    A ``Fusible`` fuses by itself: it and what holds one are not foreign.
     The methods run on a float64 copy on the CPU; what comes out has the dtype, device, memory format and mode of the
     module that went in, and what is new in it needs no gradient.
 
     Args:
         model: never changed.
-        ours: modules that fuse by themselves; they and what holds them are not foreign.
         stay: modules that are left as they are with their parts, beside those that ``anchored`` finds.
         probe: an input of the model. With it, each conversion is checked on what reaches its module, and one that
             changes the output, or that the probe does not reach, is left out.
@@ -65,7 +65,7 @@ def convert(
     Raises:
         ValueError: a norm is in training mode.
     """
-    conversion = _Conversion(ours, anchored(model) | dict(stay))
+    conversion = _Conversion(anchored(model) | dict(stay))
     with state_kept(model):
         result = conversion.walk(model, None if probe is None else Inputs((probe,), {}))
     return Converted(result, tuple(conversion.names), tuple(conversion.refused))
@@ -76,10 +76,9 @@ class _Refused(Exception):
 
 
 class _Conversion:
-    def __init__(self, ours: Callable[[nn.Module], bool], left: Mapping[nn.Module, str]) -> None:
+    def __init__(self, left: Mapping[nn.Module, str]) -> None:
         self.names: list[str] = []
         self.refused: list[str] = []
-        self._ours = ours
         self._left = left
 
     def walk(self, root: nn.Module, given: Inputs | None, *, prefix: str = '', inside: bool = False) -> nn.Module:
@@ -141,7 +140,7 @@ class _Conversion:
             # of the class: wrappers answer for what they hold
             method = inspect.getattr_static(type(module), name, None)
             if isinstance(method, FunctionType) and not _required(method):
-                return None if any(map(self._ours, module.modules())) else name
+                return None if any(isinstance(part, Fusible) for part in module.modules()) else name
         return None
 
 

@@ -8,7 +8,7 @@ or forward into those that alone read it (law ``norm_before``).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from repnext_mm.reparam.affine_laws import norm_after_transposed, norm_of_sum
 from repnext_mm.reparam.data_flow import Node, Way, optional_arguments, ways_through
 from repnext_mm.reparam.frozen_norms import is_frozen, read_affine
+from repnext_mm.reparam.fusible import Fusible
 from repnext_mm.reparam.kernel import Affine, Kernel, exact, read
 from repnext_mm.reparam.laws import norm_after, norm_before, split
 from repnext_mm.reparam.plain_layers import (
@@ -69,22 +70,21 @@ class Folded(NamedTuple):
 def fold_pairs(
     model: nn.Module,
     *,
-    ours: Callable[[nn.Module], bool],
     stay: Mapping[nn.Module, str] = MappingProxyType({}),
     probe: Tensor | None = None,
 ) -> Folded:
     """A model whose layers have absorbed the batch norms around them.
 
     Each ``forward`` is followed on all ways through it: that of the whole model, or else of the largest parts where
-    that is possible. Norms that other code may use in another way stay.
+    that is possible. Norms that other code may use in another way stay. A ``Fusible`` fuses by itself and is not looked
+    into; its children are.
 
     Args:
         model: never changed. Modules in training mode are not followed.
-        ours: modules that fuse by themselves and are not looked into; their children are.
         stay: modules that are left as they are with their parts, beside those that ``anchored`` finds.
         probe: an input of the model. With it, the result is checked, and norms whose folding changes it stay.
     """
-    folded = _folded(model, ours, stay, frozenset())
+    folded = _folded(model, stay, frozenset())
     if probe is None or folded.model is model or _agree(folded.model, model, probe):
         return folded
     names = {module: name for name, module in model.named_modules()}
@@ -93,10 +93,10 @@ def fold_pairs(
     for norm in _norms(model):
         groups[names[norm].rpartition('.')[0]].add(norm)
     for norms in groups.values():
-        alone = _folded(model, ours, stay, frozenset(_norms(model) - norms))
+        alone = _folded(model, stay, frozenset(_norms(model) - norms))
         if alone.model is not model and not _agree(alone.model, model, probe):
             wrong |= norms
-    folded = _folded(model, ours, stay, frozenset(wrong))
+    folded = _folded(model, stay, frozenset(wrong))
     if folded.model is not model and not _agree(folded.model, model, probe):
         wrong, folded = _norms(model), Folded(model, (), ())
     reasons = [f'{names[norm]}: folding it changes the output' for norm in names if norm in wrong]
@@ -105,13 +105,12 @@ def fold_pairs(
 
 def _folded(
     model: nn.Module,
-    ours: Callable[[nn.Module], bool],
     stay: Mapping[nn.Module, str],
     kept: frozenset[nn.Module],
 ) -> Folded:
     names: dict[str, None] = {}
     while True:  # each round may leave two more layers next to each other
-        search = _Search(model, ours, stay, kept)
+        search = _Search(model, stay, kept)
         if _norms(model):
             search.enter(model)
         folds = search.chosen()
@@ -207,12 +206,11 @@ class _Search:
     def __init__(
         self,
         model: nn.Module,
-        ours: Callable[[nn.Module], bool],
         stay: Mapping[nn.Module, str],
         kept: frozenset[nn.Module],
     ) -> None:
         self.anchored = anchored(model) | dict(stay)
-        self._model, self._ours, self._kept = model, ours, kept
+        self._model, self._kept = model, kept
         self._folds: dict[nn.Module, Fold] = {}
         self._refused: dict[nn.Module, str] = {}
         self._uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
@@ -360,8 +358,10 @@ class _Search:
         return self._is_wall(module) or bool(on_the_instance(module)) or module in self.anchored
 
     def _is_wall(self, module: nn.Module) -> bool:
-        """Whether one may not look into a module: it is ours, a wrapper, or a layer."""
-        if self._ours(module) or sealed(module) or is_linear_map(module) or is_norm(module) or passes_through(module):
+        """Whether one may not look into a module: it fuses by itself, or is a wrapper or a layer."""
+        if isinstance(module, Fusible) or sealed(module):
+            return True
+        if is_linear_map(module) or is_norm(module) or passes_through(module):
             return True
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             return True

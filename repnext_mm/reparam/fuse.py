@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,69 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from repnext_mm.reparam.converters import convert
 from repnext_mm.reparam.fold_norms import fold_pairs
 from repnext_mm.reparam.frozen_norms import looks_frozen
+from repnext_mm.reparam.fusible import Form, Fusible, check_form
 from repnext_mm.reparam.kernel import refuse_training_norms
-from repnext_mm.reparam.plain_layers import is_intercepted, is_norm, on_the_instance, why_intercepted
+from repnext_mm.reparam.plain_layers import is_norm, on_the_instance
 from repnext_mm.reparam.surgery import anchored, replaced
 from repnext_mm.reparam.unchanged import generators_kept
-
-FORMS = ('default', 'keep_norms', 'half', 'three_quarters', 'dense')
-"""Exact forms: ``default`` folds every norm and is the checkpoint format, ``keep_norms`` what the authors call fused.
-
-The others fold every norm too and merge scales of RepNeXt's token mixers into fewer, larger convolutions: small and
-medium (``half`` of the channels), the identity too (``three_quarters``), or all in one 11x11 (``dense``).
-"""
-
-FURTHER_FORMS = ('no_shortcut',)
-"""Exact forms of other families, ``default`` for the rest: ``no_shortcut`` merges shortcuts into their branches."""
-
-Form = str | Mapping[str, str]
-"""One form for the whole model, or forms for parts of it: ``{'stages.0': 'dense', 'stages.2': 'half'}``."""
-
-
-class Fusible(nn.Module, ABC):
-    """A module that knows its deploy form."""
-
-    @abstractmethod
-    def fused(self, form: str) -> nn.Module:
-        """The deploy form as a new module, or ``self`` when nothing can be fused. Never changes ``self``."""
-
-    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        """Layers that ``fused`` reads, and why one has to be called instead (else ``''``); children that fuse apart."""
-        return iter(())
-
-    def not_plain(self, form: str = 'default') -> tuple[str, ...]:
-        """What ``fused`` leaves as it is in here, and why: ``'NAME: REASON'`` each, or ``REASON`` for this module.
-
-        Where a layer does more than its weights say (see ``plain_layers``), the module that would read it calls it,
-        before and after fusing.
-        """
-        names = {module: name for name, module in self.named_modules()}
-        reasons: dict[nn.Module, str] = {}
-        for fusible in (module for module in names if isinstance(module, Fusible)):
-            for module, reason in ((fusible, why_intercepted(fusible)), *fusible.obstacles(form)):
-                reasons[module] = reasons.get(module) or reason
-        return tuple(': '.join(filter(None, (names[module], reason))) for module, reason in reasons.items() if reason)
-
-    def fuse(self) -> nn.Module:
-        """The default deploy form, with the running statistics whatever the mode, under the name that timm calls.
-
-        ``reparameterize_model`` calls it on every child, and ``reparam.fuse`` does more, and refuses a norm in
-        training mode.
-        """
-        modes = {module: module.training for module in self.modules()}
-        try:
-            new = fused_or_kept(self.eval(), 'default')
-        finally:
-            for module, training in modes.items():
-                module.training = training
-        for module in new.modules():
-            module.training = modes.get(module, self.training)
-        return new
-
-
-def fused_or_kept(module: nn.Module, form: str) -> nn.Module:
-    """The deploy form of a part, or the part itself: when it has none, and when its call does more than its class."""
-    return module.fused(form) if isinstance(module, Fusible) and not is_intercepted(module) else module
 
 
 @dataclass(frozen=True)
@@ -114,7 +55,7 @@ def fuse(
 
     Args:
         model: any module; never changed.
-        form: one of ``FORMS`` or ``FURTHER_FORMS``, or a mapping from names of modules in ``model`` to forms; the
+        form: a form that a class names (see ``Fusible``), or a mapping from names of modules in ``model`` to forms; the
             longest name that holds a module counts, and what none holds gets ``default``.
         copy: return a model that shares nothing with ``model``. By default, what was not fused is shared, so that
             converting it in place (``half()``, ``to()``, ``train()``) would convert ``model`` too.
@@ -170,11 +111,11 @@ def fuse(
             if isinstance(module, Fusible) and module.not_plain():  # it may still read its parts
                 stay.setdefault(module, 'something in it has to be called')
         if foreign:
-            result, converted, reasons = convert(result, ours=_is_ours, stay=stay, probe=probe)
+            result, converted, reasons = convert(result, stay=stay, probe=probe)
             names += converted
             refused += reasons
         if foreign and any(map(is_norm, result.modules())):  # following the data takes time
-            result, folded, reasons = fold_pairs(result, ours=_is_ours, stay=stay, probe=probe)
+            result, folded, reasons = fold_pairs(result, stay=stay, probe=probe)
             names += folded
             refused += reasons
     report = FusionReport(
@@ -187,17 +128,6 @@ def fuse(
         tuple(dict.fromkeys(refused)),
     )
     return (_copied(result) if copy else result), report
-
-
-def check_form(form: Form) -> None:
-    """Raise a ``ValueError`` unless every form is known."""
-    given: object = form  # from a config it may be anything
-    if not isinstance(given, str | Mapping):
-        known = ', '.join(FORMS + FURTHER_FORMS)
-        raise ValueError(f'form {form!r} must be one of {known}, or a dict from parts to them')
-    for name in (form,) if isinstance(form, str) else form.values():
-        if name not in FORMS + FURTHER_FORMS:
-            raise ValueError(f'unknown form {name!r}: choose one of {", ".join(FORMS + FURTHER_FORMS)}')
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -230,11 +160,6 @@ def _copied(model: nn.Module) -> nn.Module:
                     'torch.no_grad() with copy=False'
                 )
     return copying.deepcopy(model)
-
-
-def _is_ours(module: nn.Module) -> bool:
-    """Whether a module knows its deploy form from this package, whatever else its class offers."""
-    return isinstance(module, Fusible) or type(module).__module__.partition('.')[0] == __name__.partition('.')[0]
 
 
 def _form_of(name: str, forms: Mapping[str, str]) -> str:

@@ -18,8 +18,8 @@ from repnext_mm.checkpoints import (
     state_dict_of,
     writer_of,
 )
-from repnext_mm.models import ARCHITECTURES
-from repnext_mm.reparam import FORMS, fuse
+from repnext_mm.models import ARCHITECTURES, FORMS
+from repnext_mm.reparam import fuse
 from tests.checkpoints import files
 from tests.configs import CONFIGS
 from tests.conftest import worst_error

@@ -13,7 +13,8 @@ from torch import nn
 
 from repnext_mm.export import OPSETS, RUNTIMES, SUFFIXES, export_model, format_of, open_exported, write
 from repnext_mm.export.write import check_options
-from repnext_mm.reparam import FORMS, fuse
+from repnext_mm.models import FORMS
+from repnext_mm.reparam import fuse
 from tests.conftest import worst_error
 from tests.export.networks import tiny
 

@@ -8,7 +8,7 @@ from mmengine.model import ImgDataPreprocessor
 
 from repnext_mm.export import choose, choose_form, export_part, load_part, open_exported
 from repnext_mm.export.graphs import IMAGENET, Normalisation, Normalised
-from repnext_mm.reparam import FORMS
+from repnext_mm.models import FORMS
 from tests.conftest import randomise, worst_error
 from tests.export.networks import TINY, tiny
 from tests.tools.running import ROOT

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
 from repnext_mm import RepNeXt
-from repnext_mm.models import RepNeXtU
+from repnext_mm.models import FORMS, RepNeXtU
 from repnext_mm.models.block import MetaNeXtBlock
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.models.conv_norm import ConvNorm
@@ -24,7 +24,7 @@ from repnext_mm.models.rep_dw import RepDWConvM
 from repnext_mm.models.rep_unit import REP_UNITS
 from repnext_mm.models.token_mixer import CopyConv
 from repnext_mm.models.unit_block import PatchMerging, PatchStem, UnitBlock
-from repnext_mm.reparam import FORMS, fuse, fused_or_kept
+from repnext_mm.reparam import fuse, fused_or_kept
 from tests.conftest import randomise, worst_error
 from tests.nn.test_block import CHANNELS, block, downsample
 

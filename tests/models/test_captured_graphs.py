@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.models import RepNeXtU
-from repnext_mm.reparam import FORMS, fuse
+from repnext_mm.models import FORMS, RepNeXtU
+from repnext_mm.reparam import fuse
 from tests.conftest import randomise, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}

@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from repnext_mm import RepNeXt
+from repnext_mm.models import FORMS
 from repnext_mm.models.deploy_block import FusedBlock, FusedDownsample
 from repnext_mm.models.layers import may_overwrite, overwriting
-from repnext_mm.reparam import FORMS, fuse
+from repnext_mm.reparam import fuse
 from tests.conftest import randomise, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from repnext_mm import RepNeXt
+from repnext_mm.models import FORMS
 from repnext_mm.models.token_mixer import ChunkConv
-from repnext_mm.reparam import FORMS, count_norms, fuse, relative_error
+from repnext_mm.reparam import count_norms, fuse, relative_error
 from tests.conftest import randomise, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}

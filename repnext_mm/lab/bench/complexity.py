@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repnext_mm.apis.config import without_teacher
+from repnext_mm.models import FORMS
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import FORMS, count_norms, count_parameters, fuse
+from repnext_mm.reparam import count_norms, count_parameters, fuse
 
 Shape = tuple[int, int]  # (H, W)
 TRAIN_FORMS = ('branch_by_branch', 'train')

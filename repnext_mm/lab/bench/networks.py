@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.lab.bench.peers import PEERS, Trunk, build_peer, fuse_peer
-from repnext_mm.models import Classifier
-from repnext_mm.reparam import FORMS, Form, fuse
+from repnext_mm.models import FORMS, Classifier
+from repnext_mm.reparam import Form, fuse
 
 TRAIN_FORM = 'train'  # the train form in eval mode: branches merged on the fly, norms folded on the fly
 AUTO = 'auto'  # per stage, what is fastest in eager PyTorch here

@@ -15,7 +15,7 @@ from repnext_mm.lab.bench.complexity import (
     model_complexity,
     repnext_complexity,
 )
-from repnext_mm.reparam import FORMS
+from repnext_mm.models import FORMS
 from tests.tools.running import ROOT
 
 # ImageNet classifier: parameters in train form (the authors' logs), with their norms kept, with every norm folded;

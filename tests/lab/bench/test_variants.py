@@ -18,7 +18,7 @@ from repnext_mm.lab.bench.networks import (
     tolerance,
     variants,
 )
-from repnext_mm.reparam import FORMS
+from repnext_mm.models import FORMS
 
 IMAGE = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
 

@@ -8,7 +8,7 @@ from repnext_mm.lab.bench.published import COMPACT, PHONE_512_MS, PHONE_MS, REPO
 from tests.tools.running import ROOT
 
 ZOO = (ROOT / 'docs/model_zoo.md').read_text()
-CLASSIFICATION = (ROOT / 'docs/classification.md').read_text()
+RECORD = (ROOT / 'docs/records/reported_results.md').read_text()
 
 
 def rows(text, start):
@@ -20,7 +20,7 @@ def test_lengths_of_training():
     for data, models in COMPACT.items():
         for model in models:
             name = f'{model.name.removeprefix("RepNeXt-")}, {data.removesuffix("-1K")}'
-            (row,) = rows(CLASSIFICATION, f'| {name} |')
+            (row,) = rows(RECORD, f'| {name} |')
             figures = [model.parameters_m, model.macs_g, model.phone_ms, *model.top1.values()]
             assert [float(cell) for cell in row[1:8]] == figures
 
@@ -28,16 +28,26 @@ def test_lengths_of_training():
 def test_phone_latencies():
     for arch in ('m3', 'm4', 'm5'):
         for kind in ('mask_rcnn_repnext_{}_coco', 'semantic_fpn_repnext_{}_ade20k'):
-            (row,) = rows(ZOO, f'| [`{kind.format(arch)}`]')
+            (row,) = rows(RECORD, f'| [`{kind.format(arch)}`]')
             assert f'{PHONE_512_MS[arch]:.1f}' in row
             accuracy = REPORTED[arch].box_ap if 'coco' in kind else REPORTED[arch].miou
             assert row[1] == f'{accuracy:.1f}'
     for arch in ('m0', 'm1', 'm2', 'm3', 'm4', 'm5'):
-        repvit = rows(CLASSIFICATION, f'| {arch.upper()} |')[0]
+        repvit = rows(RECORD, f'| {arch.upper()} |')[0]
         assert float(repvit[3]) == PHONE_MS[arch]
         assert (float(repvit[4]), float(repvit[7])) == (REPORTED[arch].top1_plain, REPORTED[arch].top1)
     for arch in ('m0e', 'm1e', 'm2e'):
-        (starnet,) = rows(CLASSIFICATION, f'| {arch.upper()} |')
+        (starnet,) = rows(RECORD, f'| {arch.upper()} |')
         assert float(starnet[3]) == PHONE_MS[arch]
         plain, distilled = (float(re.match(r'[\d.]+', starnet[index])[0]) for index in (4, 7))
         assert (plain, distilled) == (REPORTED[arch].top1_plain, REPORTED[arch].top1)
+
+
+def test_the_model_zoo_repeats_the_record():
+    """Every cell of a config's row stands in the record's row too."""
+    shown = [row for row in rows(ZOO, '| [') if '](../configs/' in row[0] and 'digits' not in row[0]]
+    assert len(shown) > 30
+    for row in shown:
+        config = re.search(r'\(\.\./(configs/\w+\.py)\)', row[0])[1]
+        (recorded,) = (found for found in rows(RECORD, '| [') if f'(../../{config})' in found[0])
+        assert all(any(cell in other for other in recorded) for cell in row[1:]), config

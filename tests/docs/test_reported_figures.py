@@ -44,10 +44,9 @@ def test_phone_latencies():
 
 
 def test_the_model_zoo_repeats_the_record():
-    """Every cell of a config's row stands in the record's row too."""
-    shown = [row for row in rows(ZOO, '| [') if '](../configs/' in row[0] and 'digits' not in row[0]]
-    assert len(shown) > 30
-    for row in shown:
-        config = re.search(r'\(\.\./(configs/\w+\.py)\)', row[0])[1]
-        (recorded,) = (found for found in rows(RECORD, '| [') if f'(../../{config})' in found[0])
-        assert all(any(cell in other for other in recorded) for cell in row[1:]), config
+    """A number that links to a config, and the number in the cell behind a link, stand in the record's row."""
+    linked = re.findall(r'\[(?:m\d|([\d.]+))\]\(\.\./(configs/\w+\.py)\)(?: \| ([\d.]+))?', ZOO)
+    assert len(linked) > 30
+    for number, config, behind in linked:
+        (recorded,) = (row for row in rows(RECORD, '| [') if f'(../../{config})' in row[0])
+        assert {number, behind} - {''} <= set(recorded), config

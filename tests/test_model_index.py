@@ -131,8 +131,8 @@ def test_loader_of_mim():
 
 @by_name
 def test_the_model_zoo_shows_the_same(model: dict[str, Any]):
-    lines = (ROOT / 'docs/model_zoo.md').read_text().splitlines()
-    (row,) = [line for line in lines if line.startswith('|') and f'(../{model["Config"]})' in line]
+    lines = (ROOT / 'docs/records/reported_results.md').read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith('|') and f'(../../{model["Config"]})' in line]
     cells = [cell.strip() for cell in row.split('|')]
     for result in model['Results']:
         for metric, value in result['Metrics'].items():
@@ -144,8 +144,8 @@ def test_the_model_zoo_shows_the_same(model: dict[str, Any]):
 @by_name
 def test_the_model_zoo_links_what_the_authors_publish(model: dict[str, Any]):
     """A log for each result, the metafile's weights, and the fused and Core ML files of the distilled RepViT recipe."""
-    lines = (ROOT / 'docs/model_zoo.md').read_text().splitlines()
-    (row,) = [line for line in lines if line.startswith('|') and f'(../{model["Config"]})' in line]
+    lines = (ROOT / 'docs/records/reported_results.md').read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith('|') and f'(../../{model["Config"]})' in line]
     files = re.findall(r'\(https://github\.com/suous/RepNeXt/(\S+)\)', row)
     assert len(set(files)) == len(files)
     assert sum('/logs/' in file and not file.endswith('_args.yaml') for file in files) == 1

@@ -8,7 +8,7 @@ from repnext_mm.lab.bench.published import COMPACT, PHONE_512_MS, PHONE_MS, REPO
 from tests.tools.running import ROOT
 
 ZOO = (ROOT / 'docs/model_zoo.md').read_text()
-CLASSIFICATION = (ROOT / 'docs/classification.md').read_text()
+RECORD = (ROOT / 'docs/records/reported_results.md').read_text()
 
 
 def rows(text, start):
@@ -20,7 +20,7 @@ def test_lengths_of_training():
     for data, models in COMPACT.items():
         for model in models:
             name = f'{model.name.removeprefix("RepNeXt-")}, {data.removesuffix("-1K")}'
-            (row,) = rows(CLASSIFICATION, f'| {name} |')
+            (row,) = rows(RECORD, f'| {name} |')
             figures = [model.parameters_m, model.macs_g, model.phone_ms, *model.top1.values()]
             assert [float(cell) for cell in row[1:8]] == figures
 
@@ -28,16 +28,25 @@ def test_lengths_of_training():
 def test_phone_latencies():
     for arch in ('m3', 'm4', 'm5'):
         for kind in ('mask_rcnn_repnext_{}_coco', 'semantic_fpn_repnext_{}_ade20k'):
-            (row,) = rows(ZOO, f'| [`{kind.format(arch)}`]')
+            (row,) = rows(RECORD, f'| [`{kind.format(arch)}`]')
             assert f'{PHONE_512_MS[arch]:.1f}' in row
             accuracy = REPORTED[arch].box_ap if 'coco' in kind else REPORTED[arch].miou
             assert row[1] == f'{accuracy:.1f}'
     for arch in ('m0', 'm1', 'm2', 'm3', 'm4', 'm5'):
-        repvit = rows(CLASSIFICATION, f'| {arch.upper()} |')[0]
+        repvit = rows(RECORD, f'| {arch.upper()} |')[0]
         assert float(repvit[3]) == PHONE_MS[arch]
         assert (float(repvit[4]), float(repvit[7])) == (REPORTED[arch].top1_plain, REPORTED[arch].top1)
     for arch in ('m0e', 'm1e', 'm2e'):
-        (starnet,) = rows(CLASSIFICATION, f'| {arch.upper()} |')
+        (starnet,) = rows(RECORD, f'| {arch.upper()} |')
         assert float(starnet[3]) == PHONE_MS[arch]
         plain, distilled = (float(re.match(r'[\d.]+', starnet[index])[0]) for index in (4, 7))
         assert (plain, distilled) == (REPORTED[arch].top1_plain, REPORTED[arch].top1)
+
+
+def test_the_model_zoo_repeats_the_record():
+    """A number that links to a config, and the number in the cell behind a link, stand in the record's row."""
+    linked = re.findall(r'\[(?:m\d|([\d.]+))\]\(\.\./(configs/\w+\.py)\)(?: \| ([\d.]+))?', ZOO)
+    assert len(linked) > 30
+    for number, config, behind in linked:
+        (recorded,) = (row for row in rows(RECORD, '| [') if f'(../../{config})' in row[0])
+        assert {number, behind} - {''} <= set(recorded), config

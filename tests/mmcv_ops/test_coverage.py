@@ -1,4 +1,4 @@
-"""Everything that the stock packages can call is served, and docs/operators.md says what is, truly."""
+"""Everything that the stock packages can call is served, and docs/records/operators.md says what is, truly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from repnext_mm.mmcv_ops import operators, status
 from .cases import HALF, TOLERANCES
 from .reached import PACKAGES, all_functions, reached
 
-DOCUMENT = (Path(__file__).parents[2] / 'docs' / 'operators.md').read_text()
+DOCUMENT = (Path(__file__).parents[2] / 'docs' / 'records' / 'operators.md').read_text()
 
 
 class Row(NamedTuple):

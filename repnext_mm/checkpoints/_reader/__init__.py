@@ -1,4 +1,4 @@
-"""The reader of torch's formats: executes nothing, and costs a multiple of a file's size; docs/records/weight_format.md."""
+"""The reader of torch's formats: runs nothing, costs a multiple of a file's size; see docs/records/weight_format.md."""
 
 from repnext_mm.checkpoints._reader.errors import NotReadError, RefusedGlobalError
 from repnext_mm.checkpoints._reader.files import format_of, is_torchscript, is_whole_file, read_file

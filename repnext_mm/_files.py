@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from repnext_mm.errors import FileInTheWayError, NotWrittenError, UserError
+
 DRAFT_SUFFIX = '.repnext-draft'
 
 
@@ -20,21 +22,43 @@ def drafted(path: Path, *, shared: bool = False) -> Iterator[Path]:
     When anything raises, the draft is removed and what stood at ``path`` still stands there. A process that is killed
     leaves the draft at most, see ``sweep_drafts``.
 
+    Raises:
+        NotWrittenError: in place of any ``OSError``.
+
     Args:
         path: the file or folder to write; its parent exists.
         shared: the draft has the same name in every process, see ``draft_path``, for a folder with a file from each.
     """
     draft = draft_path(path) if shared else path.with_name(f'.{path.name}-{uuid4().hex}{DRAFT_SUFFIX}')
     try:
-        yield draft
-        _force_to_disk(draft)
-        if path.is_dir():  # a folder with a file per process: only an empty one can be renamed over
-            shutil.rmtree(path)
-        os.replace(draft, path)
+        with writing(path):
+            yield draft
+            _force_to_disk(draft)
+            if path.is_dir():  # a folder with a file per process: only an empty one can be renamed over
+                shutil.rmtree(path)
+            os.replace(draft, path)
         with suppress(OSError):  # not every file system lets a folder be forced
             _force(path.parent, os.O_RDONLY)
     finally:
         _remove(draft)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence that a file or folder cannot be written.
+
+    Raises:
+        NotWrittenError: in place of any ``OSError`` that is not a ``UserError`` yet.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise NotWrittenError(
+            f"'{path}' was not written ({error.strerror or error}): make room on the disk, give write access, or "
+            'choose another place'
+        ) from error
 
 
 def draft_path(path: Path) -> Path:
@@ -71,22 +95,23 @@ def make_once(
         True if this call made it, False if it was there.
 
     Raises:
-        FileExistsError: the folder holds something else, or was made from other values.
+        FileInTheWayError: the folder holds something else, or was made from other values.
+        NotWrittenError: in place of any ``OSError``.
     """
     root = Path(root)
     if _present(root, kind, info, read_info):
         return False
-    root.parent.mkdir(parents=True, exist_ok=True)
     draft = root.with_name(f'.{root.name}-{uuid4().hex}{DRAFT_SUFFIX}')
-    draft.mkdir()
     try:
-        write(draft)
-        try:
-            os.rename(draft, root)
-        except OSError:  # another process was faster: its folder counts, if it holds what was asked for
-            if not _present(root, kind, info, read_info):
-                raise
-            return False
+        with writing(root):
+            draft.mkdir(parents=True)
+            write(draft)
+            try:
+                os.rename(draft, root)
+            except OSError:  # another process was faster: its folder counts, if it holds what was asked for
+                if not _present(root, kind, info, read_info):
+                    raise
+                return False
     finally:
         _remove(draft)
     return True
@@ -99,14 +124,14 @@ def _present(root: Path, kind: str, info: Mapping[str, Any], read_info: Callable
     try:
         found = read_info(root)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileExistsError(f'{root} exists but does not hold {kind}: {way_out}') from error
+        raise FileInTheWayError(f'{root} exists but does not hold {kind}: {way_out}') from error
     if found != info:
         differing = ', '.join(
             f'{key} is {found.get(key)!r} instead of {value!r}'
             for key, value in info.items()
             if found.get(key) != value
         )
-        raise FileExistsError(f'{root} holds other {kind} ({differing}): {way_out}')
+        raise FileInTheWayError(f'{root} holds other {kind} ({differing}): {way_out}')
     return True
 
 

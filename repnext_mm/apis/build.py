@@ -9,10 +9,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from repnext_mm.apis.config import building
+from repnext_mm.errors import UserError
 
 
-class NotBuiltError(ValueError):
-    """A config from which no runner can be built, in one sentence."""
+class NotBuiltError(UserError):
+    """A config from which something cannot be built, in one sentence."""
 
 
 def earlier_files(folder: str | Path, pattern: str = '*') -> str:
@@ -30,5 +31,5 @@ def build_runner(config: Config) -> Runner:
     try:
         with building(config):
             return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    except (OSError, TypeError, ValueError) as error:
+    except UserError as error:
         raise NotBuiltError(' '.join(str(error).split())) from error

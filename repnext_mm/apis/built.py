@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from repnext_mm.apis.build import NotBuiltError
 from repnext_mm.apis.config import building, innermost_datasets
+from repnext_mm.errors import UserError
 
 # heads of other classes than the data's: objects against background, stuff, borders of regions
 _OTHER_CLASSES = ('rpn_head', 'semantic_head', 'teacher', 'FusedSemanticHead', 'STDCHead')
@@ -41,7 +42,7 @@ def check_built(runner: Runner, config: Config, *, stages: Sequence[str]) -> Non
                 check_metrics(getattr(getattr(loop, 'evaluator', None), 'metrics', ()), known, stage=stage)
         if 'train' in loaders:
             check_batches(model, loaders['train'], config)
-    except ValueError as error:
+    except UserError as error:
         raise NotBuiltError(str(error)) from error
 
 
@@ -49,7 +50,7 @@ def check_same_classes(datasets: Mapping[str, Any], model: nn.Module) -> Sequenc
     """The classes that all data sets (by stage) name, in one order; None where none names any.
 
     Raises:
-        ValueError: a data set names them otherwise, by a bare string, or has fewer colors than classes.
+        UserError: a data set names them otherwise, by a bare string, or has fewer colors than classes.
     """
     first: tuple[str, Sequence[str]] | None = None
     for stage, dataset in datasets.items():
@@ -60,18 +61,18 @@ def check_same_classes(datasets: Mapping[str, Any], model: nn.Module) -> Sequenc
                 continue
             where = f'{stage}_dataloader: metainfo of its {type(part).__name__}'
             if isinstance(classes, str):
-                raise ValueError(
+                raise UserError(
                     f'{where} has classes={classes!r}, one string: give a tuple of names, ({classes!r},) for one class'
                 )
             if isinstance(palette, list | tuple) and len(palette) < len(classes):
-                raise ValueError(
+                raise UserError(
                     f'{where} has {len(classes)} classes, and {len(palette)} colors in its palette: give metainfo one '
                     'color per class'
                 )
             if first is None:
                 first = stage, classes
             elif list(classes) != list(first[1]) and not _reads_names(model):
-                raise ValueError(
+                raise UserError(
                     f'{where} has {_listed(classes)}, and that of {first[0]}_dataloader {_listed(first[1])}: give all '
                     'data sets the same metainfo.classes in the same order'
                 )
@@ -82,7 +83,7 @@ def check_heads(model: nn.Module, classes: Sequence[str]) -> None:
     """Every head that tells the data's classes apart has one output for each, as mmdet's ``NumClassCheckHook`` asks.
 
     Raises:
-        ValueError: it has another number.
+        UserError: it has another number.
     """
     if _reads_names(model) or hasattr(model, 'panoptic_fusion_head'):  # things and stuff count apart
         return
@@ -93,7 +94,7 @@ def check_heads(model: nn.Module, classes: Sequence[str]) -> None:
         if kind in _OTHER_CLASSES or getattr(head, 'class_agnostic', False):
             continue
         if not any(word in name for word in _OTHER_CLASSES):
-            raise ValueError(
+            raise UserError(
                 f'num_classes={count} of {name or kind} does not agree with the {_listed(classes)} in metainfo of the '
                 f'data sets: set num_classes={len(classes)} in every head, or metainfo.classes in every data set'
             )
@@ -103,12 +104,12 @@ def check_metrics(metrics: Sequence[Any], classes: Sequence[str], *, stage: str)
     """Metrics that count classes count those of the data.
 
     Raises:
-        ValueError: one counts another number.
+        UserError: one counts another number.
     """
     for metric in metrics:
         count = getattr(metric, 'num_classes', None)
         if isinstance(count, int) and count != len(classes):
-            raise ValueError(
+            raise UserError(
                 f'num_classes={count} of {type(metric).__name__} in {stage}_evaluator does not agree with the '
                 f'{_listed(classes)} in metainfo of the data sets: set num_classes={len(classes)}'
             )
@@ -118,7 +119,7 @@ def check_batches(model: nn.Module, loader: Any, config: Config) -> None:
     """No training batch of one image, where a norm would see a single value per channel.
 
     Raises:
-        ValueError: there is one: the last, or each.
+        UserError: there is one: the last, or each.
     """
     size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
     if size is None:
@@ -133,7 +134,7 @@ def check_batches(model: nn.Module, loader: Any, config: Config) -> None:
         return
     norm = norm_of_one_value(model, size=_image_size(config))
     if norm is not None:
-        raise ValueError(
+        raise UserError(
             f'{batches}, and the batch norm {norm} sees one value per channel then, of which there is no variance: '
             f'{way_out}'
         )

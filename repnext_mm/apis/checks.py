@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 
 from repnext_mm.apis.config import innermost_datasets
+from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import RepNeXt, type_name
 
 
@@ -19,7 +20,7 @@ def check_files(config: Config, *, stages: tuple[str, ...]) -> None:
     A data set that names no files (one that makes its own) is left alone.
 
     Raises:
-        FileNotFoundError: names the first one that is missing and how to point the config elsewhere.
+        MissingFileError: names the first one that is missing and how to point the config elsewhere.
     """
     for stage in stages:
         loader = config.get(f'{stage}_dataloader')
@@ -35,7 +36,7 @@ def check_files(config: Config, *, stages: tuple[str, ...]) -> None:
             ]
         for path in named:
             if '://' not in path and not os.path.exists(path):
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{stage} data '{path}' does not exist (relative paths start at {os.getcwd()}): put the data set "
                     'there, or name its folder with --cfg-options data_root=FOLDER'
                 )
@@ -45,10 +46,10 @@ def check_checkpoint(path: str, *, given_as: str) -> None:
     """A weight file that is on this machine by name is there; URLs and model-zoo names are left to the loader.
 
     Raises:
-        FileNotFoundError: names the file and who asked for it.
+        MissingFileError: names the file and who asked for it.
     """
     if '://' not in path and not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{given_as} '{path}' does not exist (relative paths start at {os.getcwd()}): put the file there, or give "
             'another path'
         )
@@ -58,7 +59,7 @@ def check_initial_weights(model: Mapping[str, Any]) -> None:
     """The file that a model's backbone starts training from is there.
 
     Raises:
-        FileNotFoundError: with the way to point elsewhere, and the way to train from scratch.
+        MissingFileError: with the way to point elsewhere, and the way to train from scratch.
     """
     backbone = unwrapped(model).get('backbone')
     init = backbone.get('init_cfg') if isinstance(backbone, dict) else None
@@ -67,7 +68,7 @@ def check_initial_weights(model: Mapping[str, Any]) -> None:
             continue
         path = str(part.get('checkpoint'))
         if '://' not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"model.backbone.init_cfg.checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): "
                 "put the authors' file there, name another with --cfg-options "
                 'model.backbone.init_cfg.checkpoint=FILE, or train from scratch with model.backbone.init_cfg=None'
@@ -78,11 +79,11 @@ def check_teacher(model: Mapping[str, Any]) -> None:
     """The weights of a teacher are there, if they are a file.
 
     Raises:
-        FileNotFoundError: names the file and the way to point elsewhere.
+        MissingFileError: names the file and the way to point elsewhere.
     """
     path = model.get('teacher_checkpoint')
     if path is not None and '://' not in path and not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"model.teacher_checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): train or fetch "
             'the teacher first, or name its file with --cfg-options model.teacher_checkpoint=FILE'
         )
@@ -92,19 +93,22 @@ def check_model(model: Mapping[str, Any]) -> None:
     """A RepNeXt backbone can be built, and the neck takes its channels; other backbones are left alone.
 
     Raises:
-        ValueError, TypeError: what the backbone's constructor says, or the two lists of channels.
+        UserError: what the backbone's constructor says, or the two lists of channels.
     """
     model = unwrapped(model)
     backbone = model.get('backbone')
     if not isinstance(backbone, dict) or type_name(backbone.get('type')) != 'RepNeXt':
         return
     arguments = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
-    with torch.device('meta'):  # shapes only: no memory, no time
-        channels = list(RepNeXt(**arguments).out_channels)
+    try:
+        with torch.device('meta'):  # shapes only: no memory, no time
+            channels = list(RepNeXt(**arguments).out_channels)
+    except (TypeError, ValueError) as error:  # of arguments that it does not know, or not with this value
+        raise UserError(f'model.backbone: {error}') from error
     neck = model.get('neck')
     wanted = neck.get('in_channels') if isinstance(neck, dict) else None
     if wanted is not None and (list(wanted) if isinstance(wanted, list | tuple) else [wanted]) != channels:
-        raise ValueError(
+        raise UserError(
             f'model.neck.in_channels={wanted} does not match the channels {channels} of RepNeXt '
             f'arch={backbone.get("arch", "m4")!r} at its out_indices: set model.neck.in_channels={channels}'
         )

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from repnext_mm.apis.checks import unwrapped
 from repnext_mm.apis.config import innermost_datasets
+from repnext_mm.errors import UserError
 from repnext_mm.models import type_name
 
 
@@ -20,7 +21,7 @@ def check_class_counts(config: Config, *, stages: tuple[str, ...]) -> None:
     What is no classifier, and data in other formats, are left alone.
 
     Raises:
-        ValueError: the first number, or file, that does not fit, and the way out.
+        UserError: the first number, or file, that does not fit, and the way out.
     """
     model = unwrapped(config.model)
     head = model.get('head') if isinstance(model.get('head'), dict) else model
@@ -49,7 +50,7 @@ def _check_labels_to_mix(model: Any, classes: int | None) -> None:
     """Mixup and CutMix write labels of as many classes as the data preprocessor knows."""
     mixed = (model.get('data_preprocessor') or {}).get('num_classes')
     if None not in (mixed, classes) and mixed != classes and (model.get('train_cfg') or {}).get('augments'):
-        raise ValueError(
+        raise UserError(
             f'model.data_preprocessor.num_classes={mixed} is not model.head.num_classes={classes}: Mixup and CutMix '
             'need both to be the number of classes in the data'
         )
@@ -59,7 +60,7 @@ def _check_topk(name: str, owner: Mapping[str, Any], classes: int | None) -> Non
     topk = owner.get('topk', 1)
     largest = max([topk] if isinstance(topk, int) else topk)
     if classes is not None and largest > classes:
-        raise ValueError(
+        raise UserError(
             f'{name}.topk={topk} asks for the best {largest} of {classes} classes: keep to what there is, for example '
             f'with --cfg-options {name}.topk=1' + (' test_evaluator.topk=1' if name == 'val_evaluator' else '')
         )
@@ -78,13 +79,13 @@ def _check_folders(stage: str, dataset: Mapping[str, Any], kind: str, classes: i
     names = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
     named = len(names) if isinstance(names, list | tuple) else 1000 if kind == 'ImageNet' and names is None else None
     if named is not None and found != named:
-        raise ValueError(
+        raise UserError(
             f"{stage} data '{folder}' have {found} class folders, and {kind} is to have {named} classes: name another "
             'folder with --cfg-options data_root=FOLDER, or let tools/new_config.py write a config for classes of '
             'your own'
         )
     if classes is not None and found > classes:
-        raise ValueError(
+        raise UserError(
             f"{stage} data '{folder}' have {found} class folders, and the model has {classes} classes: set "
             f'model.head.num_classes={found} and model.data_preprocessor.num_classes={found}, or give another folder'
         )
@@ -99,9 +100,9 @@ def _check_cifar(stage: str, root: str, kind: str) -> None:
         path = os.path.join(root, published.base_folder, name)
         way_out = f'unpack {published.url} there, or name its folder with --cfg-options data_root=FOLDER'
         if not os.path.isfile(path):
-            raise ValueError(f"{stage} data '{path}' do not exist: {way_out}")
+            raise UserError(f"{stage} data '{path}' do not exist: {way_out}")
         if md5 is not None and (found := _md5(path)) != md5:
-            raise ValueError(f"{stage} data '{path}' are not the published ones (MD5 {found}, not {md5}): {way_out}")
+            raise UserError(f"{stage} data '{path}' are not the published ones (MD5 {found}, not {md5}): {way_out}")
 
 
 def _md5(path: str) -> str:

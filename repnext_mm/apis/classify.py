@@ -11,6 +11,7 @@ import torch
 from mmengine.dataset import Compose, pseudo_collate
 from numpy.typing import NDArray
 
+from repnext_mm.errors import UserError
 from repnext_mm.models import type_name
 
 _LEGIBLE = 320  # pixels of a picture's short side
@@ -42,7 +43,7 @@ def top_classes(
     the test data (ImageNet, as the authors read it) are not. ``names`` of another number of classes are ignored.
 
     Raises:
-        ValueError: the model gives no scores.
+        UserError: the model gives no scores.
     """
     pipeline = [
         {**step, 'color_type': 'color'} if step.get('color_type') == 'color_ignore_orientation' else step
@@ -51,7 +52,7 @@ def top_classes(
     with torch.no_grad():
         sample = model.test_step(pseudo_collate([Compose(pipeline)(_loaded(model, image, pipeline))]))[0]
     if 'pred_score' not in sample:
-        raise ValueError(f'{type(model).__name__} gives no score for each class: take a model that classifies pictures')
+        raise UserError(f'{type(model).__name__} gives no score for each class: take a model that classifies pictures')
     scores = sample.pred_score.flatten().cpu()
     names = names if names is not None and len(names) == len(scores) else None
     best = scores.topk(min(count, len(scores)))

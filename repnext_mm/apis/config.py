@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from repnext_mm.apis.config_shape import check_shape
+from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import type_name
 
 SCOPE_PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -25,23 +26,23 @@ def load_config(path: str | Path, *, options: Mapping[str, Any] | None = None, w
     starts with the old one: datasets and annotation files of evaluators.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file, an override, a part of the config or the scope's package cannot be used.
+        MissingFileError: there is no such file.
+        UserError: the file, an override, a part of the config or the scope's package cannot be used.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"config '{path}' does not exist: give a path relative to {os.getcwd()}, or absolute")
+    if not os.path.isfile(path):
+        raise MissingFileError(f"config '{path}' does not exist: give a path relative to {os.getcwd()}, or absolute")
     try:
         config = Config.fromfile(str(path))
     except Exception as error:  # a config is a program: anything can go wrong in it
-        raise ValueError(f"config '{path}' cannot be read ({type(error).__name__}: {error}): mend that file") from error
+        raise UserError(f"config '{path}' cannot be read ({type(error).__name__}: {error}): fix the file") from error
     options = dict(options or {})
     if 'data_root' in options:
         _move_root(config, str(options.pop('data_root')))
     try:
         config.merge_from_dict(options)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"--cfg-options {options} do not fit config '{path}' ({error}): name keys as in the file, joined by dots"
         ) from error
     check_shape(config._cfg_dict, path=str(path))
@@ -60,15 +61,17 @@ def building(config: Config) -> Iterator[None]:
     """Say in one sentence what is wrong with a config from which a library cannot build something.
 
     Raises:
-        OSError, TypeError, ValueError: in the library's words; every other exception becomes a ValueError.
+        UserError: in the library's words, whatever it raised.
     """
     try:
         yield
-    except (OSError, TypeError, ValueError):
+    except UserError:
         raise
+    except (OSError, TypeError, ValueError) as error:  # with a sentence of their own
+        raise UserError(' '.join(str(error).split())) from error
     except Exception as error:  # registries pass on whatever a constructor raises
         reason = ' '.join(str(error).split())[:300]
-        raise ValueError(
+        raise UserError(
             f"config '{config.filename}' cannot be built ({type(error).__name__}: {reason}): fix that part of it"
         ) from error
 
@@ -107,7 +110,7 @@ def _move_root(config: Config, new: str) -> None:
     """Give every path that starts with the config's `data_root` a new start."""
     old = str(config.get('data_root') or '').rstrip('/')
     if not old:
-        raise ValueError(
+        raise UserError(
             f"data_root='{new}' has nothing to replace: config '{config.filename}' has no top-level data_root, set "
             'train_dataloader.dataset.data_root and its like'
         )
@@ -138,7 +141,7 @@ def _scope_of(model: Mapping[str, Any]) -> str | None:
 def _check_scope(config: Config) -> None:
     scope = config.get('default_scope')
     if scope in SCOPE_PACKAGES and importlib.util.find_spec(scope) is None:
-        raise ValueError(
+        raise UserError(
             f"default_scope='{scope}' needs the package {scope}, which is not installed: run tools/check_env.py, "
             'it prints the command that installs it'
         )

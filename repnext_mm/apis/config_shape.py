@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from repnext_mm.errors import UserError
+
 
 class _Rule(NamedTuple):
     keys: tuple[str, ...]
@@ -37,13 +39,13 @@ def check_shape(config: Mapping[str, Any], *, path: str) -> None:
         path: what it is called in errors.
 
     Raises:
-        ValueError: the key, its value, and what it must be.
+        UserError: the key, its value, and what it must be.
     """
 
     def refuse(key: str, value: Any, words: str) -> None:
         shown = repr(value)
         shown = shown if len(shown) < 80 else f'{shown[:76]} ...'
-        raise ValueError(f"config '{path}' has {key}={shown}, which must be {words}: mend it there")
+        raise UserError(f"config '{path}' has {key}={shown}, which must be {words}: fix it there")
 
     for keys, kinds, words in _RULES:
         for key in keys:
@@ -70,7 +72,7 @@ def check_shape(config: Mapping[str, Any], *, path: str) -> None:
                 refuse(key, part, 'a dict that names a data set')
     for key, part in _model_parts(config.get('model') or {}):
         if not isinstance(part, Mapping):
-            refuse(key, part, 'a dict with a `type`')
+            refuse(key, part, 'a dict')
 
 
 def _datasets(key: str, dataset: Any) -> list[tuple[str, Any]]:
@@ -90,4 +92,8 @@ def _datasets(key: str, dataset: Any) -> list[tuple[str, Any]]:
 
 def _model_parts(model: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The parts of a model that checks look into, under their keys in the config."""
-    return [(f'model.{key}', model[key]) for key in ('backbone', 'student', 'module') if model.get(key) is not None]
+    return [
+        (f'model.{key}', model[key])
+        for key in ('backbone', 'data_preprocessor', 'student', 'module')
+        if model.get(key) is not None
+    ]

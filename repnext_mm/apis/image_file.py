@@ -15,6 +15,8 @@ from typing import Any
 
 from mmengine.logging import print_log
 
+from repnext_mm.errors import MissingFileError, UserError
+
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.jp2', '.pgm', '.ppm', '.tif', '.tiff', '.webp')
 MAX_PIXELS = 8_000_000  # a segmentor of 150 classes holds 5 GB of scores for as many
 
@@ -23,8 +25,8 @@ def found_images(given: Sequence[str | Path]) -> list[Path]:
     """The image files that files, folders and patterns stand for, each once: those of a folder by suffix, sorted.
 
     Raises:
-        FileNotFoundError: there is no such file or folder, or nothing fits a pattern.
-        ValueError: a folder holds no image.
+        MissingFileError: there is no such file or folder, or nothing fits a pattern.
+        UserError: a folder holds no image.
     """
     found: list[Path] = []
     for each in given:
@@ -32,7 +34,7 @@ def found_images(given: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
             if not files:
-                raise ValueError(
+                raise UserError(
                     f"folder '{path}' holds no image ({', '.join(SUFFIXES)}): give a folder of images, or a pattern "
                     f"such as '{path}/*/*.jpg' for those in its folders"
                 )
@@ -40,7 +42,7 @@ def found_images(given: Sequence[str | Path]) -> list[Path]:
         elif not path.exists() and any(sign in pattern for sign in '*?['):
             files = sorted(file for file in map(Path, glob(pattern, recursive=True)) if file.is_file())
             if not files:
-                raise FileNotFoundError(f"nothing fits the pattern '{pattern}': relative ones start at {os.getcwd()}")
+                raise MissingFileError(f"nothing fits the pattern '{pattern}': relative ones start at {os.getcwd()}")
             found += files
         else:
             found.append(existing(path))
@@ -51,13 +53,13 @@ def existing(image: str | Path) -> Path:
     """The path of an image file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a folder.
+        MissingFileError: there is no such file.
+        UserError: it is a folder.
     """
-    if Path(image).is_dir():
-        raise ValueError(f"image '{image}' is a folder: give one image file")
-    if not Path(image).is_file():
-        raise FileNotFoundError(f"image '{image}' does not exist: give the path of an image file")
+    if os.path.isdir(image):
+        raise UserError(f"image '{image}' is a folder: give one image file")
+    if not os.path.isfile(image):
+        raise MissingFileError(f"image '{image}' does not exist: give the path of an image file")
     return Path(image)
 
 
@@ -79,8 +81,8 @@ def fit_picture(image: str | Path) -> Iterator[Path]:
     not know or cannot write (the first frame, with ``.png`` for a suffix).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no picture, is damaged, or unpacks to far more than its size.
+        MissingFileError: there is no such file.
+        UserError: it is no picture, is damaged, or unpacks to far more than its size.
     """
     import cv2
 
@@ -111,7 +113,7 @@ def fit_picture(image: str | Path) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         copy = Path(folder) / (image.name if writable else f'{image.stem or image.name}.png')
         if not cv2.imwrite(str(copy), pixels):
-            raise ValueError(f"image '{image}' cannot be written as {copy.suffix}: give a JPEG or PNG file")
+            raise UserError(f"image '{image}' cannot be written as {copy.suffix}: give a JPEG or PNG file")
         yield copy
 
 
@@ -128,11 +130,11 @@ def _check_whole(image: Path) -> None:
     except UnidentifiedImageError:
         pass  # OpenCV may know it
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image '{image}' has far too many pixels: scale it down") from error
+        raise UserError(f"image '{image}' has far too many pixels: scale it down") from error
     except MemoryError as error:
-        raise ValueError(f"image '{image}' needs more memory than there is: scale it down") from error
+        raise UserError(f"image '{image}' needs more memory than there is: scale it down") from error
     except Exception as error:  # decoders raise whatever they meet in a damaged file
-        raise ValueError(f"image '{image}' cannot be read, it is damaged ({error}): get it again") from error
+        raise UserError(f"image '{image}' cannot be read, it is damaged ({error}): get it again") from error
 
 
 def _decoded_otherwise(image: Path) -> Any:
@@ -146,4 +148,4 @@ def _decoded_otherwise(image: Path) -> Any:
             with Image.open(image) as picture:
                 return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))[..., ::-1])
     except Exception as error:  # see above
-        raise ValueError(f"image '{image}' cannot be read as a picture: give a JPEG or PNG file") from error
+        raise UserError(f"image '{image}' cannot be read as a picture: give a JPEG or PNG file") from error

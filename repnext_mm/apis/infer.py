@@ -10,13 +10,14 @@ from importlib import import_module
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 
+from repnext_mm._files import writing
 from repnext_mm.apis.checks import check_checkpoint, check_model
 from repnext_mm.apis.classes import classes_in_checkpoint, classes_of_config
 from repnext_mm.apis.classify import draw_classes, top_classes
@@ -26,8 +27,20 @@ from repnext_mm.apis.safe_loading import reading_safely, resolved
 from repnext_mm.apis.test import drop_initial_weights
 from repnext_mm.apis.weight_files import load_model
 from repnext_mm.checkpoints import read_checkpoint
+from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models.pretrained import deployed_like, fit_to_model
+
+
+class _Source(NamedTuple):
+    """An image, and the file that stands for it."""
+
+    given: Path
+    file: Path
+
+
+_Say = Callable[[str], object]
+_Annotate = Callable[[_Source, Path, _Say], object]
 
 
 @dataclass(frozen=True)
@@ -48,11 +61,11 @@ def annotate_image(image: str | Path, config_path: str | Path, checkpoint: str, 
         The path of the annotated image, ``out_dir/vis/NAME``.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
+        UserError: one sentence with the value, the rule and the way out.
     """
     done = annotate_images([existing(image)], config_path, checkpoint, **options)
     if done.failed:
-        raise ValueError(next(iter(done.failed.values())))
+        raise UserError(next(iter(done.failed.values())))
     return done.written[0]
 
 
@@ -92,7 +105,7 @@ def annotate_images(
             text, best first.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
+        UserError: one sentence with the value, the rule and the way out.
     """
     found = found_images(images)
     annotate = _annotator(
@@ -111,12 +124,12 @@ def annotate_images(
         if len(found) > 1:
             say(str(image))
         try:
-            with fit_picture(image) as picture, _told_of(image):
+            with fit_picture(image) as picture:
                 path = place / _free_name(picture.name, written)
                 there = path.exists()
                 with _drafted(path) as draft:
-                    annotate(picture, draft, say)
-        except (OSError, TypeError, ValueError) as error:
+                    annotate(_Source(image, picture), draft, say)
+        except UserError as error:
             failed[str(image)] = str(error)
             continue
         written.append(path)
@@ -134,19 +147,19 @@ def _annotator(
     ema: bool,
     trust_pickle: bool,
     options: Mapping[str, Any] | None,
-) -> Callable[[Path, Path, Callable[[str], object]], object]:
+) -> _Annotate:
     """What reads an image, draws on it and writes it to a second path ``.../vis/NAME``, with the model loaded once."""
     if not 0 <= score_threshold <= 1:
-        raise ValueError(f'score_threshold={score_threshold} is not a probability: choose one from 0 to 1')
+        raise UserError(f'score_threshold={score_threshold} is not a probability: choose one from 0 to 1')
     config = load_config(config_path, options=options)
     scope = config.get('default_scope')
     if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
-        raise ValueError(
+        raise UserError(
             f"default_scope={scope!r} has no annotated images here: give a detection ('mmdet'), segmentation "
             "('mmseg') or classification ('mmpretrain') config"
         )
     if config.get('test_dataloader') is None:
-        raise ValueError(
+        raise UserError(
             f"config '{config_path}' has no `test_dataloader`, whose pipeline prepares the image: inherit a complete "
             'config'
         )
@@ -162,9 +175,10 @@ def _annotator(
         inferencer.model = _fused(inferencer.model)
     settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
 
-    def annotate(image: Path, draft: Path, say: Callable[[str], object]) -> None:
-        with renamed(image, draft.name) as source:  # the library keeps the name of what it reads
-            inferencer(str(source), out_dir=str(draft.parents[1]), **settings)
+    def annotate(source: _Source, draft: Path, say: _Say) -> None:
+        # the library keeps the name of what it reads
+        with renamed(source.file, draft.name) as file, _told_of(source.given):
+            inferencer(str(file), out_dir=str(draft.parents[1]), **settings)
 
     return annotate
 
@@ -173,22 +187,33 @@ def _fused(model: Any) -> Any:
     try:
         return FuseBackboneHook().fuse_backbone(model)[0]
     except RuntimeError as error:  # a sentence of the hook, for which a training has a traceback
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 @contextmanager
 def _told_of(image: str | Path) -> Iterator[None]:
-    """Say in one sentence that an image does not pass, whatever transforms, network or drawing raise."""
+    """Say in one sentence that an image does not pass, whatever a config's transforms and network say of it.
+
+    Raises:
+        UserError: in place of all but what tells of a bug, in whatever code.
+    """
     try:
         yield
-    except (OSError, TypeError, ValueError):
+    except (UserError, AttributeError, ImportError, NameError, TypeError):
         raise
     except Exception as error:  # such as OpenCV's own kind
         reason = ' '.join(str(error).split())[:300]
-        raise ValueError(
+        raise UserError(
             f"image '{image}' does not pass the config's test pipeline and model ({type(error).__name__}: {reason}): "
             'give a larger or less narrow one, or fix the config'
         ) from error
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix='.draft-') as folder:
+        yield folder
 
 
 @contextmanager
@@ -196,15 +221,14 @@ def _drafted(path: Path) -> Iterator[Path]:
     """A path ``.../vis/NAME`` to write to; what is there afterwards is put into its place at one stroke.
 
     Raises:
-        ValueError: nothing was written.
+        UserError: nothing was written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix='.draft-') as folder:
+    with writing(path), _folder_beside(path) as folder:
         draft = Path(folder) / 'vis' / path.name
         draft.parent.mkdir()
         yield draft
         if not draft.is_file():
-            raise ValueError(f"no image can be written under the name '{path.name}': give a JPEG or PNG file")
+            raise UserError(f"no image can be written under the name '{path.name}': give a JPEG or PNG file")
         os.replace(draft, path)
 
 
@@ -217,7 +241,7 @@ def _free_name(name: str, written: Sequence[Path]) -> str:
 
 def _classifier(
     config: Config, checkpoint: str, *, device: str, fuse: bool, ema: bool, trust_pickle: bool
-) -> Callable[[Path, Path, Callable[[str], object]], object]:
+) -> _Annotate:
     file = resolved(checkpoint)
     model: Any = load_model(config, file, ema=ema, testing=True, trust_pickle=trust_pickle).to(device).eval()
     if fuse:
@@ -225,13 +249,14 @@ def _classifier(
     known = classes_in_checkpoint(read_checkpoint(file, trust_pickle=trust_pickle)) or classes_of_config(config)
     pipeline = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
 
-    def annotate(image: Path, draft: Path, say: Callable[[str], object]) -> None:
+    def annotate(source: _Source, draft: Path, say: _Say) -> None:
         import cv2
 
-        found = top_classes(model, image, pipeline=pipeline, names=known.get('classes'))
+        with _told_of(source.given):
+            found = top_classes(model, source.file, pipeline=pipeline, names=known.get('classes'))
         for item in found:
             say(str(item))
-        cv2.imwrite(str(draft), draw_classes(image, found))
+        cv2.imwrite(str(draft), draw_classes(source.file, found))
 
     return annotate
 
@@ -263,12 +288,12 @@ def _usable(device: str | None) -> str:
     """The asked device, or the best there is.
 
     Raises:
-        ValueError: torch does not know or have it.
+        UserError: torch does not know or have it.
     """
     if device is None:
         return get_device()
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device '{device}' cannot be used here ({error}): choose cpu or omit it") from error
+        raise UserError(f"device '{device}' cannot be used here ({error}): choose cpu or omit it") from error
     return device

@@ -17,6 +17,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
 from repnext_mm.apis.config import replace_type
+from repnext_mm.errors import UserError
 from repnext_mm.models import type_name
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -38,18 +39,18 @@ def set_launcher(config: Config, launcher: str) -> None:
     """Write the launcher into the config, once it is seen to have started this process.
 
     Raises:
-        ValueError: the launcher is unknown, or has not set the variables it promises; or nobody says where to meet.
+        UserError: the launcher is unknown, or has not set the variables it promises; or nobody says where to meet.
     """
     if launcher not in LAUNCHERS:
-        raise ValueError(f'launcher={launcher!r} is unknown: choose one of {LAUNCHERS}')
+        raise UserError(f'launcher={launcher!r} is unknown: choose one of {LAUNCHERS}')
     missing = [name for name in _RANKS.get(launcher, ()) if name not in os.environ]
     if missing:
-        raise ValueError(
+        raise UserError(
             f'launcher={launcher!r} needs the environment variable {missing[0]}, which it did not set: start through '
             'tools/dist_train.sh, tools/slurm_train.sh or mpirun, or omit --launcher'
         )
     if launcher != 'none' and 'MASTER_ADDR' not in os.environ and (launcher != 'slurm' or get_device() == 'cpu'):
-        raise ValueError(
+        raise UserError(
             f"launcher={launcher!r} needs MASTER_ADDR in the environment: the first machine's name or address"
         )
     config.launcher = launcher
@@ -59,7 +60,7 @@ def check_strategy(config: Config) -> None:
     """The strategy of a FlexibleRunner can do what is asked of it.
 
     Raises:
-        ValueError: shards are to be clipped, or to read a checkpoint, or torch has none on this machine.
+        UserError: shards are to be clipped, or to read a checkpoint, or torch has none on this machine.
     """
     if _strategy(config) != 'FSDPStrategy':
         return
@@ -71,7 +72,7 @@ def check_strategy(config: Config) -> None:
     elif get_device() == 'cpu' and not hasattr(torch.cpu, 'current_device'):
         reason = f'needs a GPU with torch {torch.__version__}'
     if reason:
-        raise ValueError(
+        raise UserError(
             f"strategy.type='FSDPStrategy' {reason}: set strategy.type='DDPStrategy', networks of this size need no "
             'shards'
         )
@@ -81,19 +82,19 @@ def check_precision(config: Config, *, stages: tuple[str, ...]) -> None:
     """Half precision is asked for only where mmengine has it, which is not on a CPU.
 
     Raises:
-        ValueError: the loop of one of ``stages``, or an optimizer's wrapper, asks for it here.
+        UserError: the loop of one of ``stages``, or an optimizer's wrapper, asks for it here.
     """
     device = get_device()
     if device in _MIXED_PRECISION_DEVICES:
         return
     for stage in stages:
         if (config.get(f'{stage}_cfg') or {}).get('fp16'):
-            raise ValueError(f'{stage}_cfg.fp16=True needs a GPU, and there is none here ({device}): omit it')
+            raise UserError(f'{stage}_cfg.fp16=True needs a GPU, and there is none here ({device}): omit it')
     for key, wrapper in _wrappers('optim_wrapper', config.get('optim_wrapper')) if 'train' in stages else ():
         kind = wrapper['type']
         made = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
         if isinstance(made, type) and issubclass(made, AmpOptimWrapper):
-            raise ValueError(
+            raise UserError(
                 f"{key}.type='{type_name(kind)}' trains in mixed precision, which needs a GPU, and there is none here "
                 f"({device}): set {key}.type='OptimWrapper' and omit its loss_scale"
             )

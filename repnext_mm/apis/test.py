@@ -22,6 +22,7 @@ from repnext_mm.apis.class_counts import check_class_counts
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.launch import check_precision, fit_to_machine, set_launcher
 from repnext_mm.apis.safe_loading import load_strictly, reading_safely
+from repnext_mm.errors import UserError
 from repnext_mm.models import type_name
 from repnext_mm.models.box_tta import predicts_masks
 
@@ -52,12 +53,12 @@ def prepare_test(
     out; of the two, the one not given stays as the config has it.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
+        UserError: one sentence with the value, the rule and the way out.
     """
     config = load_config(path, options=options, work_dir=work_dir)
     for key in ('model', 'test_dataloader', 'test_evaluator', 'test_cfg'):
         if config.get(key) is None:
-            raise ValueError(f"config '{path}' has no `{key}`: testing needs it, inherit a complete config")
+            raise UserError(f"config '{path}' has no `{key}`: testing needs it, inherit a complete config")
     config.model = without_teacher(config.model)
     set_launcher(config, launcher)
     if config.get('runner_type') == 'FlexibleRunner':
@@ -130,15 +131,15 @@ def _is_fuse_hook(hook: Any) -> bool:
 def _crop(config: Config, img_size: int | None, crop_pct: float | None) -> None:
     """Write another size into each pair of ``ResizeEdge`` and ``CenterCrop`` of the test pipelines."""
     if img_size is not None and img_size < 32:
-        raise ValueError(f'--img-size {img_size} is too small: RepNeXt takes at least 32 pixels')
+        raise UserError(f'--img-size {img_size} is too small: RepNeXt takes at least 32 pixels')
     if crop_pct is not None and not 0 < crop_pct <= 1:
-        raise ValueError(f'--crop-pct {crop_pct} is not a share of the short edge: give more than 0, at most 1')
+        raise UserError(f'--crop-pct {crop_pct} is not a share of the short edge: give more than 0, at most 1')
     for dataset in innermost_datasets(config.test_dataloader['dataset']):
         steps = {type_name(step['type']): step for step in dataset.get('pipeline') or ()}
         resize, crop = steps.get('ResizeEdge') or {}, steps.get('CenterCrop') or {}
         edge, size = resize.get('scale'), crop.get('crop_size')
         if not isinstance(edge, int) or not isinstance(size, int):
-            raise ValueError(
+            raise UserError(
                 '--img-size and --crop-pct change the ResizeEdge and CenterCrop of a classification pipeline, with a '
                 f'number each, and this one has {", ".join(steps) or "no steps"}: set its steps with --cfg-options'
             )
@@ -150,14 +151,14 @@ def _crop(config: Config, img_size: int | None, crop_pct: float | None) -> None:
 def _enable_tta(config: Config, path: str | Path) -> None:
     missing = [key for key in ('tta_model', 'tta_pipeline') if not config.get(key)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"--tta: config '{path}' has no {' and no '.join(missing)}: add them as in configs/_base_/, or test "
             'without --tta'
         )
     kind = type_name(config.tta_model['type'])
     if predicts_masks(config.model):
         if kind != 'BoxTTAModel':
-            raise ValueError(
+            raise UserError(
                 f"--tta: tta_model.type='{kind}' cannot merge the masks of '{type_name(config.model['type'])}': set "
                 "tta_model.type='BoxTTAModel', which merges and evaluates boxes only, or test without --tta"
             )
@@ -173,7 +174,7 @@ def _enable_tta(config: Config, path: str | Path) -> None:
 def _enable_drawing(config: Config, show_dir: str) -> None:
     hook = (config.get('default_hooks') or {}).get('visualization')
     if not hook:
-        raise ValueError(
+        raise UserError(
             "--show-dir needs default_hooks.visualization: add visualization=dict(type='DetVisualizationHook'), "
             "'SegVisualizationHook' or 'VisualizationHook' to the config's default_hooks"
         )
@@ -184,12 +185,12 @@ def _enable_drawing(config: Config, show_dir: str) -> None:
     elif kind == 'SegVisualizationHook':  # draws through the visualizer, which owns the folder
         hook.update(draw=True, interval=1)  # mmsegmentation 1.2 draws every 50th picture otherwise
         if not config.get('visualizer'):
-            raise ValueError("--show-dir needs `visualizer`: add visualizer=dict(type='SegLocalVisualizer') to it")
+            raise UserError("--show-dir needs `visualizer`: add visualizer=dict(type='SegLocalVisualizer') to it")
         config.visualizer['save_dir'] = folder
     elif kind == 'VisualizationHook':
         hook.update(enable=True, interval=1, out_dir=folder)  # it draws every 5000th picture otherwise
     else:
-        raise ValueError(
+        raise UserError(
             f"--show-dir does not know default_hooks.visualization.type='{kind}': set that hook's own options with "
             '--cfg-options'
         )
@@ -197,7 +198,7 @@ def _enable_drawing(config: Config, show_dir: str) -> None:
 
 def _enable_dump(config: Config, out: str) -> None:
     if not out.endswith(('.pkl', '.pickle')):
-        raise ValueError(f"--out '{out}' is not a pickle file's name: let it end in .pkl")
+        raise UserError(f"--out '{out}' is not a pickle file's name: let it end in .pkl")
     dumper = ConfigDict(type=_DUMPERS.get(config.get('default_scope'), 'DumpResults'), out_file_path=out)
     config.test_evaluator = [*_evaluators(config), dumper]
 

@@ -18,6 +18,7 @@ from repnext_mm.apis.config import load_config
 from repnext_mm.apis.launch import check_precision, check_strategy, fit_to_machine, set_launcher
 from repnext_mm.apis.safe_loading import load_strictly, reading_safely
 from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
+from repnext_mm.errors import UserError
 from repnext_mm.hooks.resume import USUAL, has_begun
 from repnext_mm.models import type_name
 
@@ -37,12 +38,12 @@ def prepare_training(
     ``resume`` is None, 'auto' (the newest checkpoint of the working directory, if any) or a checkpoint's path.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: one sentence with the value, the rule and the way out.
+        UserError: one sentence with the value, the rule and the way out.
     """
     config = load_config(path, options=options, work_dir=work_dir)
     for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'):
         if not config.get(key):
-            raise ValueError(f"config '{path}' has no `{key}`: training needs it, inherit a complete config")
+            raise UserError(f"config '{path}' has no `{key}`: training needs it, inherit a complete config")
     set_launcher(config, launcher)
     if amp:
         _enable_amp(config)
@@ -124,19 +125,19 @@ def _earlier_run(config: Config) -> str:
 def _enable_amp(config: Config) -> None:
     kind = type_name(config.optim_wrapper.get('type', 'OptimWrapper'))
     if kind not in {*_MIXED_PRECISION, *_MIXED_PRECISION.values()}:
-        raise ValueError(
+        raise UserError(
             f"--amp cannot replace optim_wrapper.type='{kind}': it knows {' and '.join(_MIXED_PRECISION)} only; write "
             'a mixed-precision wrapper into the config'
         )
     if get_device() == 'cpu':
-        raise ValueError('--amp needs a GPU, and there is none here: omit it')
+        raise UserError('--amp needs a GPU, and there is none here: omit it')
     config.optim_wrapper.type = _MIXED_PRECISION.get(kind, kind)
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def _enable_scaling(config: Config, path: str | Path) -> None:
     if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
-        raise ValueError(
+        raise UserError(
             f"--auto-scale-lr: config '{path}' has no auto_scale_lr.base_batch_size: add "
             'auto_scale_lr = dict(base_batch_size=N), N the batch over all GPUs that the rate was chosen for'
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.apis.test import drop_initial_weights
 from repnext_mm.checkpoints import (
     Recognised,
+    WeightsError,
     is_averaged,
     is_torchscript,
     one_sentence,
@@ -34,6 +36,7 @@ from repnext_mm.checkpoints import (
     write_checkpoint,
     writer_of,
 )
+from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES, type_name
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.models.pretrained import deployed_like, fit_to_model
@@ -62,10 +65,10 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
     """Say what a weight file is, without executing anything in it.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no weight file.
+        UserError: there is no such file, or it is no weight file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'no weight file at {path}: give the path of a file')
+    if not os.path.isfile(path):
+        raise MissingFileError(f'no weight file at {path}: give the path of a file')
     kind = 'safetensors' if Path(path).suffix == '.safetensors' else 'torch.save'
     unsafe: list[str] = []
     with one_sentence(path):
@@ -105,7 +108,7 @@ def convert_file(
         trust_pickle: see ``read_checkpoint``.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_checkpoint``.
+        UserError: see ``read_checkpoint``.
     """
     content = read_checkpoint(path, trust_pickle=trust_pickle)
     state = state_dict_of(content, prefix=prefix, ema=ema)
@@ -135,7 +138,7 @@ def fuse_file(
         trust_pickle: see ``read_checkpoint``.
 
     Raises:
-        FileNotFoundError, ValueError: the file cannot be read, or does not fit the config.
+        UserError: the file cannot be read, or does not fit the config.
     """
     config = load_config(config_path)
     model = load_model(config, path, ema=ema, trust_pickle=trust_pickle)
@@ -146,10 +149,10 @@ def fuse_file(
     errors = relative_error(fuse(exact, foreign=False)[0], branch_by_branch(exact), probe)
     fused, report = fuse(model, foreign=False)  # what deploy=True builds, and no more
     if not report:
-        raise ValueError(f'{path} with {config_path} has nothing to fuse: it is fused already, or not RepNeXt')
+        raise UserError(f'{path} with {config_path} has nothing to fuse: it is fused already, or not RepNeXt')
     if not within(errors, _TOLERANCE):
         listed = ', '.join(f'{error:.1e}' for error in errors)
-        raise ValueError(
+        raise UserError(
             f'{path} was not fused: outputs would differ by {listed} (relative, per level), more than '
             f'{_TOLERANCE:.0e}; look for NaN, infinite values or extreme norm statistics in the weights'
         )
@@ -173,7 +176,7 @@ def load_model(
         trust_pickle: see ``read_checkpoint``.
 
     Raises:
-        FileNotFoundError, ValueError: the file cannot be read, or does not fit.
+        UserError: the file cannot be read, or does not fit.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     settings = without_teacher(config.model).copy()
@@ -206,7 +209,7 @@ def compare_files(first: str | Path, second: str | Path, *, trust_pickle: bool =
     """Compare the weights of two files.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_checkpoint``.
+        UserError: see ``read_checkpoint``.
     """
     a, b = (state_dict_of(read_checkpoint(path, trust_pickle=trust_pickle)) for path in (first, second))
     both = [key for key in a if key in b]
@@ -231,7 +234,7 @@ def compare_outputs(
     Outputs are those of the backbone, or a classifier's scores.
 
     Raises:
-        FileNotFoundError, ValueError: a file cannot be read or does not fit its config, or the outputs differ in shape.
+        UserError: a file cannot be read or does not fit its config, or the outputs differ in shape.
     """
     pairs = ((first, first_config), (second, second_config))
     models = [load_model(load_config(config), path) for path, config in pairs]
@@ -281,7 +284,7 @@ def _likeliest(content: Mapping[str, Any], networks: Mapping[str, Mapping[str, T
     """The weights that a file is described by: where nothing tells which are meant, the first of the most tensors."""
     try:
         return state_dict_of(content)
-    except ValueError:
+    except WeightsError:
         if len(networks) < 2:
             raise
         return state_dict_of({'': max(networks.values(), key=len)})

@@ -33,8 +33,8 @@ def downloaded(address: str) -> Path:
     fetched_by_torch = folder / _last_part(address)
     if _proves_its_content(fetched_by_torch):
         return fetched_by_torch
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         _download(address, local)
     except (OSError, HTTPException, ValueError) as error:
         raise WeightsError(

@@ -21,6 +21,7 @@ from repnext_mm.checkpoints._reader import (
 )
 from repnext_mm.checkpoints.download import downloaded
 from repnext_mm.checkpoints.errors import WeightsError
+from repnext_mm.errors import MissingFileError
 
 __all__ = ['StateDict', 'is_whole_file', 'one_sentence', 'read_checkpoint']
 
@@ -39,7 +40,7 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[
         What was saved; of a TorchScript archive and a safetensors file, ``{'state_dict': tensors}``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
         WeightsError: the file is no checkpoint, is damaged, or holds objects that could run code.
     """
     local = _local(path)
@@ -90,7 +91,7 @@ def _local(path: str | Path) -> Path:
     if local.is_dir():
         shards = any(local.glob('*.distcp'))
         hint = 'convert it by torch.distributed.checkpoint.format_utils.dcp_to_torch_save' if shards else 'give a file'
-        raise FileNotFoundError(f'no weight file at {name}, which is a folder: {hint}')
+        raise MissingFileError(f'no weight file at {name}, which is a folder: {hint}')
     if not local.is_file():
-        raise FileNotFoundError(f'no weight file at {name}: give the path of a file')
+        raise MissingFileError(f'no weight file at {name}: give the path of a file')
     return local

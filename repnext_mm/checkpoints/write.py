@@ -17,6 +17,7 @@ from torch import Tensor
 
 from repnext_mm.checkpoints.errors import WeightsError
 from repnext_mm.checkpoints.read import StateDict
+from repnext_mm.errors import MissingFileError, UserError
 
 HASH_DIGITS = 8
 _USUAL = {
@@ -46,12 +47,12 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
         The path.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
+        MissingFileError: the folder does not exist.
         WeightsError: a tensor is of a type that the format does not hold.
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f'no folder {path.parent} to write {path.name} to: make it first')
+        raise MissingFileError(f'no folder {path.parent} to write {path.name} to: make it first')
     _check_types(state, path.suffix)
     tensors = {key: _plain(value) for key, value in state.items()}
     draft = path.with_name(f'.{path.name}-{uuid4().hex}')
@@ -102,7 +103,7 @@ def plain_metadata(meta: Any) -> Any:
     """Metadata as strings, numbers, and lists and dicts of them; other objects become the name of their type.
 
     Raises:
-        ValueError: it has so many parts, or so deep, that they can only be a few that hold each other.
+        UserError: it has so many parts, or so deep, that they can only be a few that hold each other.
     """
     parts = 0
 
@@ -110,7 +111,7 @@ def plain_metadata(meta: Any) -> Any:
         nonlocal parts
         parts += 1
         if parts > _MAX_PARTS or depth > _MAX_DEPTH:
-            raise ValueError(
+            raise UserError(
                 f'metadata of more than {_MAX_PARTS} parts, or {_MAX_DEPTH} levels deep, is not written: get the '
                 'original file'
             )

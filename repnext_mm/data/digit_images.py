@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS
 from repnext_mm._files import make_once
 from repnext_mm.data.scene_files import CLASSES, must, read_json
 from repnext_mm.data.sources import Split, load_sources
+from repnext_mm.errors import UserError
 
 VERSION = 1  # raise it whenever the pictures change
 INFO = 'digits.json'
@@ -36,11 +37,11 @@ def build_digit_images(
     that MMPretrain is imported late. The other arguments are those of the stock data set.
 
     Raises:
-        ValueError: ``split`` or ``size`` is unknown.
-        FileExistsError: ``data_root`` holds something else.
+        UserError: ``split`` or ``size`` is unknown.
+        FileInTheWayError: ``data_root`` holds something else.
     """
     if split not in ('train', 'val'):
-        raise ValueError(f"split={split!r} is unknown: choose 'train' or 'val'")
+        raise UserError(f"split={split!r} is unknown: choose 'train' or 'val'")
     ensure_digits(data_root, size=size)
     from mmpretrain.datasets import CustomDataset
 
@@ -59,11 +60,11 @@ def ensure_digits(root: str | Path, *, size: int = 32) -> bool:
     """Make the folder of digits unless it is there; True if this call made it.
 
     Raises:
-        ValueError: ``size`` is below 8 pixels.
-        FileExistsError: the folder holds something else.
+        UserError: ``size`` is below 8 pixels.
+        FileInTheWayError: the folder holds something else.
     """
     if not isinstance(size, int) or size < 8:
-        raise ValueError(f'size={size!r} is too small: the digits have 8x8 pixels')
+        raise UserError(f'size={size!r} is too small: the digits have 8x8 pixels')
     info = {'description': 'handwritten digits', 'version': VERSION, 'size': size}
 
     def write(folder: Path) -> None:

@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS
 
 from repnext_mm.data.scene_files import CLASSES, FOLDERS, PALETTE, SceneSet, annotation_path, ensure_scenes
 from repnext_mm.data.sources import Split
+from repnext_mm.errors import UserError
 
 BACKGROUND_COLOUR = (40, 40, 40)
 
@@ -34,9 +35,9 @@ def build_digit_scenes(
     In semantic maps 0 is background and 1 to 10 are the digits.
     """
     if task not in ('instance', 'semantic'):
-        raise ValueError(f"task={task!r} is unknown: choose 'instance' (mmdet) or 'semantic' (mmseg)")
+        raise UserError(f"task={task!r} is unknown: choose 'instance' (mmdet) or 'semantic' (mmseg)")
     if split not in FOLDERS:
-        raise ValueError(f'split={split!r} is unknown: choose one of {tuple(FOLDERS)}')
+        raise UserError(f'split={split!r} is unknown: choose one of {tuple(FOLDERS)}')
     ensure_scenes(data_root, SceneSet(**(scenes or {})))
     options: dict[str, Any] = dict(
         data_root=data_root,

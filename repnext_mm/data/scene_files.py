@@ -13,6 +13,7 @@ import numpy as np
 from repnext_mm._files import make_once
 from repnext_mm.data.scene import Scene, compose_scene
 from repnext_mm.data.sources import Split
+from repnext_mm.errors import NotWrittenError, UserError
 
 GENERATOR_VERSION = 1  # raise it whenever the same seed would give other scenes
 CLASSES = tuple(f'digit {digit}' for digit in range(10))
@@ -44,7 +45,7 @@ class SceneSet:
         for name, least in (('train', 1), ('val', 1), ('seed', 0), ('size', 128)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ValueError(f'{name}={value!r} makes no digit scenes: give an integer of at least {least}')
+                raise UserError(f'{name}={value!r} makes no digit scenes: give an integer of at least {least}')
 
     def info(self) -> dict[str, Any]:
         """What is written into the JSON files, and compared when the folder is used again."""
@@ -63,7 +64,7 @@ def ensure_scenes(root: str | Path, scenes: SceneSet | None = None) -> bool:
         True if this call made it, False if it was there.
 
     Raises:
-        FileExistsError: the folder holds something else, or scenes of another seed, size or generator.
+        FileInTheWayError: the folder holds something else, or scenes of another seed, size or generator.
     """
     scenes = scenes or SceneSet()
     return make_once(
@@ -122,7 +123,7 @@ def _instances(scene: Scene) -> Iterator[dict[str, Any]]:
 def must(written: bool, folder: Path) -> None:
     """Raise an ``OSError`` unless an image was written (OpenCV only returns False)."""
     if not written:
-        raise OSError(f'could not write an image to {folder}: is the disk full?')
+        raise NotWrittenError(f'{folder} takes no image file: make room on the disk, or give write access')
 
 
 def read_json(path: Path) -> Any:

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from repnext_mm.errors import MissingPackageError, UserError
+
 Split = Literal['train', 'val']
 
 _EVERY_NTH_TO_VAL = 5  # 20 % of each digit class
@@ -26,11 +28,13 @@ class Sources(NamedTuple):
 def load_sources(split: Split) -> Sources:
     """The digits and photograph regions of one split; no digit image and no pixel of a photograph is in both."""
     if split not in get_args(Split):
-        raise ValueError(f'split={split!r} is unknown: choose one of {get_args(Split)}')
+        raise UserError(f'split={split!r} is unknown: choose one of {get_args(Split)}')
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ImportError as error:
-        raise ImportError('digit scenes are made from data in scikit-learn: pip install scikit-learn pillow') from error
+        raise MissingPackageError(
+            'digit scenes are made from data in scikit-learn: pip install scikit-learn pillow'
+        ) from error
     raw = load_digits()
     images, labels = (raw.images / 16).astype(np.float32), raw.target.astype(np.int64)
     chosen = np.isin(np.arange(len(labels)), _val_indices(labels), invert=split == 'train')

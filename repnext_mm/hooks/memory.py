@@ -10,6 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from repnext_mm.errors import UserError
+
 
 @HOOKS.register_module()
 class ReturnMemoryHook(Hook):
@@ -20,14 +22,14 @@ class ReturnMemoryHook(Hook):
     musl), this does nothing.
 
     Raises:
-        ValueError: ``interval`` is below 1.
+        UserError: ``interval`` is below 1.
     """
 
     priority = 'VERY_LOW'  # after those that hold something until the epoch's end
 
     def __init__(self, interval: int = 500) -> None:
         if interval < 1:
-            raise ValueError(f'interval={interval} must be a number of iterations, at least 1')
+            raise UserError(f'interval={interval} must be a number of iterations, at least 1')
         self.interval = interval
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

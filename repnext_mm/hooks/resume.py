@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from repnext_mm.errors import UserError
 from repnext_mm.hooks.whole_checkpoints import is_whole
 
 USUAL = ('epoch_{}.pth', 'iter_{}.pth')  # mmengine's own templates: a run may have counted otherwise before
 _BASES = (10, 16, 8, 2)  # that a template can write numbers in
 
 
-class NoWholeCheckpointError(ValueError):
+class NoWholeCheckpointError(UserError):
     """There was a checkpoint to go on from, and none is whole."""
 
 

@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.hooks.resume_state import check_resumable
 from repnext_mm.models.pretrained import deployed_like, fit_to_model
 
@@ -41,9 +42,9 @@ class StrictLoadHook(Hook):
         self, reset: Sequence[str] = (), prefix: str | None = None, ema: bool = False, testing: bool = False
     ) -> None:
         if not isinstance(reset, list | tuple) or not all(isinstance(start, str) for start in reset):
-            raise ValueError(f"reset={reset!r} must be a list of prefixes, such as ['decode_head.conv_seg']")
+            raise UserError(f"reset={reset!r} must be a list of prefixes, such as ['decode_head.conv_seg']")
         if prefix is not None and not isinstance(prefix, str):
-            raise ValueError(f"prefix={prefix!r} must be the start of keys, or an entry, such as 'model_ema.'")
+            raise UserError(f"prefix={prefix!r} must be the start of keys, or an entry, such as 'model_ema.'")
         self.reset = tuple(reset)
         self.prefix = prefix
         self.ema = ema

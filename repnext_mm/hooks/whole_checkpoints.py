@@ -15,9 +15,10 @@ from mmengine.runner import Runner
 
 from repnext_mm._files import draft_path, drafted
 from repnext_mm.checkpoints import is_whole_file
+from repnext_mm.errors import NotWrittenError
 
 
-class CheckpointNotSavedError(OSError):
+class CheckpointNotSavedError(NotWrittenError):
     """A checkpoint could not be written; the ones before it are untouched."""
 
 
@@ -35,13 +36,15 @@ def saying_why(place: Path, *, last: str | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        cause = error.__cause__ if isinstance(error, NotWrittenError) else error
+        reason = getattr(cause, 'strerror', None) or cause
         try:
             room = f'; {shutil.disk_usage(place.parent).free / 1e6:.0f} MB are free there'
         except OSError:  # there is no such folder
             room = ''
         whole = f" from '{osp.basename(last)}', which is whole" if last else ''
         raise CheckpointNotSavedError(
-            f"{place.name} was not saved to '{place.parent}' ({error.strerror or error}{room}): make room or give "
+            f"{place.name} was not saved to '{place.parent}' ({reason}{room}): make room or give "
             f'write access, then go on with --resume{whole}'
         ) from error
 

@@ -9,6 +9,8 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor
 
+from repnext_mm.errors import MissingPackageError, UserError
+
 
 @OPTIM_WRAPPERS.register_module()
 class AdaptiveClipOptimWrapper(OptimWrapper):
@@ -20,8 +22,8 @@ class AdaptiveClipOptimWrapper(OptimWrapper):
         options: of ``OptimWrapper``.
 
     Raises:
-        ImportError: timm is not installed.
-        ValueError: ``clip_grad`` has another entry, or a value that is not positive.
+        MissingPackageError: timm is not installed.
+        UserError: ``clip_grad`` has another entry, or a value that is not positive.
     """
 
     def __init__(self, *args: Any, clip_grad: Mapping[str, float] | None = None, **options: Any) -> None:
@@ -42,7 +44,7 @@ def _clip_adaptively(wrapper: OptimWrapper, clip_grad: Mapping[str, float] | Non
     settings = {'clip_factor': 0.01, **(clip_grad or {})}
     for name, value in settings.items():
         if name not in ('clip_factor', 'eps', 'norm_type') or not value > 0:
-            raise ValueError(
+            raise UserError(
                 f'clip_grad {name}={value!r} clips nothing adaptively: clip_factor, eps and norm_type are known, and '
                 'are positive'
             )
@@ -54,7 +56,9 @@ def _adaptive_clip_grad() -> Any:
     try:
         from timm.utils.agc import adaptive_clip_grad
     except ImportError as error:
-        raise ImportError("adaptive gradient clipping is timm's: pip install timm, or use OptimWrapper") from error
+        raise MissingPackageError(
+            "adaptive gradient clipping is timm's: pip install timm, or use OptimWrapper"
+        ) from error
 
     def clip(parameters: list[Tensor], **settings: float) -> None:
         adaptive_clip_grad(parameters, **settings)

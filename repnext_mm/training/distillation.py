@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import check_fits, read_checkpoint, state_dict_of
+from repnext_mm.errors import UserError
 from repnext_mm.models.heads import TwoHeads
 
 KINDS = ('hard', 'soft')
@@ -37,8 +38,8 @@ class DistilledClassifier(BaseModel):
         trust_pickle: let the teacher's file build any object, which can run any code in it.
 
     Raises:
-        ValueError: an argument is out of its range, or the teacher's weights cannot be loaded.
-        TypeError: the student or the teacher is no classifier.
+        UserError: an argument is out of its range, or the teacher's weights cannot be loaded.
+        UserError: the student or the teacher is no classifier.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class DistilledClassifier(BaseModel):
         trust_pickle: bool = False,
     ) -> None:
         if kind not in KINDS or not 0 <= alpha <= 1 or not tau > 0:
-            raise ValueError(
+            raise UserError(
                 f'kind={kind!r}, alpha={alpha}, tau={tau}: kind is one of {", ".join(KINDS)}, alpha lies in [0, 1], '
                 'tau is positive'
             )
         built: Any = MODELS.build(dict(student))
         if not hasattr(_scorer(built), '_get_loss'):
-            raise TypeError(f"{type(built).__name__} has no classifier's loss: distil a classifier of MMPretrain")
+            raise UserError(f"{type(built).__name__} has no classifier's loss: distil a classifier of MMPretrain")
         super().__init__(data_preprocessor=built.data_preprocessor)
         self.student = built
         self.kind, self.alpha, self.tau = kind, alpha, tau
@@ -109,10 +110,10 @@ def distillation_loss(scores: Tensor, teacher_scores: Tensor, *, kind: str, tau:
         tau: temperature of ``'soft'``.
 
     Raises:
-        ValueError: the shapes differ.
+        UserError: the shapes differ.
     """
     if scores.shape != teacher_scores.shape:
-        raise ValueError(
+        raise UserError(
             f'the student has scores of shape {tuple(scores.shape)}, the teacher {tuple(teacher_scores.shape)}: both '
             'need the same classes'
         )
@@ -132,7 +133,7 @@ class _Teacher:
             try:
                 state = state_dict_of(read_checkpoint(checkpoint, trust_pickle=trust_pickle))
             except OSError as error:
-                raise ValueError(
+                raise UserError(
                     f"teacher_checkpoint '{checkpoint}' cannot be read ({error}): give the path of its file"
                 ) from error
             kept, report = check_fits(state, self._model.state_dict(), name=name, source=checkpoint)
@@ -148,7 +149,7 @@ class _Teacher:
         scores = self._model.to(images.device)(images, mode='tensor')
         if not isinstance(scores, Tensor) or scores.dim() != 2:
             name = type(self._model).__name__
-            raise TypeError(f'{name} gives no scores (N, classes): the teacher must be a classifier')
+            raise UserError(f'{name} gives no scores (N, classes): the teacher must be a classifier')
         return scores
 
 

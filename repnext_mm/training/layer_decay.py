@@ -10,6 +10,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
+from repnext_mm.errors import MissingPackageError, UserError
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 def BackboneLayerDecayConstructor(
@@ -25,12 +27,12 @@ def BackboneLayerDecayConstructor(
         paramwise_cfg: ``layer_decay_rate`` and MMPretrain's other options.
 
     Raises:
-        ImportError: MMPretrain is not installed.
+        MissingPackageError: MMPretrain is not installed.
     """
     try:  # a function, so that MMPretrain is imported by those who use it only
         from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             'BackboneLayerDecayConstructor builds on MMPretrain, which cannot be imported: install it '
             '(onedl-mmpretrain or mmpretrain), or remove `constructor` from optim_wrapper'
         ) from error
@@ -47,7 +49,7 @@ def BackboneLayerDecayConstructor(
             if get_layer_depth is None:
                 depth_of = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
                 if depth_of is None:
-                    raise ValueError(
+                    raise UserError(
                         f'{type(module).__name__} has no backbone with get_layer_depth: layer-wise decay needs one, '
                         'such as RepNeXt'
                     )

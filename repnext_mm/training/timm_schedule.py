@@ -7,6 +7,8 @@ from typing import Any
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
+from repnext_mm.errors import MissingPackageError, UserError
+
 
 @PARAM_SCHEDULERS.register_module()
 class TimmCosineLR(_ParamScheduler):  # else the runner takes it for no scheduler when it resumes
@@ -27,8 +29,8 @@ class TimmCosineLR(_ParamScheduler):  # else the runner takes it for no schedule
         epoch_length: given by the runner; not used.
 
     Raises:
-        ImportError: timm is not installed.
-        ValueError: a count is negative, or nothing is left for the cosine.
+        MissingPackageError: timm is not installed.
+        UserError: a count is negative, or nothing is left for the cosine.
     """
 
     by_epoch = True
@@ -48,10 +50,10 @@ class TimmCosineLR(_ParamScheduler):  # else the runner takes it for no schedule
         try:
             from timm.scheduler import CosineLRScheduler
         except ImportError as error:
-            raise ImportError("TimmCosineLR is timm's schedule: pip install timm") from error
+            raise MissingPackageError("TimmCosineLR is timm's schedule: pip install timm") from error
         epochs = end - cooldown_epochs
         if min(cooldown_epochs, warmup_epochs, lag) < 0 or epochs < 1:
-            raise ValueError(
+            raise UserError(
                 f'cooldown_epochs={cooldown_epochs}, warmup_epochs={warmup_epochs}, lag={lag} in a training of {end} '
                 'epochs: none may be negative, and the cosine needs an epoch'
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from repnext_mm.apis import preflight, prepare_test, prepare_training
+from repnext_mm.apis import checks, prepare_test, prepare_training
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = CONFIGS / 'mask_rcnn_repnext_m4_coco.py'
@@ -17,18 +17,18 @@ def model(**backbone):
 
 
 def test_a_good_model_passes():
-    preflight.check_model(model(arch='m4'))
-    preflight.check_model(dict(type='BoxTTAModel', module=model(arch='m3')))
-    preflight.check_model(dict(backbone=dict(type='ResNet'), neck=dict(type='FPN', in_channels=[1])))
-    preflight.check_model(dict(backbone=dict(type='RepNeXt', arch='m0'), neck=dict(type='GlobalAveragePooling')))
+    checks.check_model(model(arch='m4'))
+    checks.check_model(dict(type='BoxTTAModel', module=model(arch='m3')))
+    checks.check_model(dict(backbone=dict(type='ResNet'), neck=dict(type='FPN', in_channels=[1])))
+    checks.check_model(dict(backbone=dict(type='RepNeXt', arch='m0'), neck=dict(type='GlobalAveragePooling')))
 
 
 def test_neck_must_take_the_channels():
     words = r"in_channels=\[64, 128, 256, 512\] does not match .*\[40, 80, 160, 320\].*'m0'"
     with pytest.raises(ValueError, match=words):
-        preflight.check_model(model(arch='m0'))
+        checks.check_model(model(arch='m0'))
     with pytest.raises(ValueError, match=r'set model\.neck\.in_channels=\[256, 512\]'):
-        preflight.check_model(model(arch='m4', out_indices=(2, 3)))
+        checks.check_model(model(arch='m4', out_indices=(2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_neck_must_take_the_channels():
 )
 def test_backbone_arguments(backbone, words):
     with pytest.raises((TypeError, ValueError), match=words):
-        preflight.check_model(model(**backbone))
+        checks.check_model(model(**backbone))
 
 
 def test_missing_data_names_root_stage_and_option(tmp_path, monkeypatch):
@@ -60,14 +60,14 @@ def test_missing_annotations_inside_a_root(tmp_path):
     config = Config.fromfile(COCO)
     config.merge_from_dict({'val_dataloader.dataset.data_root': str(tmp_path)})
     with pytest.raises(FileNotFoundError, match=r'val data .*instances_val2017.json'):
-        preflight.check_files(config, stages=('val',))
+        checks.check_files(config, stages=('val',))
 
 
 def test_data_that_names_no_files_or_lies_elsewhere_is_left_alone():
     config = Config(dict(val_dataloader=dict(dataset=dict(type='DigitScenes', data_root='absent'))))
-    preflight.check_files(config, stages=('train', 'val', 'test'))
+    checks.check_files(config, stages=('train', 'val', 'test'))
     remote = dict(data_root='s3://bucket/set', ann_file='labels.json')
-    preflight.check_files(Config(dict(val_dataloader=dict(dataset=remote))), stages=('val',))
+    checks.check_files(Config(dict(val_dataloader=dict(dataset=remote))), stages=('val',))
 
 
 def test_missing_weights(tmp_path, monkeypatch):

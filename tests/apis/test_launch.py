@@ -4,14 +4,14 @@ import pytest
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
 
-from repnext_mm.apis import processes
+from repnext_mm.apis import launch
 from repnext_mm.apis.launch import check_precision
 from repnext_mm.training.adaptive_clip import AdaptiveClipAmpOptimWrapper
 
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
 
 
 def config(**fields):
@@ -21,7 +21,7 @@ def config(**fields):
 
 def test_synchronised_norms_are_dropped_with_one_line(on_cpu):
     fitted = config(sync_bn='torch', launcher='none')
-    assert len(processes.fit_to_machine(fitted)) == 1
+    assert len(launch.fit_to_machine(fitted)) == 1
     assert fitted.model.backbone.norm_cfg.type == fitted.model.heads[0].norm_cfg.type == 'BN'
     assert fitted.sync_bn is None
     assert 'model_wrapper_cfg' not in fitted
@@ -29,13 +29,13 @@ def test_synchronised_norms_are_dropped_with_one_line(on_cpu):
 
 def test_nothing_to_say(on_cpu):
     plain = Config(dict(model=dict(norm_cfg=dict(type='BN'))))
-    assert processes.fit_to_machine(plain) == []
+    assert launch.fit_to_machine(plain) == []
 
 
 def test_with_a_gpu_nothing_changes(monkeypatch):
-    monkeypatch.setattr(processes, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cuda')
     kept = config(sync_bn='torch', launcher='pytorch')
-    assert processes.fit_to_machine(kept) == []
+    assert launch.fit_to_machine(kept) == []
     assert kept.sync_bn == 'torch'
     assert kept.model.backbone.norm_cfg.type == 'SyncBN'
 
@@ -46,12 +46,12 @@ def test_with_a_gpu_nothing_changes(monkeypatch):
 def test_launcher_that_did_not_start_this_process(monkeypatch, launcher, variable):
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(ValueError, match=f"launcher='{launcher}' needs the environment variable {variable}"):
-        processes.set_launcher(config(), launcher)
+        launch.set_launcher(config(), launcher)
 
 
 def test_unknown_launcher():
     with pytest.raises(ValueError, match="launcher='bsub' is unknown"):
-        processes.set_launcher(config(), 'bsub')
+        launch.set_launcher(config(), 'bsub')
 
 
 AMP = [
@@ -66,7 +66,7 @@ AMP = [
 
 @pytest.mark.parametrize('kind', AMP, ids=str)
 def test_mixed_precision_of_a_config_needs_a_gpu(kind, monkeypatch):
-    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
     name = str(getattr(kind, '__name__', kind)).rpartition('.')[2]
     for wrapper, key in (
         (dict(type=kind), 'optim_wrapper'),
@@ -77,13 +77,13 @@ def test_mixed_precision_of_a_config_needs_a_gpu(kind, monkeypatch):
             check_precision(config, stages=('train', 'val'))
         check_precision(config, stages=('test',))
         with monkeypatch.context() as gpu:
-            gpu.setattr(processes, 'get_device', lambda: 'cuda')
+            gpu.setattr(launch, 'get_device', lambda: 'cuda')
             check_precision(config, stages=('train', 'val'))
 
 
 @pytest.mark.parametrize('stage', ['val', 'test'])
 def test_half_precision_of_a_loop_needs_a_gpu(stage, monkeypatch):
-    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
     config = Config({f'{stage}_cfg': dict(type='Any', fp16=True)})
     with pytest.raises(ValueError, match=rf'{stage}_cfg\.fp16=True needs a GPU'):
         check_precision(config, stages=(stage,))

@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import repnext_mm
-from repnext_mm.apis import load_config, prepare_test, prepare_training, processes, train
+from repnext_mm.apis import launch, load_config, prepare_test, prepare_training, train
 from repnext_mm.apis.launch import fit_to_machine
 from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
 from repnext_mm.apis.weight_files import _deploy_config
@@ -82,7 +82,7 @@ def teacherless(config):
 @pytest.mark.parametrize('amp', [False, True], ids=['float32', 'amp'])
 def test_training(pair, amp, monkeypatch):
     devices = {}
-    for module in (train, processes):
+    for module in (train, launch):
         monkeypatch.setattr(module, 'get_device', lambda: devices['now'])
     options = {'randomness.seed': 0, 'sync_bn': 'torch'}
     made = []

@@ -7,7 +7,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.hooks import IterTimerHook, LoggerHook
 
-from repnext_mm.apis import evaluate, prepare_test, prepare_training, processes, train
+from repnext_mm.apis import launch, prepare_test, prepare_training, train
+from repnext_mm.apis import test as testing
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = CONFIGS / 'mask_rcnn_repnext_m4_coco.py'
@@ -16,7 +17,7 @@ ADE = CONFIGS / 'semantic_fpn_repnext_m4_ade20k.py'
 
 @pytest.fixture(autouse=True)
 def data_is_there(monkeypatch):
-    for module in (evaluate, train):
+    for module in (testing, train):
         monkeypatch.setattr(module, 'check_files', lambda config, stages: None)
 
 
@@ -99,7 +100,7 @@ def test_amp(monkeypatch):
     monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
     with pytest.raises(ValueError, match='--amp needs a GPU'):
         prepare_training(COCO, amp=True, options=SCRATCH)
-    for module in (train, processes):
+    for module in (train, launch):
         monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
     wrapper = prepare_training(COCO, amp=True, options=SCRATCH).optim_wrapper
     assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
@@ -112,21 +113,21 @@ def test_resume(weights):
 
 def test_drop_initial_weights_looks_into_wrappers():
     config = Config(dict(model=dict(module=dict(pretrained='x', backbone=dict(type='A', init_cfg=dict(type='B'))))))
-    evaluate.drop_initial_weights(config.model)
+    testing.drop_initial_weights(config.model)
     assert config.model.module == dict(backbone=dict(type='A'))
 
 
 @pytest.mark.parametrize(('first', 'left'), [(True, ['LoggerHook', 'IterTimerHook']), (False, ['IterTimerHook'])])
 def test_metrics_are_written_by_the_first_process(first, left, monkeypatch):
     runner = SimpleNamespace(hooks=[LoggerHook(), IterTimerHook()])
-    monkeypatch.setattr(evaluate, 'is_main_process', lambda: first)
-    evaluate.log_once(runner)
+    monkeypatch.setattr(testing, 'is_main_process', lambda: first)
+    testing.log_once(runner)
     assert [type(hook).__name__ for hook in runner.hooks] == left
 
 
 def test_what_a_second_run_does_to_the_files_of_the_first_is_said(weights, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(evaluate, '_warn', said.append)
+    monkeypatch.setattr(testing, '_warn', said.append)
     shown, out = tmp_path / 'shown', tmp_path / 'found.pkl'
     prepare_test(COCO, weights, show_dir=str(shown), out=str(out))
     assert not said

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from repnext_mm.apis import preflight
+from repnext_mm.apis import checks
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 WIDTHS = {
@@ -39,7 +39,7 @@ def test_what_every_config_holds(task, arch):
         init_cfg=dict(type='Pretrained', checkpoint=f'pretrain/repnext_{arch}_distill_300e.pth'),
     )
     assert list(config.model.neck.in_channels) == WIDTHS[arch]
-    preflight.check_model(config.model)
+    checks.check_model(config.model)
     assert config.sync_bn == 'torch'
     assert config.custom_hooks == [dict(type='FuseBackboneHook')]
     assert 'repnext_mm' in config.custom_imports.imports

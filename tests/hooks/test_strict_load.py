@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.apis import weights
+from repnext_mm.apis import safe_loading
 from repnext_mm.apis.safe_loading import load_strictly, reading_safely, resolved
 from repnext_mm.checkpoints import WeightsError
 from repnext_mm.hooks import StrictLoadHook
@@ -148,7 +148,7 @@ def test_mmengines_fallback_to_pickle_is_shut(load, tmp_path):
 @pytest.mark.parametrize('address', ['torchvision://net', 'modelzoo://net', 'openmmlab://net', 'mmcls://net'])
 def test_mmengines_named_addresses_are_read_as_safely(address, tmp_path, monkeypatch):
     scheme = address.partition('://')[0]
-    monkeypatch.setitem(weights._ADDRESS_BOOKS, scheme, lambda: {'net': str(tmp_path / 'net.pth')})
+    monkeypatch.setitem(safe_loading._ADDRESS_BOOKS, scheme, lambda: {'net': str(tmp_path / 'net.pth')})
     torch.save({'state_dict': {'backbone.w': torch.ones(1)}}, tmp_path / 'net.pth')
     with reading_safely():
         loaded = CheckpointLoader.load_checkpoint(address)

@@ -3,25 +3,25 @@
 import pytest
 from mmengine.config import Config
 
-from repnext_mm.apis import processes
+from repnext_mm.apis import launch
 
 FLEXIBLE = dict(runner_type='FlexibleRunner')
 
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(processes, '_start_gloo', lambda config: None)
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(launch, '_start_gloo', lambda config: None)
 
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    monkeypatch.setattr(processes, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cuda')
 
 
 def fitted(**fields):
     config = Config({'model': {}, 'launcher': 'pytorch', **fields})
-    return config, processes.fit_to_machine(config)
+    return config, launch.fit_to_machine(config)
 
 
 def test_the_wrapper_of_a_config_is_kept_on_the_cpu(on_cpu):
@@ -111,37 +111,37 @@ def test_shards_say_what_they_do_not_do(on_gpu):
 def test_what_shards_cannot_do_is_refused(asked, reason):
     config = Config({**FLEXIBLE, **asked, 'strategy': dict(type='FSDPStrategy')})
     with pytest.raises(ValueError, match=f"strategy.type='FSDPStrategy' {reason}"):
-        processes.check_strategy(config)
+        launch.check_strategy(config)
     config.strategy.type = 'DDPStrategy'
-    processes.check_strategy(config)
+    launch.check_strategy(config)
 
 
 def test_shards_without_these_pass(on_gpu):
     plain = dict(strategy=dict(type='FSDPStrategy'), optim_wrapper=dict(type='OptimWrapper', clip_grad=None))
-    processes.check_strategy(Config({**FLEXIBLE, **plain}))
+    launch.check_strategy(Config({**FLEXIBLE, **plain}))
 
 
 def test_shards_need_a_gpu_in_old_torch(on_cpu, monkeypatch):
-    monkeypatch.delattr(processes.torch.cpu, 'current_device', raising=False)
+    monkeypatch.delattr(launch.torch.cpu, 'current_device', raising=False)
     with pytest.raises(ValueError, match="strategy.type='FSDPStrategy' needs a GPU with torch "):
-        processes.check_strategy(Config({**FLEXIBLE, 'strategy': dict(type='FSDPStrategy')}))
+        launch.check_strategy(Config({**FLEXIBLE, 'strategy': dict(type='FSDPStrategy')}))
 
 
 @pytest.mark.parametrize('launcher', ['mpi', 'slurm'])
 def test_somebody_must_say_where_to_meet(on_cpu, monkeypatch, launcher):
-    for name in processes._RANKS[launcher]:
+    for name in launch._RANKS[launcher]:
         monkeypatch.setenv(name, '0')
     monkeypatch.delenv('MASTER_ADDR', raising=False)
     with pytest.raises(ValueError, match=f"launcher='{launcher}' needs MASTER_ADDR in the environment"):
-        processes.set_launcher(Config(), launcher)
+        launch.set_launcher(Config(), launcher)
     monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
-    processes.set_launcher(Config(), launcher)
+    launch.set_launcher(Config(), launcher)
 
 
 def test_slurm_with_gpus_finds_the_first_machine_itself(on_gpu, monkeypatch):
-    for name in processes._RANKS['slurm']:
+    for name in launch._RANKS['slurm']:
         monkeypatch.setenv(name, '0')
     monkeypatch.delenv('MASTER_ADDR', raising=False)
     config = Config()
-    processes.set_launcher(config, 'slurm')
+    launch.set_launcher(config, 'slurm')
     assert config.launcher == 'slurm'

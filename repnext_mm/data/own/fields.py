@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from repnext_mm.data.own.findings import Findings, listed, quoted, shortened, value_text
 from repnext_mm.data.sources import Split
+from repnext_mm.errors import UserError
 
 Record = dict[str, Any]
 Section = Literal['images', 'annotations', 'categories']
@@ -116,13 +117,13 @@ def read_coco(path: Path) -> dict[str, Any]:
     """The content of a COCO-style file.
 
     Raises:
-        ValueError: it cannot be read as JSON by pycocotools, or is not COCO-style.
+        UserError: it cannot be read as JSON by pycocotools, or is not COCO-style.
     """
     raw = path.read_bytes()
     if raw.startswith(b'version https://git-lfs'):
-        raise ValueError(f"'{path}' is a Git LFS pointer, not the annotations: run `git lfs pull`")
+        raise UserError(f"'{path}' is a Git LFS pointer, not the annotations: run `git lfs pull`")
     if raw[:3] == b'\xef\xbb\xbf' or raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
-        raise ValueError(
+        raise UserError(
             f"'{path}' starts with a byte order mark, which pycocotools refuses: save it as UTF-8 without one"
         )
     repeated: Counter[str] = Counter()
@@ -136,19 +137,19 @@ def read_coco(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(raw.decode('utf-8'), object_pairs_hook=from_pairs)
     except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not UTF-8 (at byte {error.start}): save it as UTF-8") from error
+        raise UserError(f"'{path}' is not UTF-8 (at byte {error.start}): save it as UTF-8") from error
     except ValueError as error:
         start = shortened(raw[:40].decode('utf-8', 'replace'))
-        raise ValueError(
+        raise UserError(
             f"'{path}' is not JSON ({error}; it starts with {start!r}): export the annotations again"
         ) from error
     except RecursionError as error:
-        raise ValueError(f"'{path}' is not COCO-style: its lists are nested too deeply") from error
+        raise UserError(f"'{path}' is not COCO-style: its lists are nested too deeply") from error
     if repeated:
         keys = quoted(key for key, _ in repeated.most_common())
-        raise ValueError(f"'{path}' has the same key twice in one object, and only the last counts: {keys}")
+        raise UserError(f"'{path}' has the same key twice in one object, and only the last counts: {keys}")
     if problem := _unlike_coco(content):
-        raise ValueError(
+        raise UserError(
             f"'{path}' {problem}: COCO-style annotations are an object with the lists images, annotations and "
             'categories; export or convert them to COCO'
         )

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from repnext_mm.data.own.findings import listed
+from repnext_mm.errors import UserError
 
 _OF_SYSTEMS = {'__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'lost+found', '__pycache__'}
 
@@ -25,7 +26,7 @@ def list_files(folder: Path) -> Listing:
     """Everything below a folder.
 
     Raises:
-        ValueError: a link leads back to a folder above it.
+        UserError: a link leads back to a folder above it.
     """
     from mmengine.fileio import list_dir_or_file
 
@@ -36,7 +37,7 @@ def list_files(folder: Path) -> Listing:
             if is_hidden(name):
                 hidden.append(os.path.relpath(path, folder))
             if os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path)):
-                raise ValueError(f"'{path}' is a link to a folder above it, where listing never ends: remove the link")
+                raise UserError(f"'{path}' is a link to a folder above it, where listing never ends: remove the link")
         broken += [os.path.relpath(os.path.join(place, name), folder) for name in files if _is_broken(place, name)]
     found = list_dir_or_file(str(folder), list_dir=False, list_file=True, recursive=True)
     return Listing(sorted(found), sorted(hidden), sorted(broken))

@@ -16,6 +16,7 @@ from repnext_mm.data.own.images import GIANT, Seen, in_parallel, read_header, se
 from repnext_mm.data.own.layout import MapSplit
 from repnext_mm.data.own.suffixes import Suffixes, find_suffixes
 from repnext_mm.data.sources import Split
+from repnext_mm.errors import UserError
 
 IGNORED = 255
 
@@ -50,7 +51,7 @@ def check_label_maps(
     the first class. ``map_suffix``: what names of maps end in, where that is not clear.
 
     Raises:
-        ValueError: names of images and of maps do not tell which belong together.
+        UserError: names of images and of maps do not tell which belong together.
     """
     suffixes: dict[Split, Suffixes] = {}
     counts: dict[Split, int] = {}
@@ -87,7 +88,7 @@ def _list_split(
     of_maps = in_maps.files if map_suffix is None else [name for name in in_maps.files if name.endswith(map_suffix)]
     if map_suffix is not None and not of_maps:
         held = suffix_counts(in_maps.files)
-        raise ValueError(f"no file in '{part.maps}' ends in --map-suffix '{map_suffix}': it holds {held}")
+        raise UserError(f"no file in '{part.maps}' ends in --map-suffix '{map_suffix}': it holds {held}")
     suffixes = find_suffixes(in_images.files, of_maps, beside=part.images == part.maps, map_suffix=map_suffix)
     images = [name for name in in_images.files if name.endswith(suffixes.image)]
     maps = [name for name in of_maps if name.endswith(suffixes.map)]

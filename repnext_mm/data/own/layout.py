@@ -14,6 +14,7 @@ from repnext_mm.data.own.files import is_hidden, list_files, suffix_counts
 from repnext_mm.data.own.findings import quoted
 from repnext_mm.data.own.images import SUFFIXES, is_image_name
 from repnext_mm.data.sources import Split
+from repnext_mm.errors import MissingFileError, UserError
 
 _SPLIT_NAMES = {
     'train': 'train',
@@ -72,13 +73,13 @@ def find_coco(root: Path) -> dict[Split, CocoSplit]:
     """COCO-style JSON files of both splits, at most three folders deep, and their images.
 
     Raises:
-        FileNotFoundError: ``root`` or the images of a split are not there.
-        ValueError: none or several files for a split, or a file that is not COCO-style.
+        MissingFileError: ``root`` or the images of a split are not there.
+        UserError: none or several files for a split, or a file that is not COCO-style.
     """
     folders = _folders(root)
     files = sorted(path for folder in folders for path in _files_in(folder) if path.suffix.lower() == '.json')
     if not files:
-        raise ValueError(
+        raise UserError(
             f"'{root}' has no .json file up to 3 folders below it, but {_format_of(root)}: convert the annotations to "
             f'COCO-style JSON first, one file per split'
         )
@@ -87,7 +88,7 @@ def find_coco(root: Path) -> dict[Split, CocoSplit]:
     for split in get_args(Split):
         named = _named(files, split, root)
         if not named:
-            raise ValueError(
+            raise UserError(
                 f"'{root}' has {_count(files, '.json file')} ({_quoted(files, root)}), and none is named as the split "
                 f"'{split}': {_RULE}"
             )
@@ -103,8 +104,8 @@ def find_label_maps(root: Path) -> dict[Split, MapSplit]:
     Where no folder of a split is called so, maps are looked for beside their images.
 
     Raises:
-        FileNotFoundError: ``root`` is not there.
-        ValueError: none or several folders for a split, or nothing readable in them.
+        MissingFileError: ``root`` is not there.
+        UserError: none or several folders for a split, or nothing readable in them.
     """
     folders = [folder for folder in _folders(root) if folder != root]
     of_maps = [folder for folder in folders if _words(folder, root) & MAP_NAMES]
@@ -128,8 +129,8 @@ def find_class_folders(root: Path) -> dict[Split, Path]:
     """The folders that hold one folder per class, of both splits.
 
     Raises:
-        FileNotFoundError: ``root`` is not there.
-        ValueError: none or several folders for a split, or no folder in them.
+        MissingFileError: ``root`` is not there.
+        UserError: none or several folders for a split, or no folder in them.
     """
     folders = [folder for folder in _folders(root) if folder != root]
     found: dict[Split, Path] = {}
@@ -138,7 +139,7 @@ def find_class_folders(root: Path) -> dict[Split, Path]:
         found[split] = _one_folder(folders, split, root, 'folder of class folders', readable=False)
         if not any(path.is_dir() for path in found[split].iterdir()):
             held = suffix_counts(_files_in(found[split]))
-            raise ValueError(f"'{found[split]}' has no folder in it, but {held}: make one folder for each class")
+            raise UserError(f"'{found[split]}' has no folder in it, but {held}: make one folder for each class")
     return found
 
 
@@ -150,12 +151,12 @@ def _one_folder(
     if not named:
         below = [Path(entry.path) for entry in _scan(root) if entry.is_dir()]
         held = f'it holds {_quoted(below, root)}' if below else f'it holds {suffix_counts(_files_in(root))}'
-        raise ValueError(f"'{root}' has no {what} named as the split '{split}' ({held}{_broken(root)}): {_RULE}")
+        raise UserError(f"'{root}' has no {what} named as the split '{split}' ({held}{_broken(root)}): {_RULE}")
     if readable:
         with_images = [path for path in named if any(map(is_image_name, list_files(path).files))]
         if not with_images:
             held = suffix_counts(name for path in named for name in list_files(path).files)
-            raise ValueError(
+            raise UserError(
                 f"{_quoted(named, root)} in '{root}' must be a {what} of the split '{split}', and nothing in it can be "
                 f'read ({held}): training reads {" ".join(SUFFIXES)}'
             )
@@ -179,7 +180,7 @@ def _one_coco(named: Sequence[Path], split: Split, root: Path) -> Path:
             except ValueError as error:
                 problem = problem or error
         if not like_coco:
-            raise ValueError(
+            raise UserError(
                 f"'{root}' has {_count(candidates, '.json file')} of the split '{split}' "
                 f'({_quoted(candidates, root)}), and none is COCO-style: {problem}'
             )
@@ -189,7 +190,7 @@ def _one_coco(named: Sequence[Path], split: Split, root: Path) -> Path:
 
 def _only(found: Sequence[Path], split: Split, root: Path, what: str) -> Path:
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f"'{root}' has {_count(found, what)} of the split '{split}' ({_quoted(found, root)}): keep one, move the "
             'others away'
         )
@@ -222,7 +223,7 @@ def _words(path: Path, root: Path) -> set[str]:
 def _folders(root: Path) -> list[Path]:
     """The root and the folders up to three levels below it, without those of programs and systems."""
     if not root.is_dir():
-        raise FileNotFoundError(f"data folder '{root}' does not exist: give the folder that holds all of the data set")
+        raise MissingFileError(f"data folder '{root}' does not exist: give the folder that holds all of the data set")
     found, level = [root], [root]
     for _ in range(3):
         level = [Path(entry.path) for folder in level for entry in _scan(folder) if entry.is_dir()]
@@ -235,8 +236,11 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:  # its is_dir() asks the disk for links only
-        return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:  # its is_dir() asks the disk for links only
+            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be listed ({error.strerror}): give read access to it") from error
 
 
 def _least_deep(paths: Sequence[Path]) -> list[Path]:
@@ -278,7 +282,7 @@ def _images_of(content: dict[str, Any], path: Path, folders: list[Path], split: 
 
     best = max(folders, key=rank)
     if names and not hits[best]:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no image that '{path}' names ({quoted(names)}) lies in '{root}' or up to 3 folders below it: its "
             'file_name must be the path below one folder there'
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from repnext_mm._files import drafted
 from repnext_mm.checkpoints import read_checkpoint, recognise, state_dict_of
 from repnext_mm.data.own import (
     Findings,
@@ -22,6 +23,7 @@ from repnext_mm.data.own import (
 from repnext_mm.data.own.findings import shortened
 from repnext_mm.data.own.new_config_plan import RECIPES, Plan, Task
 from repnext_mm.data.own.new_config_text import classification_text, detection_text, segmentation_text
+from repnext_mm.errors import FileInTheWayError, MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -69,26 +71,26 @@ def new_config(
         boxes_only: masks in COCO-style JSON are not looked at.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: one sentence with the value, the rule and the way out.
+        UserError: one sentence with the value, the rule and the way out.
     """
     if task not in get_args(Task):
-        raise ValueError(f"task '{task}' is unknown: choose one of {', '.join(get_args(Task))}")
+        raise UserError(f"task '{task}' is unknown: choose one of {', '.join(get_args(Task))}")
     if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown arch '{arch}': choose one of {', '.join(ARCHITECTURES)}")
+        raise UserError(f"unknown arch '{arch}': choose one of {', '.join(ARCHITECTURES)}")
     _check_classes(task, classes)
     if task != 'seg' and (reduce_zero_label or map_suffix is not None):
         option = '--reduce-zero-label' if reduce_zero_label else '--map-suffix'
-        raise ValueError(f'{option} is about label maps: omit it for {task}')
+        raise UserError(f'{option} is about label maps: omit it for {task}')
     if task != 'det' and boxes_only:
-        raise ValueError(f'--boxes-only is about COCO-style JSON: omit it for {task}')
+        raise UserError(f'--boxes-only is about COCO-style JSON: omit it for {task}')
     recipe, root = RECIPES[task], Path(data).resolve()
     path = Path(f'{recipe.name}_{arch}_{root.name}.py' if out is None else out)
     if not re.fullmatch(r'[\w.+ -]+', path.name):  # it stands in the config, which is a program
-        raise ValueError(f'the config would be called {path.name!r}: name a plain file with --out')
+        raise UserError(f'the config would be called {path.name!r}: name a plain file with --out')
     if path.suffix != '.py':
-        raise ValueError(f"--out '{path}' is not a config file: let its name end in .py")
+        raise UserError(f"--out '{path}' is not a config file: let its name end in .py")
     if path.exists():
-        raise FileExistsError(f"'{path}' is there already: remove it, or name another file with --out")
+        raise FileInTheWayError(f"'{path}' is there already: remove it, or name another file with --out")
     plan = Plan(
         task=task,
         out=path,
@@ -115,11 +117,12 @@ def new_config(
     else:
         text = _classification(plan, root, classes, findings)
     if '{{' in text:
-        raise ValueError("a class, a file or a folder has '{{' in its name, which configs replace: rename it")
+        raise UserError("a class, a file or a folder has '{{' in its name, which configs replace: rename it")
     if findings.errors:
         return NewConfig(path=None, findings=findings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding='utf-8')
+    with drafted(path) as draft:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding='utf-8')
     return NewConfig(path=path, findings=findings)
 
 
@@ -127,13 +130,13 @@ def configs_folder() -> Path:
     """Where our configs lie: in an installed package below ``.mim``, else beside the package in its clone.
 
     Raises:
-        FileNotFoundError: in neither place.
+        MissingFileError: in neither place.
     """
     package = PACKAGE
     for folder in (package / '.mim' / 'configs', package.parent / 'configs'):
         if (folder / '_base_').is_dir():
             return folder
-    raise FileNotFoundError(f"no configs beside or in '{package}': install repnext_mm again, or run in its clone")
+    raise MissingFileError(f"no configs beside or in '{package}': install repnext_mm again, or run in its clone")
 
 
 def _detection(plan: Plan, root: Path, classes: Sequence[str] | None, findings: Findings, *, boxes_only: bool) -> str:
@@ -195,19 +198,19 @@ def _bases(out: Path, names: Sequence[str]) -> list[str]:
 
 def _check_classes(task: Task, classes: Sequence[str] | None) -> None:
     if task == 'seg' and classes is None:
-        raise ValueError('--classes is needed for seg: maps hold numbers only, name them in order, from value 0 on')
+        raise UserError('--classes is needed for seg: maps hold numbers only, name them in order, from value 0 on')
     if classes is None:
         return
     if not classes or any(not name.strip() for name in classes) or len(set(classes)) < len(classes):
-        raise ValueError(f'--classes {shortened(repr(",".join(classes)))} must be different names, separated by commas')
+        raise UserError(f'--classes {shortened(repr(",".join(classes)))} must be different names, separated by commas')
     if task == 'seg' and len(classes) < 2:
-        raise ValueError(f"--classes '{classes[0]}' is one class: segmentation needs the background too, name it first")
+        raise UserError(f"--classes '{classes[0]}' is one class: segmentation needs the background too, name it first")
 
 
 def _at_least(least: int, **named: int) -> int:
     ((name, value),) = named.items()
     if value < least:
-        raise ValueError(f'--{name} {value} is too small: give at least {least}')
+        raise UserError(f'--{name} {value} is too small: give at least {least}')
     return value
 
 
@@ -217,12 +220,12 @@ def _usable_checkpoint(checkpoint: str | None, arch: str) -> str | None:
         return checkpoint
     path = Path(checkpoint)
     if not path.is_file():
-        raise FileNotFoundError(f"--checkpoint '{checkpoint}' does not exist: give the path of a weight file")
+        raise MissingFileError(f"--checkpoint '{checkpoint}' does not exist: give the path of a weight file")
     found = recognise(state_dict_of(read_checkpoint(path)), ARCHITECTURES)
     if found.arch != arch:
-        raise ValueError(f"--checkpoint '{checkpoint}' holds RepNeXt {found.arch or 'nowhere'}, not {arch}: change one")
+        raise UserError(f"--checkpoint '{checkpoint}' holds RepNeXt {found.arch or 'nowhere'}, not {arch}: change one")
     if found.form != 'train':
-        raise ValueError(
+        raise UserError(
             f"--checkpoint '{checkpoint}' is of form {found.form}: fused weights cannot be trained on, take the file "
             'from before fusing'
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from repnext_mm.data.own.findings import quoted
 from repnext_mm.data.own.images import is_image_name
 from repnext_mm.data.own.layout import MAP_NAMES
+from repnext_mm.errors import UserError
 
 
 class Suffixes(NamedTuple):
@@ -33,7 +34,7 @@ def find_suffixes(
         beside: both lie in one folder, so that mmseg must not list a map as an image.
 
     Raises:
-        ValueError: no image has a map, or each has several.
+        UserError: no image has a map, or each has several.
     """
     images, maps = sorted(filter(is_image_name, images)), sorted(filter(is_image_name, maps))
     found: dict[Suffixes, int] = {}
@@ -44,17 +45,17 @@ def find_suffixes(
     if beside and found:
         found = {pair: count for pair, count in found.items() if _is_map_ending(pair.map, pair.image)}
         if not found:
-            raise ValueError(
+            raise UserError(
                 f'maps lie beside their images ({quoted(images)}), and mmseg cannot tell the two by the ends of their '
                 "names: move the maps to a folder 'masks'"
             )
     if not found and beside:
-        raise ValueError(
+        raise UserError(
             f'no label map lies beside an image ({quoted(images)}), and no folder of maps is called annotations, '
             'masks or labels: rename it'
         )
     if not found:
-        raise ValueError(
+        raise UserError(
             f'no label map ({quoted(maps) or "none there"}) fits an image ({quoted(images)}) by its name: the two must '
             'have one name but for the ending, as 0.jpg and 0.png, or 0.jpg and 0_mask.png'
         )
@@ -63,7 +64,7 @@ def find_suffixes(
     ending = min((pair.image for pair in best), key=len)
     best = [pair for pair in best if pair.image == ending]
     if len(best) > 1:
-        raise ValueError(
+        raise UserError(
             f'each image has several maps, whose names end in {quoted(sorted(pair.map for pair in best))}: say which '
             'with --map-suffix'
         )

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from repnext_mm._moved import MOVED
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 BEHIND = yaml.safe_load((ROOT / 'tests/docs/commands.yml').read_text())
@@ -157,3 +159,9 @@ def test_every_page_is_linked():
             links = re.findall(r'\]\(([^)#\s]+\.md)', document.read_text())
             queue += [path for link in links if (path := (document.parent / link).resolve()).is_file()]
     assert [name(page) for page in DOCUMENTS if page not in seen and page.parent.name != 'benchmarks'] == []
+
+
+@pytest.mark.parametrize('former', MOVED)
+def test_the_changelog_lists_what_moved(former: str):
+    row = f'| `repnext_mm.{former}` | ' + ', '.join(f'`repnext_mm.{home}`' for home in MOVED[former]) + ' |'
+    assert row in (ROOT / 'CHANGELOG.md').read_text(), row

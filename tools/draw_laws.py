@@ -1,53 +1,6 @@
-"""Draw the pictures of docs/reparameterization.md from real kernels."""
+"""The script of `repnext draw-laws`: same options, same output."""
 
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-import torch
-
-from repnext_mm import RepNeXt
-from repnext_mm.apis import load_config
-from repnext_mm.apis.weight_files import load_model
-from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum
-from repnext_mm.models.token_mixer import ChunkConv
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--config', help='of a trained model whose kernels are drawn; default: M0 with random weights')
-    parser.add_argument('--checkpoint', help='its weights, in train form')
-    parser.add_argument('--block', default='stages.2.blocks.4', help="which of the backbone's blocks")
-    parser.add_argument('--channel', type=int, default=0, help='of each scale, a quarter of the channels')
-    parser.add_argument('--out', type=Path, default=Path('docs/pictures'), help='folder')
-    args = parser.parse_args()
-    try:
-        mixer = mixer_of(args)
-        draw_sum(mixer, args.out / 'reparam_sum.png', channel=args.channel)
-        draw_chain(mixer, args.out / 'reparam_chain.png', channel=args.channel)
-        draw_shortcut(args.out / 'reparam_shortcut.png')
-    except (OSError, TypeError, ValueError) as error:
-        raise SystemExit(f'error: {error}') from error
-    print(f'drew reparam_sum.png, reparam_chain.png and reparam_shortcut.png in {args.out}')
-
-
-def mixer_of(args: argparse.Namespace) -> ChunkConv:
-    if (args.config is None) != (args.checkpoint is None):
-        raise ValueError('give --config and --checkpoint together, or neither')
-    torch.manual_seed(0)
-    backbone = RepNeXt('m0')
-    if args.config is not None:
-        model = load_model(load_config(args.config), args.checkpoint)
-        backbone = getattr(model, 'backbone', model)
-    mixer = dict(backbone.named_modules()).get(f'{args.block}.token_mixer')
-    if not isinstance(mixer, ChunkConv) or not hasattr(mixer.conv_s, 'conv_3_3'):
-        raise ValueError(f"--block {args.block} is no block of RepNeXt in train form: try 'stages.0.blocks.0'")
-    channels = mixer.conv_s.conv_3_3.in_channels
-    if not 0 <= args.channel < channels:
-        raise ValueError(f'--channel {args.channel}: the scales have channels 0 to {channels - 1}')
-    return mixer
-
+from repnext_mm.cli import tool
 
 if __name__ == '__main__':
-    main()
+    tool('draw-laws')

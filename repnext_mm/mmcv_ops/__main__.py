@@ -18,6 +18,12 @@ SAYS = {
 def main() -> int:
     """Do what the command line asks, say which operators mmcv has then; 1 where that did not work."""
     parser = argparse.ArgumentParser(prog='python -m repnext_mm.mmcv_ops', description=__doc__)
+    add_options(parser)
+    return run(parser.parse_args())
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what ``run`` takes, also for `repnext ops`."""
     verbs = parser.add_subparsers(dest='verb', required=True)
     adding = verbs.add_parser('install', help='write mmcv/_ext.py, where mmcv has no compiled operators')
     adding.add_argument(
@@ -25,15 +31,18 @@ def main() -> int:
         action='store_true',
         help='rename compiled operators that do not load, such as those for another torch',
     )
-    verbs.add_parser('remove', help='take that file away again')
+    verbs.add_parser('remove', help='remove that file')
     verbs.add_parser('status', help='say which operators mmcv has')
-    options = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Install, remove or only look, then say what is there."""
     try:
         found: Operators = {
-            'install': lambda: install(set_aside=options.set_aside),
+            'install': lambda: install(set_aside=args.set_aside),
             'remove': remove,
             'status': status,
-        }[options.verb]()
+        }[args.verb]()
     except (FileExistsError, ModuleNotFoundError, PermissionError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

@@ -1,0 +1,87 @@
+"""Write a fused network as ONNX, TorchScript, OpenVINO or Core ML, compared with the network as it was trained."""
+
+from __future__ import annotations
+
+import argparse
+
+from repnext_mm.cli.options import add_cfg_options, add_trust_pickle
+from repnext_mm.export import DEFAULT_OPSET, OPSETS, PARTS, SUFFIXES, ExportedPart, export_part
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    ends = ', '.join(f'{"/".join(suffixes)} ({format})' for format, suffixes in SUFFIXES.items())
+    parser.add_argument('source', help='config file, or an arch such as m1')
+    parser.add_argument('out', help=f'the file; its end names the format: {ends}')
+    parser.add_argument('--checkpoint', help='weights of the model, or of anything with this backbone')
+    parser.add_argument(
+        '--part',
+        choices=PARTS,
+        help="backbone: feature maps, the default of an arch; classifier: scores, for an arch those of the authors' "
+        'ImageNet classifier; model: all that a config describes, the default of a config',
+    )
+    parser.add_argument('--form', default='default', help='deploy form, or auto: the fastest in this runtime, measured')
+    parser.add_argument(
+        '--shape',
+        nargs=4,
+        type=int,
+        default=(1, 3, 224, 224),
+        metavar=('N', 'C', 'H', 'W'),
+        help='input to trace and to compare with (default: 1 3 224 224)',
+    )
+    parser.add_argument('--static', action='store_true', help='this shape only (default: any batch and size)')
+    parser.add_argument(
+        '--normalize',
+        action=argparse.BooleanOptionalAction,
+        help='mean and std inside the graph, which then takes RGB pixels from 0 to 255 (default: Core ML only)',
+    )
+    parser.add_argument(
+        '--opset',
+        type=int,
+        metavar='N',
+        help=f'version of ONNX, {OPSETS[0]} to {OPSETS[-1]} with this torch (default: {DEFAULT_OPSET})',
+    )
+    parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
+    parser.add_argument('--threads', type=int, help='CPU threads of the runtime that --form auto measures in')
+    add_trust_pickle(parser)
+    add_cfg_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    done = export_part(
+        args.source,
+        args.out,
+        checkpoint=args.checkpoint,
+        part=args.part,
+        form=args.form,
+        shape=args.shape,
+        dynamic=not args.static,
+        normalize=args.normalize,
+        threads=args.threads,
+        opset=args.opset,
+        half=args.half,
+        trust_pickle=args.trust_pickle,
+        options=args.cfg_options,
+    )
+    show(done, random=args.checkpoint is None)
+
+
+def show(done: ExportedPart, *, random: bool) -> None:
+    if done.choice is not None:
+        times = ', '.join(
+            f'{form} {latency.median_ms:.2f} ms (p10 {latency.p10_ms:.2f}, p90 {latency.p90_ms:.2f}, n {latency.n})'
+            for form, latency in done.choice.latencies.items()
+        )
+        print(f'auto: {done.form} is the fastest of {times}')
+        for form, reason in done.choice.refused.items():
+            print(f'auto: {form} was left out: {reason}')
+    if random:
+        print('weights: random, since no --checkpoint was given')
+    report = done.export
+    errors = ', '.join(f'{name} {error:.1e}' for name, error in report.errors.items())
+    shapes = ' and '.join('x'.join(map(str, shape)) for shape in report.shapes)
+    opset = '' if report.opset is None else f' opset {report.opset}'
+    verb = 'replaced' if report.replaced else 'wrote'
+    print(
+        f'{verb} {report.path} ({report.format}{opset}, {report.size_bytes / 1e6:.1f} MB), form {done.form}, '
+        f'relative error in {report.checked_in} at {shapes}: {errors}'
+    )

@@ -1,0 +1,44 @@
+"""Options that several verbs have, each with one name and one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def add_trust_pickle(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        '--trust-pickle', action='store_true', help='let weight files build any object, which can run any code in them'
+    )
+
+
+def add_ema(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument('--ema', action='store_true', help='take the averaged weights of the file')
+
+
+def add_no_fuse(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument('--no-fuse', action='store_true', help='run the train form of the backbone')
+
+
+def add_cfg_options(parser: argparse._ActionsContainer, *, examples: str = '') -> None:
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=f'overrides of the config{examples}'
+    )
+
+
+def add_threads(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument('--threads', type=int, help='CPU threads (default: as many as PyTorch takes)')
+
+
+def add_launcher(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='what started the processes')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by torch.distributed.launch')
+
+
+def use_local_rank(args: argparse.Namespace) -> None:
+    """Hand ``--local-rank`` of old launchers on to mmengine; what a launcher of today has set counts."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -1,0 +1,52 @@
+"""Test a checkpoint: the backbone is fused while a config holds FuseBackboneHook."""
+
+from __future__ import annotations
+
+import argparse
+
+from repnext_mm.apis import prepare_test, run_test
+from repnext_mm.cli.options import add_cfg_options, add_ema, add_launcher, add_no_fuse, add_trust_pickle, use_local_rank
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='where metrics and logs go (default: work_dirs/<config name>)')
+    parser.add_argument('--out', help='write the predictions to this .pkl file')
+    parser.add_argument('--show-dir', help='write annotated images to this folder')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation by the config's tta_model and tta_pipeline; detectors give boxes only",
+    )
+    add_no_fuse(parser)
+    add_ema(parser)
+    parser.add_argument('--img-size', type=int, metavar='N', help='classification: pixels of the central crop')
+    parser.add_argument(
+        '--crop-pct',
+        type=float,
+        metavar='P',
+        help="classification: the crop's share of the short edge, as timm's validate.py has it",
+    )
+    add_cfg_options(parser, examples=', such as data_root=/data/coco')
+    add_trust_pickle(parser)
+    add_launcher(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    use_local_rank(args)
+    config = prepare_test(
+        args.config,
+        args.checkpoint,
+        work_dir=args.work_dir,
+        out=args.out,
+        show_dir=args.show_dir,
+        tta=args.tta,
+        fuse=not args.no_fuse,
+        ema=args.ema,
+        img_size=args.img_size,
+        crop_pct=args.crop_pct,
+        options=args.cfg_options,
+        launcher=args.launcher,
+    )
+    run_test(config, trust_pickle=args.trust_pickle)

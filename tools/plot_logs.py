@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from repnext_mm.lab.draw.plot_runs import plot_runs
-from repnext_mm.lab.draw.run_logs import read_run
+from repnext_mm.lab.draw.logs import plot_runs, read_run
 
 
 def main() -> None:

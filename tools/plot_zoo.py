@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from repnext_mm.lab.bench.chart import plot_lengths, plot_zoo
 from repnext_mm.lab.bench.record import read_record
-from repnext_mm.lab.draw.lengths import plot_lengths
-from repnext_mm.lab.draw.zoo import plot_zoo
 
 METRICS = {
     'top1': 'ImageNet top-1, %',

@@ -24,7 +24,7 @@ MOVED = {
     'demo': ('lab.demo.run', 'lab.demo.table'),
     'nn': ('models',),
     'reparam.foreign': ('reparam.converters',),
-    'validation': ('lab.bench.exactness', 'lab.bench.named_models', 'lab.bench.law_speed'),
+    'validation': ('lab.bench.exactness', 'lab.bench.named_models', 'lab.bench.law_table'),
 }
 """From a former module to where its names are, both inside of this package."""
 

@@ -21,7 +21,7 @@ FLOORS = (
     {'checkpoints'},
     {'models', 'timm_models'},
     {'hooks', 'training'},
-    {'data', 'apis', 'export'},
+    {'data', 'apis', 'export', '_registered'},
     {'lab'},
     {'cli', '__main__'},
 )

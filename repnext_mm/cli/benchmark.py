@@ -17,17 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from repnext_mm.cli.options import add_cfg_options, add_threads, add_trust_pickle
 from repnext_mm.errors import FileInTheWayError, UserError
+from repnext_mm.lab.bench.chart import plot_record
 from repnext_mm.lab.bench.environment import environment
-from repnext_mm.lab.bench.jobs import Job, parse_shape, plan
-from repnext_mm.lab.bench.networks import AUTO, PARTS, TRAIN_FORM, variants
-from repnext_mm.lab.bench.other_records import add_results, training_table, whole_model_table
-from repnext_mm.lab.bench.peers import PEERS
-from repnext_mm.lab.bench.plot import plot
+from repnext_mm.lab.bench.jobs import Job, parse_shape, plan, run_jobs
+from repnext_mm.lab.bench.networks import AUTO, PARTS, PEERS, TRAIN_FORM, variants
 from repnext_mm.lab.bench.record import check_same_machine, new_record, read_record, write_record
-from repnext_mm.lab.bench.report import heading, markdown
-from repnext_mm.lab.bench.run import run_jobs, steps
 from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, RUNTIMES
-from repnext_mm.lab.bench.training_step import SHAPES, measure_training_step
+from repnext_mm.lab.bench.tables import add_results, heading, inference_tables, training_table, whole_model_tables
+from repnext_mm.lab.bench.training import SHAPES, measure_training_step
 from repnext_mm.lab.bench.whole_model import measure_whole_model
 from repnext_mm.models import FORMS
 from repnext_mm.models.arch import ARCHITECTURES
@@ -197,9 +194,9 @@ def run_other(args: argparse.Namespace) -> int:
             results.append(call(**times, progress=lambda: bar.update(task, advance=1)))
             add_results(record, results[-1:])
             write_record(record, path)
-    lines = (training_table if args.train else whole_model_table)(results)
-    path.with_suffix('.md').write_text('\n'.join([*heading(record, kind.replace('_', ' ')), *lines]) + '\n')
-    print('\n'.join(lines), f'\nwrote {path} and {path.with_suffix(".md")}')
+    table = (training_table if args.train else whole_model_tables)(results)
+    path.with_suffix('.md').write_text('\n'.join([*heading(record, kind.replace('_', ' ')), table]) + '\n')
+    print(table, f'\nwrote {path} and {path.with_suffix(".md")}')
     return 0
 
 
@@ -235,7 +232,7 @@ def output_of(args: argparse.Namespace, kind: str) -> Path:
 
 def with_bar(jobs: list[Job], repeats: int, work: Callable[[Callable[[str, int], None]], list[str]]) -> list[str]:
     with progress_bar() as bar:
-        task = bar.add_task('starting', total=repeats * sum(steps(job) for job in jobs))
+        task = bar.add_task('starting', total=repeats * sum(job.steps for job in jobs))
         return work(lambda text, made: bar.update(task, description=text, advance=made))
 
 
@@ -252,6 +249,6 @@ def progress_bar() -> Progress:
 
 def render(record: dict[str, Any], path: Path) -> None:
     table = path.with_suffix('.md')
-    table.write_text(markdown(record))
-    for file in (path, table, *plot(record, path.with_suffix(''))):
+    table.write_text(inference_tables(record))
+    for file in (path, table, *plot_record(record, path.with_suffix(''))):
         print(f'wrote {file}')

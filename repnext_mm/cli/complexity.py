@@ -12,6 +12,7 @@ from repnext_mm.apis import load_config
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.cli.options import add_cfg_options
 from repnext_mm.lab.bench.complexity import Complexity, model_complexity, repnext_complexity
+from repnext_mm.lab.table import markdown_table
 from repnext_mm.models import ARCHITECTURES, FORMS
 
 SHAPES = {'mmdet': (800, 1344), 'mmseg': (512, 512)}  # COCO's and ADE20K's; otherwise ImageNet's
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         }
         Path(args.json).write_text(json.dumps({'shape': shape, 'counts': counts}, indent=2) + '\n')
     print(f'One image of {shape[0]}x{shape[1]}; MACs of convolutions and linear layers.\n')
-    print('\n'.join(table(found)))
+    print(table(found))
     if args.json:
         print(f'\nwrote {args.json}')
 
@@ -59,28 +60,14 @@ def count(args: argparse.Namespace) -> tuple[tuple[int, int], Counts]:
     return shape, {arch: repnext_complexity(arch, **options) for arch in args.arch}
 
 
-def table(found: Counts) -> Iterable[str]:
+def table(found: Counts) -> str:
     parts = list(next(iter(next(iter(found.values())).values())))
-    yield row(
-        [
-            '',
-            'form',
-            *(f'{part} parameters' for part in parts),
-            *(f'{part} MACs' for part in parts),
-            f'{parts[-1]} norms',
-        ]
-    )
-    yield row(['---', '---', *['---:'] * (2 * len(parts) + 1)])
-    for name, forms in found.items():
-        for form, counts in forms.items():
-            yield row([name, form, *numbers(counts)])
+    kinds = [f'{part} {kind}' for kind in ('parameters', 'MACs') for part in parts]
+    rows = [[name, form, *numbers(counts)] for name, forms in found.items() for form, counts in forms.items()]
+    return markdown_table(['', 'form', *kinds, f'{parts[-1]} norms'], rows, texts=2)
 
 
 def numbers(counts: Mapping[str, Complexity]) -> Iterable[str]:
     yield from (f'{part.parameters:,}' for part in counts.values())
     yield from (f'{part.macs:,}' for part in counts.values())
     yield str(list(counts.values())[-1].norms)  # the last part is the whole
-
-
-def row(cells: Iterable[str]) -> str:
-    return f'| {" | ".join(cells)} |'

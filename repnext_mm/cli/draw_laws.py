@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from repnext_mm.apis import load_config
 from repnext_mm.apis.weight_files import load_model
@@ -35,14 +37,14 @@ def mixer_of(args: argparse.Namespace) -> ChunkConv:
     if (args.config is None) != (args.checkpoint is None):
         raise UserError('give --config and --checkpoint together, or neither')
     torch.manual_seed(0)
-    backbone = RepNeXt('m0')
+    backbone: nn.Module = RepNeXt('m0')
     if args.config is not None:
         model = load_model(load_config(args.config), args.checkpoint)
-        backbone = getattr(model, 'backbone', model)
+        backbone = cast(nn.Module, getattr(model, 'backbone', model))
     mixer = dict(backbone.named_modules()).get(f'{args.block}.token_mixer')
     if not isinstance(mixer, ChunkConv) or not hasattr(mixer.conv_s, 'conv_3_3'):
         raise UserError(f"--block {args.block} is not a block of RepNeXt in train form: try 'stages.0.blocks.0'")
-    channels = mixer.conv_s.conv_3_3.in_channels
+    channels = cast(nn.Conv2d, mixer.conv_s.conv_3_3).in_channels
     if not 0 <= args.channel < channels:
         raise UserError(f'--channel {args.channel}: the scales have channels 0 to {channels - 1}')
     return mixer

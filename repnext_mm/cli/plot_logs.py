@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from repnext_mm.errors import UserError
-from repnext_mm.lab.draw.plot_runs import plot_runs
-from repnext_mm.lab.draw.run_logs import read_run
+from repnext_mm.lab.draw.logs import plot_runs, read_run
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from repnext_mm.errors import UserError
+from repnext_mm.lab.bench.chart import plot_lengths, plot_zoo
 from repnext_mm.lab.bench.record import read_record
-from repnext_mm.lab.draw.lengths import plot_lengths
-from repnext_mm.lab.draw.zoo import plot_zoo
 
 METRICS = {
     'top1': 'ImageNet top-1, %',

@@ -11,12 +11,18 @@ import torch
 from repnext_mm.cli.options import add_threads
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.lab.bench.environment import environment
-from repnext_mm.lab.bench.hot_spots import PROFILED, find_hot_spots, time_by_module
 from repnext_mm.lab.bench.jobs import parse_shape
 from repnext_mm.lab.bench.networks import build_train_form, in_form, resolved, variants
+from repnext_mm.lab.bench.profile import (
+    PROFILED,
+    find_hot_spots,
+    find_step_spots,
+    machine_line,
+    modules_table,
+    operations_table,
+    time_by_module,
+)
 from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, why_not
-from repnext_mm.lab.bench.spots_report import machine_line, modules_table, operations_table
-from repnext_mm.lab.bench.training_spots import find_step_spots
 
 FORMS = ['keep_norms', 'default', 'half', 'dense']
 

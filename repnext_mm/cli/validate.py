@@ -25,9 +25,18 @@ from repnext_mm.lab.bench.exactness import (
     with_random_statistics,
 )
 from repnext_mm.lab.bench.jobs import parse_shape
-from repnext_mm.lab.bench.law_speed import DEFINITION, TRAIN, contestants, measure_speed
-from repnext_mm.lab.bench.law_table import Row, markdown, measure_rows, names
+from repnext_mm.lab.bench.law_table import (
+    BRANCHES,
+    TRAIN,
+    Row,
+    contestants,
+    law_table,
+    measure_rows,
+    measure_speed,
+    names,
+)
 from repnext_mm.lab.bench.named_models import build_named
+from repnext_mm.lab.table import markdown_table
 from repnext_mm.reparam import count_norms, count_parameters
 from repnext_mm.timing import Latency
 
@@ -145,37 +154,32 @@ def run_table(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         print(f'{len(rows)}/{len(chosen)} {row.name}', file=sys.stderr)
     print(f'Exact: the largest relative error in float64, which is given, is at most {TOLERANCE_FLOAT64:.0e}.')
     print(f'Times: median (p10 to p90) of {args.rounds} runs in turn, batch 1, float32. {where(args)}.\n')
-    print(markdown(rows))
+    print(law_table(rows))
     failures = [f'{row.name}: float64 error {row.error_float64:.1e}' for row in rows if not row.exact]
     return {'rows': [{**asdict(row), 'speed_up': row.speed_up} for row in rows], 'failures': failures}, failures
 
 
 def consistency_table(found: Consistency) -> str:
     exact, single = found.levels['float64'], found.levels['float32']
-    lines = [
-        '\n| output | shape | relative, float64 | absolute, float64 | relative, float32 | absolute, float32 |',
-        '|---:|---|---:|---:|---:|---:|',
-    ]
+    head = ['output', 'shape', 'relative, float64', 'absolute, float64', 'relative, float32', 'absolute, float32']
+    rows = []
     for index, (a, b) in enumerate(zip(exact, single, strict=True)):
-        numbers = ' | '.join(f'{error:.1e}' for error in (a.relative, a.absolute, b.relative, b.absolute))
-        lines.append(f'| {index} | {"x".join(map(str, a.shape))} | {numbers} |')
+        numbers = [f'{error:.1e}' for error in (a.relative, a.absolute, b.relative, b.absolute)]
+        rows.append([str(index), 'x'.join(map(str, a.shape)), *numbers])
     limits = ', '.join(f'{value:.0e} in {name}' for name, value in found.tolerances.items())
-    return '\n'.join([*lines, f'\nLimits of the relative error: {limits}.'])
+    return f'\n{markdown_table(head, rows, texts=2)}\n\nLimits of the relative error: {limits}.'
 
 
 def speed_table(times: dict[str, Latency], sizes: dict[str, tuple[int, int]]) -> str:
-    first = times.get(DEFINITION, times[TRAIN])
-    lines = [
-        '\n| form | parameters | norms | median, ms | p10 | p90 | n | speed-up |',
-        '|---|---:|---:|---:|---:|---:|---:|---:|',
-    ]
+    first = times.get(BRANCHES, times[TRAIN])
+    rows = []
     for name, time in times.items():
         parameters, norms = sizes[name]
-        lines.append(
-            f'| {name} | {parameters:,} | {norms} | {time.median_ms:.3f} | {time.p10_ms:.3f} | {time.p90_ms:.3f} | '
-            f'{time.n} | {first.median_ms / time.median_ms:.2f} |'
-        )
-    return '\n'.join(lines)
+        milliseconds = [f'{value:.3f}' for value in (time.median_ms, time.p10_ms, time.p90_ms)]
+        speed_up = f'{first.median_ms / time.median_ms:.2f}'
+        rows.append([name, f'{parameters:,}', str(norms), *milliseconds, str(time.n), speed_up])
+    head = ['form', 'parameters', 'norms', 'median, ms', 'p10', 'p90', 'n', 'speed-up']
+    return f'\n{markdown_table(head, rows)}'
 
 
 def where(args: argparse.Namespace) -> str:

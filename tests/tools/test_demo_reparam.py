@@ -46,7 +46,7 @@ def test_both_networks_are_trained_folded_and_compared(tmp_path):
     assert list(forms) == [
         ('RepVGG', 'train form'),
         ('RepVGG', 'fused'),
-        ('RepNeXt-M0', 'branch by branch'),
+        ('RepNeXt-M0', 'branches'),
         ('RepNeXt-M0', 'train form'),
         ('RepNeXt-M0', 'fused'),
     ]

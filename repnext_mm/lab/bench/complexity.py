@@ -15,12 +15,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repnext_mm.apis.config import without_teacher
+from repnext_mm.errors import UserError
 from repnext_mm.models import FORMS
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam import count_norms, count_parameters, fuse
 
 Shape = tuple[int, int]  # (H, W)
-TRAIN_FORMS = ('branch_by_branch', 'train')
+TRAIN_FORMS = ('branches', 'train')
 """How the train form runs: as the authors run it, and as it runs here, merged (its kernels' merging is elementwise:
 no MACs by this definition, and independent of the image's size)."""
 
@@ -58,10 +59,10 @@ def repnext_complexity(
     The classifier has two heads of a norm and a linear layer each, which fuse into one layer.
 
     Raises:
-        ValueError: an unknown ``arch`` or form, an image that is too small, or ``num_classes`` is not positive.
+        UserError: an unknown ``arch`` or form, an image that is too small, or ``num_classes`` is not positive.
     """
     if num_classes < 1:
-        raise ValueError(f'num_classes={num_classes}: a classifier needs at least one class')
+        raise UserError(f'num_classes={num_classes}: a classifier needs at least one class')
     backbone = build_without_data({'type': 'RepNeXt', 'arch': arch})
     channels = backbone.out_channels[-1]
     linear = Complexity(parameters=(channels + 1) * num_classes, macs=channels * num_classes, norms=0)
@@ -85,7 +86,7 @@ def model_complexity(config: Config, *, shape: Shape, forms: Sequence[str] = FOR
         The parts' complexities, for each form.
 
     Raises:
-        ValueError: the model has no backbone, or heads of a kind that is not known here.
+        UserError: the model has no backbone, or heads of a kind that is not known here.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     model = build_without_data(without_teacher(config.model))
@@ -121,7 +122,7 @@ class _Bare(nn.Module):
 
 
 def _forms(model: nn.Module, forms: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    yield 'branch_by_branch', branch_by_branch(model)
+    yield 'branches', branch_by_branch(model)
     yield 'train', model
     seen = [_structure(model)]
     for form in forms:
@@ -138,8 +139,8 @@ def _structure(model: nn.Module) -> tuple[list[Any], list[Any]]:
 
 def _different(found: dict[str, dict[str, Complexity]]) -> dict[str, dict[str, Complexity]]:
     """Without the row of branches where there are none: it is then that of the train form."""
-    apart, train = TRAIN_FORMS
-    return {form: parts for form, parts in found.items() if form != apart or parts != found[train]}
+    branches, train = TRAIN_FORMS
+    return {form: parts for form, parts in found.items() if form != branches or parts != found[train]}
 
 
 def _complexity(module: Any, run: Callable[[Any], object]) -> Complexity:
@@ -169,7 +170,7 @@ def _parts(model: Any, image: torch.Tensor) -> Iterator[Part]:
         yield from _roi_parts(model.roi_head, model.test_cfg)
     unknown = heads - {'head', 'decode_head', 'rpn_head', 'bbox_head', 'roi_head', 'auxiliary_head'}
     if unknown:
-        raise ValueError(
+        raise UserError(
             f'{type(model).__name__} has heads of an unknown kind, {", ".join(sorted(unknown))}: what they compute at '
             'test time cannot be counted, give a config of its backbone only'
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from repnext_mm.lab.bench.networks import randomise
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam import Form, FusionReport, fuse, relative_error, within
+from repnext_mm.reparam.verify import _tensors as outputs_of
 
 TOLERANCE_FLOAT64 = 1e-10
 TOLERANCE_FLOAT32 = 1e-4
@@ -36,7 +37,7 @@ class Consistency:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why this is no proof; empty when it is one."""
+        """Why this is not a proof; empty when it is one."""
         if not self.report:
             return ('nothing was fused: the model is not re-parameterizable, or fused already',)
         return tuple(
@@ -106,25 +107,11 @@ class _OnImage(nn.Module):
 
 
 def _levels(fused: nn.Module, reference: nn.Module, image: Tensor) -> tuple[LevelError, ...]:
-    outputs: list[Tensor] = []
-    hook = reference.register_forward_hook(lambda _, __, output: outputs.extend(tensors_of(output)))
-    try:
-        errors = relative_error(fused, reference, image)
-    finally:
-        hook.remove()
+    errors = relative_error(fused, reference, image)
+    with torch.no_grad():
+        outputs = outputs_of(reference(image))
     scales = [output.double().abs().max().item() for output in outputs]
     return tuple(
         LevelError(shape=tuple(output.shape), relative=error, absolute=error * scale if scale else error)
         for error, output, scale in zip(errors, outputs, scales, strict=True)
     )
-
-
-def tensors_of(output: object) -> list[Tensor]:
-    """The tensors in a network's output, in the order in which ``relative_error`` compares them."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, Sequence):
-        return [tensor for item in output for tensor in tensors_of(item)]
-    raise TypeError(f'outputs of type {type(output).__name__} cannot be compared: need tensors or nested lists of them')

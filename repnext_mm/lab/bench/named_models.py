@@ -14,6 +14,7 @@ from torch import nn
 from repnext_mm.apis.config import SCOPE_PACKAGES, load_config, without_teacher
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.apis.test import drop_initial_weights
+from repnext_mm.errors import UserError
 from repnext_mm.models import ARCHITECTURES
 
 TIMM = 'timm/'
@@ -29,7 +30,7 @@ def build_named(name: str, *, options: Mapping[str, Any] | None = None) -> nn.Mo
         options: arguments of the constructor; of a config file, its overrides.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such model, or it does not take the options.
+        UserError: there is no such model, or it does not take the options.
     """
     options = dict(options or {})
     if name.endswith('.py'):
@@ -38,18 +39,18 @@ def build_named(name: str, *, options: Mapping[str, Any] | None = None) -> nn.Mo
         name, options = 'RepNeXt', {'arch': name, **options}
     found = _candidates(name)
     if not found:
-        raise ValueError(
+        raise UserError(
             f"model '{name}' is unknown: name a RepNeXt arch ({', '.join(ARCHITECTURES)}), a class of MODELS such as "
             'RepNeXtU or mmpretrain.RepVGG, a timm model such as timm/repvit_m0_9, or a config file'
         )
     if len(found) > 1:
-        raise ValueError(f"model '{name}' is in several libraries: say {' or '.join(found)}")
+        raise UserError(f"model '{name}' is in several libraries: say {' or '.join(found)}")
     try:
         return _in_eval_mode(_built(found[0], options))
     except (AssertionError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         given = ' '.join(f'{key}={value}' for key, value in options.items()) or 'its defaults'
-        raise ValueError(
+        raise UserError(
             f"model '{name}' cannot be built with {given} ({reason}): give its arguments as --options KEY=VALUE"
         ) from error
 
@@ -107,7 +108,7 @@ def _built(name: str, options: dict[str, Any]) -> nn.Module:
 def _from_config(path: str, options: dict[str, Any]) -> nn.Module:
     config = load_config(path, options=options)
     if config.get('model') is None:
-        raise ValueError(f"config '{path}' has no `model`: give a config of a model, or name a model")
+        raise UserError(f"config '{path}' has no `model`: give a config of a model, or name a model")
     settings = without_teacher(config.model)
     drop_initial_weights(settings)
     with reading_safely(), DefaultScope.overwrite_default_scope(config.get('default_scope')):

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repnext_mm.errors import UserError
+
 Run = Callable[[], Sequence[Tensor]]
 
 EXPORTED = {'onnxruntime': 'onnx', 'openvino': 'openvino', 'torchscript': 'torchscript'}
@@ -31,7 +33,7 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
     """Why a combination cannot be measured here, as the rest of a sentence; None when it can.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: an unknown name.
     """
     for kind, name, known in (
         ('runtime', runtime, RUNTIMES),
@@ -39,7 +41,7 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
         ('memory format', memory_format, MEMORY_FORMATS),
     ):
         if name not in known:
-            raise ValueError(f'unknown {kind} {name!r}: choose from {", ".join(known)}')
+            raise UserError(f'unknown {kind} {name!r}: choose from {", ".join(known)}')
     if dtype == NATIVE and runtime != 'openvino':
         return 'only OpenVINO chooses its precision itself'
     if device == 'cpu':
@@ -99,7 +101,7 @@ _POOL: list[Any] = []  # of this process: graphs run one after the other, so the
 def _captured(network: nn.Module, image: Tensor) -> Run:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries initialise and choose kernels before the capture, which forbids both
+    with torch.cuda.stream(side):  # libraries initialize and choose kernels before the capture, which forbids both
         for _ in range(3):
             network(image)
     torch.cuda.current_stream().wait_stream(side)

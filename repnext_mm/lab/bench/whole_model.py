@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import cv2
 import numpy as np
 import torch
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
+from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
+from repnext_mm.apis.safe_loading import reading_safely
+from repnext_mm.apis.test import drop_initial_weights
+from repnext_mm.apis.weight_files import load_model
+from repnext_mm.errors import UserError
+from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.bench.networks import error, randomise
-from repnext_mm.lab.bench.step_timer import Observed
 from repnext_mm.models import type_name
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
 FORMS = ('train', 'fused')
-SYNTHETIC_SIZE = (480, 640)  # pixels, of most COCO pictures
+SYNTHETIC_SIZE = (480, 640)  # pixels, of most COCO images
 TOLERANCE = 1e-3  # relative, of all that backbone, neck and heads return, in float32
 AGREEMENT = 0.95  # near a threshold, rounding decides: so many detections, or pixels, must be the same
+PARTS = ('pipeline', 'data_preprocessor', 'backbone', 'neck', 'head', 'post_processing')
+"""``pipeline`` is the test pipeline on a decoded image (resize); ``data_preprocessor`` moves, normalizes and pads;
+``post_processing`` is what becomes of the heads' outputs (NMS of proposals and boxes, pasting of masks; resize and
+argmax of segmentations); ``head`` is the rest of a test step: heads, region features, and what lies between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +48,14 @@ class WholeModel:
     config: str
     trained: bool  # otherwise the weights are random, and so are proposals and detections
     image: str
-    image_shape: tuple[int, int]  # (H, W) of the picture
+    image_shape: tuple[int, int]  # (H, W) of the image
     input_shape: tuple[int, int]  # (H, W) of what the network sees
     device: str
     fusion: str
     counts: Mapping[str, int]  # of proposals and detections, the same for both forms
     error: float  # worst relative error of backbone, neck and heads, fused against trained
     agreement: float | None  # share of equal detections or pixels; None for the detections of random weights
-    times: Mapping[str, Mapping[str, Latency]]  # of a form, then of each of ``observed.PARTS`` and the 'total'
+    times: Mapping[str, Mapping[str, Latency]]  # of a form, then of each of ``PARTS`` and the 'total'
 
 
 def measure_whole_model(
@@ -63,7 +82,7 @@ def measure_whole_model(
         checkpoint: its weights; without it they are random, with random norm statistics, and the score threshold is 0
             so that the mask head has the most detections to work on: head and post-processing take longer than with
             trained weights then.
-        image: a picture file; default: a synthetic picture from a fixed seed.
+        image: an image file; default: a synthetic image from a fixed seed.
         device: where to run.
         rounds: timed runs of each form.
         warmup_rounds: and ``warmup_s`` seconds: the least warm-up.
@@ -72,21 +91,19 @@ def measure_whole_model(
         progress: called after each round.
 
     Raises:
-        FileNotFoundError, ValueError: a file cannot be used, or the model has no backbone.
+        UserError: a file cannot be used, or the model has no backbone.
         RuntimeError: the fused model's outputs are not those of the trained one.
     """
-    from repnext_mm.apis.config import load_config, without_teacher
-
     if rounds < 1:
-        raise ValueError(f'rounds={rounds}: measure at least one round')
+        raise UserError(f'rounds={rounds}: measure at least one round')
     config = load_config(config_path, options=options)
     config.model = without_teacher(config.model)
-    picture, described = _picture(image)
+    pixels, described = _image(image)
     model = _model(config, checkpoint, trust_pickle=trust_pickle).to(device).eval()
     pipeline = _pipeline(config)
     with torch.no_grad():
         fused, report = _hook(config).fuse_backbone(model)
-        runs = {form: Observed(m, pipeline, picture) for form, m in zip(FORMS, (model, fused), strict=True)}
+        runs = {form: Observed(m, pipeline, pixels) for form, m in zip(FORMS, (model, fused), strict=True)}
         found, agreement = _compared(runs, trained=checkpoint is not None)
         calls = {form: partial(run.timed, runs['train'].handed_on) for form, run in runs.items()}
         warm_up(calls, rounds=warmup_rounds, seconds=warmup_s, device=device)
@@ -98,7 +115,7 @@ def measure_whole_model(
         config=Path(config_path).stem,
         trained=checkpoint is not None,
         image=described,
-        image_shape=picture.shape[:2],
+        image_shape=pixels.shape[:2],
         input_shape=train.input_shape,
         device=str(device),
         fusion=str(report),
@@ -107,6 +124,105 @@ def measure_whole_model(
         agreement=agreement,
         times={form: {part: quantiles(ms) for part, ms in run.parts_ms.items()} for form, run in runs.items()},
     )
+
+
+class Observed:
+    """One form of a model, and what it was seen to do."""
+
+    def __init__(self, model: Any, pipeline: Callable[[dict[str, Any]], Any], image: np.ndarray) -> None:
+        self.model, self.pipeline, self.image = model, pipeline, image
+        self.device = next(model.parameters()).device
+        self.parts_ms: dict[str, list[float]] = defaultdict(list)
+        self.tensors: list[Tensor] = []  # what backbone, neck and heads returned when they were looked at
+        self.handed_on: dict[str, Any] = {}  # proposals and boxes, by the head that found them
+        self.counts: dict[str, int] = {}
+        self.input_shape = (0, 0)
+
+    def looked_at(self, handed_on: Mapping[str, Any]) -> Any:
+        """The result of a run that notes what passes by."""
+        self.tensors.clear()
+        return self._run(Stopwatch(self.device), handed_on, look=True)
+
+    def timed(self, handed_on: Mapping[str, Any]) -> None:
+        """A run that notes the time of every part."""
+        watch = Stopwatch(self.device)
+        self._run(watch, handed_on, look=False)
+        parts = {part: watch.ms[part] for part in PARTS if part in watch.ms}
+        for part, value in {**parts, 'total': sum(parts.values())}.items():
+            self.parts_ms[part].append(value)
+
+    def _run(self, watch: Stopwatch, handed_on: Mapping[str, Any], *, look: bool) -> Any:
+        height, width = self.image.shape[:2]
+        shapes = {'img_shape': (height, width), 'ori_shape': (height, width)}
+        with ExitStack() as patches:
+            for owner, method, part, name in _stations(self.model):
+                original = getattr(owner, method)
+                station = self._station(original, watch, part, name, handed_on, look=look)
+                patches.enter_context(mock.patch.object(owner, method, station))
+            with watch.part('pipeline'):
+                data = self.pipeline({'img': self.image, 'img_path': None, 'img_id': 0, **shapes})
+            with watch.part('head'):
+                return self.model.test_step({'inputs': [data['inputs']], 'data_samples': [data['data_samples']]})
+
+    def _station(
+        self,
+        original: Callable[..., Any],
+        watch: Stopwatch,
+        part: str,
+        name: str,
+        handed_on: Mapping[str, Any],
+        *,
+        look: bool,
+    ) -> Callable[..., Any]:
+        @wraps(original)
+        def station(*args: Any, **kwargs: Any) -> Any:
+            with watch.part(part):
+                result = original(*args, **kwargs)
+            with watch.part('noting'):
+                if look:
+                    self._note(name, (args, kwargs), result)
+                return copy.deepcopy(handed_on[name]) if name in handed_on else result
+
+        return station
+
+    def _note(self, name: str, given: Any, result: Any) -> None:
+        if name in ('backbone', 'neck'):
+            self.tensors += _tensors(result)
+        elif name == 'data_preprocessor':
+            self.input_shape = tuple(result['inputs'].shape[2:])
+        elif name.endswith('.predict_by_feat'):  # of what heads return it makes results
+            self.tensors += _tensors(given)
+            if _found_boxes(result):
+                self.handed_on[name] = copy.deepcopy(result)
+                kind = 'proposals' if name.startswith('rpn_head') else 'detections'
+                self.counts[kind] = sum(map(len, result))
+
+
+class Stopwatch:
+    """Time by part; a part inside another one counts for itself only."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.ms: dict[str, float] = defaultdict(float)
+        self._device = device
+        self._open = ['outside']
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self._switch()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._open.pop()
+
+    def _switch(self) -> None:
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.ms[self._open[-1]] += (now - self._since) * 1e3
+        self._since = now
 
 
 def _compared(runs: Mapping[str, Observed], *, trained: bool) -> tuple[float, float | None]:
@@ -143,14 +259,8 @@ def _agreement(result: Any, expected: Any) -> float | None:
 
 
 def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) -> Any:
-    from mmengine.registry import MODELS, init_default_scope
-
-    from repnext_mm.apis.safe_loading import reading_safely
-    from repnext_mm.apis.test import drop_initial_weights
-    from repnext_mm.apis.weight_files import load_model
-
     if 'backbone' not in config.model or 'data_preprocessor' not in config.model:
-        raise ValueError(
+        raise UserError(
             f"model '{type_name(config.model.get('type'))}' has no backbone and data_preprocessor: give the "
             'config of a detector or a segmentor, or time a backbone alone'
         )
@@ -170,8 +280,6 @@ def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) ->
 
 
 def _hook(config: Any) -> Any:
-    from repnext_mm.hooks import FuseBackboneHook
-
     for settings in config.get('custom_hooks') or []:
         if type_name(settings['type']) == 'FuseBackboneHook':
             known = {key: value for key, value in settings.items() if key not in ('type', 'priority')}
@@ -181,26 +289,46 @@ def _hook(config: Any) -> Any:
 
 def _pipeline(config: Any) -> Callable[[dict[str, Any]], Any]:
     """The test pipeline without what reads files."""
-    from mmengine.dataset import Compose
-
-    from repnext_mm.apis.config import innermost_datasets
-
     if not config.get('test_dataloader'):
-        raise ValueError(f"config '{config.filename}' has no test_dataloader: its pipeline prepares the image")
+        raise UserError(f"config '{config.filename}' has no test_dataloader: its pipeline prepares the image")
     steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
     return Compose([step for step in steps if not type_name(step['type']).startswith('Load')])
 
 
-def _picture(path: str | Path | None) -> tuple[np.ndarray, str]:
-    import cv2
-
+def _image(path: str | Path | None) -> tuple[np.ndarray, str]:
     if path is None:
         coarse = np.random.default_rng(0).uniform(0, 255, (12, 16, 3)).astype(np.float32)
         smooth = cv2.resize(coarse, SYNTHETIC_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
         return smooth.clip(0, 255).astype(np.uint8), 'synthetic, smoothed noise of seed 0'
     if not Path(path).is_file():
-        raise FileNotFoundError(f"image '{path}' does not exist: give the path of one picture")
-    picture = cv2.imread(str(path))
-    if picture is None:
-        raise ValueError(f"image '{path}' cannot be read as a picture: give a JPEG or PNG file")
-    return picture, Path(path).name
+        raise UserError(f"image '{path}' does not exist: give the path of one image")
+    image = cv2.imread(str(path))
+    if image is None:
+        raise UserError(f"image '{path}' cannot be read as an image: give a JPEG or PNG file")
+    return image, Path(path).name
+
+
+def _stations(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, str]]:
+    """Where time is taken: owner, method, part, name."""
+    for part in ('data_preprocessor', 'backbone', 'neck'):
+        module = getattr(model, part, None)
+        if isinstance(module, nn.Module):
+            yield module, 'forward', part, part
+    for name, module in model.named_modules():
+        for method in ('predict_by_feat', 'postprocess_result', 'add_pred_to_datasample'):
+            if hasattr(module, method):
+                yield module, method, 'post_processing', f'{name}.{method}'
+
+
+def _found_boxes(result: Any) -> bool:
+    if not isinstance(result, list) or not all(isinstance(instances, InstanceData) for instances in result):
+        return False
+    return not any('masks' in instances for instances in result)  # the last step: nothing works on masks
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.float()] if value.is_floating_point() and value.numel() else []
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, list | tuple) else []

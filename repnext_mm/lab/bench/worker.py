@@ -1,6 +1,7 @@
 """One job in a process of its own: prepare and prove every variant, then time them in turn.
 
-Run as ``python -m repnext_mm.lab.bench.worker JOB``; progress and results leave as one JSON object per line.
+Run as ``python -m repnext_mm.lab.bench.worker JOB``: prints a line when it starts something new, and its result, as
+one line of JSON, at the end.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,28 +30,24 @@ from repnext_mm.reparam import count_norms, count_parameters
 from repnext_mm.timing import event_times, wall_times, warm_up
 
 MIB = 2**20
-Emit = Callable[[dict[str, Any]], object]
+Say = Callable[[str], object]
 
 
 class DoesNotFit(Exception):
     """A variant needs more memory than there is, at a batch that may still be halved."""
 
 
-def measure(job: Job, emit: Emit) -> None:
-    """Do a job and ``emit`` what happens: ``preparing``, ``variant`` (a row), ``round``, ``times``, ``finished``."""
+def measure(job: Job, say: Say) -> dict[str, Any]:
+    """Do a job and return its result, with a row for each variant; ``say`` what is being done, a step each time."""
     set_up(job)
     with torch.no_grad():  # not inference mode yet: exporters refuse tensors that were made in it
-        job, calls = _prepared(job, emit)
+        job, rows, calls = _prepared(job, say)
+    result: dict[str, Any] = {'batch': job.shape[0], 'variants': rows}
     if calls:
-        emit({'event': 'times', 'times': _times(job, calls, emit)})
-    emit(
-        {
-            'event': 'finished',
-            'batch': job.shape[0],
-            'process_peak_rss_mib': _peak_rss_mib(),
-            'environment': environment(job.device),
-        }
-    )
+        result['warmup_rounds'], times = _times(job, calls, say)
+        for row in rows:
+            row |= times.get(f'{row["model"]}/{row["form"]}', {})
+    return {**result, 'process_peak_rss_mib': _peak_rss_mib(), 'environment': environment(job.device)}
 
 
 def set_up(job: Job) -> None:
@@ -62,46 +59,47 @@ def set_up(job: Job) -> None:
 
 
 @torch.inference_mode()
-def _times(job: Job, calls: dict[str, Run], emit: Emit) -> dict[str, Any]:
+def _times(job: Job, calls: dict[str, Run], say: Say) -> tuple[int, dict[str, dict[str, list[float]]]]:
+    say('warming up')
     made = warm_up(calls, rounds=job.warmup_rounds, seconds=job.warmup_s, device=job.device)
-    emit({'event': 'warm', 'rounds': made})
-    wall = wall_times(calls, rounds=job.rounds, device=job.device, after_round=lambda: emit({'event': 'round'}))
-    times: dict[str, Any] = {name: {'times_ms': values} for name, values in wall.items()}
+    wall = wall_times(calls, rounds=job.rounds, device=job.device, after_round=lambda: say('timing'))
+    times = {name: {'times_ms': values} for name, values in wall.items()}
     if job.device == 'cuda':
         for name, values in event_times(calls, rounds=job.rounds).items():
             times[name]['event_times_ms'] = values
-    return times
+    return made, times
 
 
-def _prepared(job: Job, emit: Emit) -> tuple[Job, dict[str, Run]]:
+def _prepared(job: Job, say: Say) -> tuple[Job, list[dict[str, Any]], dict[str, Run]]:
+    """The job at a batch that fits, a row for each variant, and what to time."""
     while True:
         with suppress(DoesNotFit):
-            return job, dict(_prepare_all(job, emit))
+            return job, *_prepare_all(job, say)
         job = replace(job, shape=(job.shape[0] // 2, *job.shape[1:]))
-        emit({'event': 'halved', 'batch': job.shape[0]})
         gc.collect()  # here, where no traceback holds on to tensors any more
         if job.device == 'cuda':
             torch.cuda.empty_cache()
 
 
-def _prepare_all(job: Job, emit: Emit) -> Iterator[tuple[str, Run]]:
+def _prepare_all(job: Job, say: Say) -> tuple[list[dict[str, Any]], dict[str, Run]]:
     generator = torch.Generator().manual_seed(job.seed)
     image = torch.randn(job.shape, generator=generator).to(job.device, DTYPES[job.dtype])
     image = image.contiguous(memory_format=MEMORY_FORMATS[job.memory_format])
+    rows, calls = list[dict[str, Any]](), dict[str, Run]()
     for variant in job.variants:
-        emit({'event': 'preparing', 'variant': variant.name})
-        row: dict[str, Any] = {'model': variant.model, 'form': variant.form}
-        run = None
+        say(f'preparing {variant.name}')
+        row: dict[str, Any] = variant._asdict()
+        rows.append(row)
         try:
             run = _prepare_one(job, variant, image, row)
+            if run is not None:
+                calls[variant.name] = run
         except Exception as failure:  # one variant's failure must not cost the others their turn
             if job.search_batch and job.shape[0] > 1 and _out_of_memory(failure):
                 raise DoesNotFit from None
             row['reason'] = _sentence(failure)
         row['status'] = 'failed' if 'reason' in row else 'measured'
-        emit({'event': 'variant', 'row': row})
-        if run is not None:
-            yield variant.name, run
+    return rows, calls
 
 
 def _prepare_one(job: Job, variant: Variant, image: Tensor, row: dict[str, Any]) -> Run | None:
@@ -168,7 +166,7 @@ def _out_of_memory(failure: Exception) -> bool:
 def _sentence(failure: Exception) -> str:
     if _out_of_memory(failure):
         return 'out of memory'
-    lines = re.sub(r'\x1b\[[\d;]*m', '', str(failure)).strip().splitlines()  # without colours
+    lines = re.sub(r'\x1b\[[\d;]*m', '', str(failure)).strip().splitlines()  # without colors
     return f'{type(failure).__name__}: {lines[0][:300]}' if lines else type(failure).__name__
 
 
@@ -183,17 +181,13 @@ def _peak_rss_mib() -> float | None:
 
 
 def main() -> None:
-    """Read the job from the command line and keep stdout for events: libraries print there too."""
+    """Read the job from the command line and keep stdout for our lines: libraries print there too."""
     job = json.loads(sys.argv[1])
     job |= {'shape': tuple(job['shape']), 'variants': tuple(Variant(*pair) for pair in job['variants'])}
-    with os.fdopen(os.dup(1), 'w') as events:
+    with os.fdopen(os.dup(1), 'w') as lines:
         os.dup2(2, 1)
-
-        def emit(event: dict[str, Any]) -> None:
-            events.write(json.dumps(event) + '\n')
-            events.flush()
-
-        measure(Job(**job), emit)
+        result = measure(Job(**job), partial(print, file=lines, flush=True))
+        lines.write(json.dumps(result) + '\n')
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from repnext_mm.apis import prepare_test
 from repnext_mm.apis.weight_files import load_model
-from repnext_mm.lab.bench.law_speed import FUSED, LIBRARY, contestants
+from repnext_mm.lab.bench.law_table import FUSED, LIBRARY, contestants
 from repnext_mm.lab.demo.run import TOLERANCE, quick_options, trained
 from repnext_mm.reparam import count_norms, count_parameters, relative_error
 from repnext_mm.timing import Latency, measure_latency
@@ -216,7 +216,7 @@ def _repeated(images: Tensor, count: int) -> Tensor:
     return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
 
 
-COLOURS = {'branch by branch': '#b0b0b0', 'train form': '#e08a3c', 'fused': '#0000a7'}
+COLOURS = {'branches': '#b0b0b0', 'train form': '#e08a3c', 'fused': '#0000a7'}
 _WIDTH = 0.8  # of a model's bars together
 
 

@@ -37,11 +37,11 @@ def test_published_counts(arch):
     found = repnext_complexity(arch, forms=('default', 'keep_norms'))
     whole = {form: parts['classifier'] for form, parts in found.items()}
     alone = {form: parts['backbone'] for form, parts in found.items()}
-    assert whole['train'].parameters == whole['branch_by_branch'].parameters == train
+    assert whole['train'].parameters == whole['branches'].parameters == train
     assert whole['keep_norms'].parameters == kept
     assert whole['default'].parameters == folded
     assert alone['train'].parameters == backbone
-    assert whole['branch_by_branch'].macs == macs_train
+    assert whole['branches'].macs == macs_train
     assert whole['default'].macs == whole['keep_norms'].macs == macs_fused
     assert whole['keep_norms'].norms == NORMS_KEPT[arch]
     assert whole['default'].norms == 0
@@ -79,7 +79,7 @@ def test_every_form():
         (dict(type='RepNeXt', arch='m0e'), ['train', 'default', 'keep_norms']),
         (dict(type='RepNeXt', arch='m0e', deploy=True), ['train']),
         (dict(type='RepNeXt', arch='m0', deploy=True), ['train', 'half', 'three_quarters', 'dense']),
-        (dict(type='RepNeXtU'), ['branch_by_branch', 'train', 'default']),
+        (dict(type='RepNeXtU'), ['branches', 'train', 'default']),
         (dict(type='ResNet', depth=18), ['train', 'default']),
     ],
     ids=['one branch', 'fused', 'fused, of several', 'units', 'ResNet'],
@@ -115,7 +115,7 @@ def test_mask_rcnn_part_by_part():
     rpn = sum(h * w for h, w in [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]) * (9 * 256 * 256 + 256 * 3 + 256 * 12)
     assert parts['rpn_head'].macs == rpn
     assert parts['total'].macs == sum(value.macs for name, value in parts.items() if name != 'total')
-    assert found['branch_by_branch']['total'].macs > found['train']['total'].macs == parts['total'].macs
+    assert found['branches']['total'].macs > found['train']['total'].macs == parts['total'].macs
     assert found['train']['total'].parameters - parts['total'].parameters == 2_073_200 - 2_007_080
 
 

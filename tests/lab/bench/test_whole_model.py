@@ -15,8 +15,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from repnext_mm.lab.bench import whole_model
-from repnext_mm.lab.bench.step_timer import PARTS, Observed, Stopwatch
-from repnext_mm.lab.bench.whole_model import measure_whole_model
+from repnext_mm.lab.bench.whole_model import PARTS, Observed, Stopwatch, measure_whole_model
 from tests.conftest import randomise
 from tests.tools.running import ROOT
 
@@ -141,8 +140,8 @@ def test_both_forms_hand_on_the_same_boxes():
 @pytest.mark.parametrize(
     ('arguments', 'kind', 'message'),
     [
-        (dict(image='nowhere.jpg'), FileNotFoundError, "image 'nowhere.jpg' does not exist"),
-        (dict(image=__file__), ValueError, 'cannot be read as a picture'),
+        (dict(image='nowhere.jpg'), ValueError, "image 'nowhere.jpg' does not exist"),
+        (dict(image=__file__), ValueError, 'cannot be read as an image'),
         (dict(rounds=0), ValueError, 'rounds=0: measure at least one round'),
     ],
     ids=['missing', 'no picture', 'rounds'],

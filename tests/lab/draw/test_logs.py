@@ -7,8 +7,8 @@ import json
 import cv2
 import pytest
 
-from repnext_mm.lab.draw.plot_runs import curve_names, plot_runs
-from repnext_mm.lab.draw.run_logs import read_run
+from repnext_mm.lab.draw.logs import curve_names, plot_runs, read_run
+from tests.tools.running import ROOT
 
 
 def write(folder, *lines):
@@ -76,7 +76,7 @@ def test_what_is_drawn(epochs, iterations, tmp_path):
 
 
 def test_broken_logs(tmp_path, iterations):
-    with pytest.raises(FileNotFoundError, match='holds no log of a training'):
+    with pytest.raises(ValueError, match='holds no log of a training'):
         read_run(tmp_path / 'nowhere')
     text = iterations.read_text()
     iterations.write_text(text + '{"loss": 0.')  # the last line of a run that was killed
@@ -203,3 +203,10 @@ def test_no_log(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=r"give mmengine's vis_data/scalars\.json, mmcv 1\.x's"):
         read_run(tmp_path / name)
+
+
+@pytest.mark.parametrize(('name', 'top1'), [('convnext_femto', 72.37), ('modified_a', 74.28), ('modified_b', 74.19)])
+def test_curves_of_the_ablation(name, top1):
+    run = read_run(ROOT / f'docs/reported/ablation_{name}.csv')
+    assert round(max(run.validation['accuracy/top1'].values()), 2) == top1
+    assert len(run.training['loss']) == 120

@@ -1,4 +1,4 @@
-"""Jobs, child processes that die, records that are whole at any time."""
+"""Jobs, workers that die, records that are whole at any time."""
 
 import json
 import os
@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from repnext_mm.lab.bench import worker as child_process
-from repnext_mm.lab.bench.jobs import Job, parse_shape, plan
+from repnext_mm.lab.bench import worker
+from repnext_mm.lab.bench.jobs import Job, failures_of, parse_shape, plan, run_job, run_jobs
 from repnext_mm.lab.bench.networks import Variant
 from repnext_mm.lab.bench.record import check_same_machine, new_record, read_record, write_record
-from repnext_mm.lab.bench.run import failures_of, run_job, run_jobs, steps
 
 JOB = Job('eager', (1, 3, 64, 64), 'float32', 'contiguous', (Variant('m0', 'default'), Variant('m0', 'half')), rounds=2)
 QUICK = replace(JOB, warmup_rounds=0, warmup_s=0.0)
@@ -20,18 +19,15 @@ SETTINGS = dict(device='cpu', repeats=1, rounds=2, warmup_s=0.0, warmup_rounds=0
 OPTIONS = dict(runtimes=['eager'], shapes=[(1, 3, 64, 64)], dtypes=['float32'], memory_formats=['contiguous'])
 
 
-def fake_child(code):
+def fake_worker(code):
     return [sys.executable, '-c', f'import json, os, sys\njob = json.loads(sys.argv[1])\n{code}']
 
 
 ANSWER = """
-def emit(**event): print(json.dumps(event), flush=True)
-print('a library greets')
-for model, form in job['variants']:
-    emit(event='variant', row=dict(model=model, form=form, status='measured', error=0.0, parameters=1, norms=0))
-emit(event='warm', rounds=1)
-emit(event='times', times={'/'.join(pair): dict(times_ms=[1.0, 3.0]) for pair in job['variants']})
-emit(event='finished', batch=1, process_peak_rss_mib=1.0, environment={'device': 'fake'})
+print('preparing', flush=True)
+row = dict(status='measured', error=0.0, parameters=1, norms=0, times_ms=[1.0, 3.0])
+rows = [dict(row, model=model, form=form) for model, form in job['variants']]
+print(json.dumps(dict(batch=1, warmup_rounds=1, variants=rows, environment={'device': 'fake'})))
 """
 
 
@@ -41,19 +37,24 @@ def record():
 
 
 @pytest.fixture
-def events(monkeypatch):
-    """Run a job in this process, its effects on torch undone."""
-    threads, found = torch.get_num_threads(), []
+def measured(monkeypatch):
+    """Runs a job in this process, its effects on torch undone; gives its result and what it said."""
+    threads = torch.get_num_threads()
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     flags = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    yield lambda job: child_process.measure(job, found.append) or found
+
+    def run(job):
+        said = []
+        return worker.measure(job, said.append), said
+
+    yield run
     torch.set_num_threads(threads)
     cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = flags
 
 
-def test_variants_are_timed_in_turn(events, monkeypatch):
+def test_variants_are_timed_in_turn(measured, monkeypatch):
     seen = []
-    original = child_process.prepare
+    original = worker.prepare
 
     def prepare(network, image, **options):
         run, index = original(network, image, **options), len(prepared)
@@ -61,16 +62,17 @@ def test_variants_are_timed_in_turn(events, monkeypatch):
         return lambda: (seen.append(index), run())[1]
 
     prepared = []
-    monkeypatch.setattr(child_process, 'prepare', prepare)
-    found = events(QUICK)
+    monkeypatch.setattr(worker, 'prepare', prepare)
+    result, said = measured(QUICK)
     assert seen == [0, 1, 0, 1, 0, 1]  # each proved once, then two rounds of both
-    (times,) = (event['times'] for event in found if event['event'] == 'times')
-    assert [len(times[name]['times_ms']) for name in ('m0/default', 'm0/half')] == [2, 2]
-    assert all(event['row']['error'] <= 1e-5 for event in found if event['event'] == 'variant')
+    assert said == ['preparing m0/default', 'preparing m0/half', 'warming up', 'timing', 'timing']
+    assert [len(row['times_ms']) for row in result['variants']] == [2, 2]
+    assert all(row['error'] <= 1e-5 for row in result['variants'])
+    assert result['warmup_rounds'] == 0
 
 
-def test_a_variant_that_differs_is_reported_and_not_timed(events, monkeypatch):
-    original = child_process.in_form
+def test_a_variant_that_differs_is_reported_and_not_timed(measured, monkeypatch):
+    original = worker.in_form
 
     def in_form(train_form, form, *, image):
         network = original(train_form, form, image=image)
@@ -78,56 +80,54 @@ def test_a_variant_that_differs_is_reported_and_not_timed(events, monkeypatch):
             next(network.parameters()).data.mul_(1.5)
         return network
 
-    monkeypatch.setattr(child_process, 'in_form', in_form)
-    found = events(QUICK)
-    rows = [event['row'] for event in found if event['event'] == 'variant']
+    monkeypatch.setattr(worker, 'in_form', in_form)
+    rows = measured(QUICK)[0]['variants']
     assert [row['status'] for row in rows] == ['measured', 'failed']
     assert 'differs from the float32 train form by' in rows[1]['reason']
-    (times,) = (event['times'] for event in found if event['event'] == 'times')
-    assert list(times) == ['m0/default']
+    assert ['times_ms' in row for row in rows] == [True, False]
 
 
-def test_the_batch_is_halved_until_everything_fits(events, monkeypatch):
-    original = child_process.prepare
+def test_the_batch_is_halved_until_everything_fits(measured, monkeypatch):
+    original = worker.prepare
 
     def prepare(network, image, **options):
         if len(image) > 2:
             raise MemoryError
         return original(network, image, **options)
 
-    monkeypatch.setattr(child_process, 'prepare', prepare)
+    monkeypatch.setattr(worker, 'prepare', prepare)
     job = replace(QUICK, mode='throughput', shape=(8, 3, 64, 64), search_batch=True)
-    found = events(job)
-    assert [event['batch'] for event in found if event['event'] == 'halved'] == [4, 2]
-    assert found[-1]['batch'] == 2
-    monkeypatch.setattr(child_process, 'prepare', lambda *args, **options: (_ for _ in ()).throw(MemoryError()))
-    found.clear()
-    events(replace(job, search_batch=False))
-    assert [event['row']['reason'] for event in found if event['event'] == 'variant'] == ['out of memory'] * 2
+    result, said = measured(job)
+    assert result['batch'] == 2
+    assert said[:4] == ['preparing m0/default'] * 3 + ['preparing m0/half']
+    assert [row['status'] for row in result['variants']] == ['measured'] * 2
+    monkeypatch.setattr(worker, 'prepare', lambda *args, **options: (_ for _ in ()).throw(MemoryError()))
+    rows = measured(replace(job, search_batch=False))[0]['variants']
+    assert [row['reason'] for row in rows] == ['out of memory'] * 2
 
 
-def test_progress_and_results_of_a_child():
+def test_progress_and_results_of_a_worker():
     made = []
-    run = run_job(QUICK, progress=lambda text, step: made.append(step), child=fake_child(ANSWER))
+    run = run_job(QUICK, progress=lambda text, step: made.append(step), worker=fake_worker(ANSWER))
     assert run['status'] == 'measured'
     assert [row['times_ms'] for row in run['variants']] == [[1.0, 3.0]] * 2
-    assert sum(made) == steps(QUICK) == 4
+    assert sum(made) == QUICK.steps == 4
 
 
 @pytest.mark.parametrize(
     ('code', 'reason'),
     [
         (
-            "print(json.dumps(dict(event='preparing', variant='m0/half')), flush=True); os.kill(os.getpid(), 9)",
+            "print('preparing m0/half', flush=True); os.kill(os.getpid(), 9)",
             'the process was ended by SIGKILL (the system kills what takes too much memory) while preparing m0/half',
         ),
         ("raise SystemExit('no such thing')", 'the process ended with status 1 (no such thing) while starting'),
-        ('print("{\\"event\\": ", flush=True)', 'the process ended with status 0 while starting'),
+        ('print("{\\"batch\\": ", flush=True)', 'the process ended with status 0 while starting'),
     ],
     ids=['killed', 'raised', 'cut short'],
 )
-def test_a_child_that_dies_is_a_row(code, reason, record, tmp_path):
-    failures = run_jobs([QUICK], record, tmp_path / 'r.json', child=fake_child(code))
+def test_a_worker_that_dies_is_a_row(code, reason, record, tmp_path):
+    failures = run_jobs([QUICK], record, tmp_path / 'r.json', worker=fake_worker(code))
     assert failures == [f'eager 1x3x64x64 float32 contiguous, repeat 1: {reason}']
     (run,) = read_record(tmp_path / 'r.json')['runs']
     assert [row['status'] for row in run['variants']] == ['failed', 'failed']
@@ -137,12 +137,12 @@ def test_a_child_that_dies_is_a_row(code, reason, record, tmp_path):
 def test_an_interrupted_run_goes_on(record, tmp_path):
     path, other = tmp_path / 'r.json', replace(QUICK, shape=(1, 3, 96, 96))
     fails_for_other = f"if job['shape'][2] == 96: sys.exit('interrupted')\n{ANSWER}"
-    assert len(run_jobs([QUICK, other], record, path, repeats=2, child=fake_child(fails_for_other))) == 2
+    assert len(run_jobs([QUICK, other], record, path, repeats=2, worker=fake_worker(fails_for_other))) == 2
     again = read_record(path)
     assert [run['status'] for run in again['runs']] == ['measured', 'failed'] * 2
     calls = tmp_path / 'calls'
     counted = f"open({str(calls)!r}, 'a').write(str(job['shape'][2]) + ' ')\n{ANSWER}"
-    assert run_jobs([QUICK, other], again, path, repeats=2, child=fake_child(counted)) == []
+    assert run_jobs([QUICK, other], again, path, repeats=2, worker=fake_worker(counted)) == []
     assert calls.read_text().split() == ['96', '96']
     assert sorted((run['job']['shape'][2], run['repeat']) for run in read_record(path)['runs']) == [
         (64, 0),
@@ -171,13 +171,13 @@ def test_a_record_is_replaced_whole_or_not_at_all(record, tmp_path, monkeypatch)
 
 
 def test_records_of_another_kind_or_machine_are_refused(record, tmp_path):
-    with pytest.raises(FileNotFoundError, match='no benchmark record at'):
+    with pytest.raises(ValueError, match='no benchmark record at'):
         read_record(tmp_path / 'none.json')
     (tmp_path / 'bad.json').write_text('{')
-    with pytest.raises(ValueError, match='is no JSON'):
+    with pytest.raises(ValueError, match='is not JSON'):
         read_record(tmp_path / 'bad.json')
     (tmp_path / 'other.json').write_text('[]')
-    with pytest.raises(ValueError, match='is no inference record'):
+    with pytest.raises(ValueError, match='is not an inference record'):
         read_record(tmp_path / 'other.json')
     with pytest.raises(ValueError, match="cannot resume: the record was measured with device 'here', this is 'there'"):
         check_same_machine(record, {'device': 'there'})
@@ -221,7 +221,7 @@ def test_what_makes_no_job_is_refused(options, message):
 
 def test_shapes_are_read():
     assert parse_shape('3x224x320') == parse_shape('1x3x224x320') == (1, 3, 224, 320)
-    with pytest.raises(ValueError, match="'224' is no shape"):
+    with pytest.raises(ValueError, match="'224' is not a shape"):
         parse_shape('224')
 
 

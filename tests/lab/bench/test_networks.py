@@ -1,4 +1,4 @@
-"""Variants are the train form in other clothes, and proved to be."""
+"""Variants are the train form in other clothes, and proved to be; peers are fused as far as they go."""
 
 import copy
 import math
@@ -9,8 +9,10 @@ import torch
 from repnext_mm.lab.bench.networks import (
     AUTO,
     PEER_FORM,
+    PEERS,
     TRAIN_FORM,
     Variant,
+    build_peer,
     build_train_form,
     error,
     in_form,
@@ -18,8 +20,11 @@ from repnext_mm.lab.bench.networks import (
     tolerance,
     variants,
 )
-from repnext_mm.models import FORMS
+from repnext_mm.lab.bench.published import PHONE_MS, REPORTED, SOURCES
+from repnext_mm.models import ARCHITECTURES, FORMS
+from repnext_mm.reparam import count_norms
 
+ONLY_REPORTED = ('mobilevig_', 'swiftformer_', 'efficientformer')  # timed by their authors' code, not here
 IMAGE = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
 
 
@@ -117,3 +122,43 @@ def test_a_whole_classifier_by_name(form):
 def test_unknown_names_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
         variants(*names)
+
+
+@pytest.mark.parametrize('name', ['repvit_m0_9', 'mobileone_s1', 'fastvit_sa12', 'starnet_s1', 'resnet50'])
+def test_the_fused_peer_is_the_peer(name):
+    pytest.importorskip('timm')
+    image = torch.randn(1, 3, 64, 64)
+    train_form = build_train_form(name)
+    norms = count_norms(train_form)
+    fused = in_form(train_form, PEER_FORM, image=image)
+    with torch.no_grad():
+        (output,), (reference,) = fused(image), train_form(image)
+    assert output.shape[2:] == (2, 2)  # the last feature map, not pooled
+    assert reference.abs().max() < 1e4  # in the range of float16
+    assert error([output], [reference]) <= 1e-5
+    assert count_norms(fused) <= 2 < norms == count_norms(train_form)
+
+
+def test_timm_has_all_peers():
+    timm = pytest.importorskip('timm')
+    assert set(PEERS) <= set(timm.list_models())
+
+
+def test_an_unknown_peer_is_refused():
+    with pytest.raises(ValueError, match="unknown peer 'vgg'"):
+        build_peer('vgg')
+
+
+def test_everything_that_can_be_timed_has_an_entry():
+    assert set(REPORTED) == {*ARCHITECTURES, *PEERS, *(name for name in PHONE_MS if name.startswith(ONLY_REPORTED))}
+    for reported in REPORTED.values():
+        assert (reported.top1 is None) == (reported.source is None) == (reported.recipe is None)
+        assert reported.source is None or reported.source in SOURCES
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs'),
+    [('m1', 'repvit_m0_9'), ('m2', 'repvit_m1_0'), ('m3', 'repvit_m1_1'), ('m4', 'repvit_m1_5'), ('m5', 'repvit_m2_3')],
+)
+def test_repvit_stands_beside_repnext_of_equal_accuracy(ours, theirs):
+    assert REPORTED[ours].top1 == pytest.approx(REPORTED[theirs].top1, abs=0.1)

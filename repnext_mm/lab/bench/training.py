@@ -1,26 +1,34 @@
-"""Time and memory of a training step: branches merged on the fly against one convolution per branch."""
+"""Training steps, interleaved: the train form, merged on the fly, against one convolution per branch."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from repnext_mm.lab.bench.training_ways import Way, loss_of, recording_gradients, step_of, ways_to_train
+from repnext_mm.errors import UserError
+from repnext_mm.lab.bench.networks import memory_format_of, randomise
+from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS
+from repnext_mm.models.branchwise import branch_by_branch
+from repnext_mm.models.rep_dw import RepDWConv
+from repnext_mm.reparam import fuse, replaced
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
 SHAPES = {'coco': (2, 3, 800, 1344), 'ade20k': (4, 3, 512, 512), '512': (2, 3, 512, 512)}
 """Images of one GPU in the published COCO and ADE20K runs, and the shape of this project's target."""
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
-MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 MEMORY_KINDS = {'cuda': 'peak of the step above weights and optimizer state', 'cpu': 'storages saved for backward'}
 TOLERANCE = 1e-3
 """Gradients in float32 may differ by this share of their length: sums over millions of pixels in another order."""
+TRAIN, BRANCHES, MERGED_ONCE = 'train form', 'branches', 'merged once'
+EVAL_NORMS = ', norms in eval mode'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +37,13 @@ class Step:
 
     time: Latency
     memory_mib: float  # of one of MEMORY_KINDS; parameters are not in it
-    loss_error: float  # relative, in float32, against the same network branch by branch
+    loss_error: float  # relative, in float32, against the same network run by its branches
     gradient_error: float  # length of the difference over length of the gradient, of all parameters together
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """Ways to train one backbone, measured in one run: ``online``, ``branches``, both with norms in eval mode too."""
+    """Ways to train one backbone, measured in one run: see ``ways_to_train``."""
 
     arch: str
     shape: tuple[int, int, int, int]  # (N, 3, H, W)
@@ -46,19 +54,9 @@ class TrainingStep:
     memory_kind: str
     steps: Mapping[str, Step]
 
-    def speedup(self, *, norm_eval: bool = False) -> float:
-        """How many times faster online merging is, by the medians."""
-        branches, online = self._pair(norm_eval)
-        return branches.time.median_ms / online.time.median_ms
-
-    def memory_saving(self, *, norm_eval: bool = False) -> float:
-        """How many times less memory online merging needs."""
-        branches, online = self._pair(norm_eval)
-        return branches.memory_mib / online.memory_mib
-
-    def _pair(self, norm_eval: bool) -> tuple[Step, Step]:
-        suffix = ', norms in eval mode' if norm_eval else ''
-        return self.steps[f'branches{suffix}'], self.steps[f'online{suffix}']
+    def branches_of(self, name: str) -> Step:
+        """The step of the same network run by its branches, with norms in the same mode."""
+        return self.steps[BRANCHES + EVAL_NORMS * name.endswith(EVAL_NORMS)]
 
 
 def measure_training_step(
@@ -76,7 +74,7 @@ def measure_training_step(
 ) -> TrainingStep:
     """Time forward, backward and AdamW step of a backbone, interleaved, and measure the memory of each way.
 
-    Loss and gradients of online merging are compared with those of the branches first, in float32 without TF32. The
+    Loss and gradients of the train form are compared with those of the branches first, in float32 without TF32. The
     learning rate is 0: the same arithmetic, and every round does the same work on the same weights. On CUDA, memory
     is the peak of one step above what stays between steps (weights, optimizer states); elsewhere it is the size of
     the distinct storages that autograd saves for the backward pass, parameters and buffers excluded.
@@ -93,14 +91,14 @@ def measure_training_step(
         progress: called after each round.
 
     Raises:
-        ValueError: an option is not known.
-        RuntimeError: online merging and the branches do not have the same loss and gradients.
+        UserError: an option is not known.
+        RuntimeError: train form and branches do not have the same loss and gradients.
     """
     for kind, value, known in (('dtype', dtype, DTYPES), ('memory_format', memory_format, MEMORY_FORMATS)):
         if value not in known:
-            raise ValueError(f'{kind}={value!r} is not one of {", ".join(known)}: choose one of those')
+            raise UserError(f'{kind}={value!r} is not one of {", ".join(known)}: choose one of those')
     if rounds < 1:
-        raise ValueError(f'rounds={rounds}: measure at least one round')
+        raise UserError(f'rounds={rounds}: measure at least one round')
     device = torch.device(device)
     torch.manual_seed(0)
     images = torch.randn(shape).to(device, memory_format=MEMORY_FORMATS[memory_format])
@@ -139,6 +137,82 @@ def measure_training_step(
     )
 
 
+class Way(NamedTuple):
+    """One way to train a network, and what a step of it needs."""
+
+    run: Callable[[Tensor], Any]  # the network as it is run
+    reference: nn.Module  # the same parameters, run by its branches
+    parameters: list[nn.Parameter]
+    kept: set[int]  # addresses of parameters and buffers
+    optimizer: torch.optim.Optimizer
+
+
+def ways_to_train(settings: Mapping[str, Any], *, like: Tensor) -> dict[str, Way]:
+    """``TRAIN`` and ``BRANCHES``, with norms in train and in eval mode, in the memory format of the images ``like``.
+
+    Two ways with norms in the same mode share their parameters and their optimizer, whose learning rate is 0.
+    """
+    ways = {}
+    source = randomise(MODELS.build(dict(settings)).eval())
+    for suffix, norm_eval in (('', False), (EVAL_NORMS, True)):
+        online: Any = copy.deepcopy(source)
+        online.norm_eval = norm_eval
+        online.to(like.device, memory_format=memory_format_of(like))
+        online.train()
+        branches = branch_by_branch(online)
+        parameters = list(online.parameters())
+        kept = {tensor.untyped_storage().data_ptr() for tensor in [*parameters, *online.buffers()]}
+        optimizer = _optimizer(parameters)
+        for name, run in ((TRAIN, online), (BRANCHES, branches)):
+            ways[name + suffix] = Way(run, branches, parameters, kept, optimizer)
+    return ways
+
+
+def merged_once(online: nn.Module, *, norm_eval: bool) -> Way:
+    """The network that merging on the fly computes, with its merged kernels as parameters: what merging cannot beat.
+
+    All norms stay as they are, but those in eval mode, which are folded for good. It is another model to an optimizer:
+    a yardstick, not a way to train.
+    """
+    if norm_eval:
+        merged, _ = fuse(copy.deepcopy(online).eval(), copy=True)
+    else:
+        merged = replaced(
+            copy.deepcopy(online),
+            lambda _, module: module.fused('default') if isinstance(module, RepDWConv) else None,
+        )
+    merged.requires_grad_(True).train()
+    parameters = list(merged.parameters())
+    return Way(merged, merged, parameters, set(), _optimizer(parameters))
+
+
+def loss_of(outputs: Any) -> Tensor:
+    """A scalar that every output value has a part in."""
+    losses = [level.float().square().sum() / level.numel() for level in outputs]  # mean() stores its input in torch 2.1
+    return torch.stack(losses).sum()
+
+
+@contextmanager
+def recording_gradients() -> Iterator[None]:
+    """Record gradients, also where the caller switched them off: timing does, possibly by inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def step_of(way: Way, images: Tensor, autocast: Callable[[], AbstractContextManager[object]]) -> Callable[[], None]:
+    """A call that does one whole step: forward, backward, optimizer."""
+
+    def step() -> None:
+        with recording_gradients():
+            way.optimizer.zero_grad(set_to_none=True)
+            with autocast():
+                loss = loss_of(way.run(images))
+            loss.backward()
+            way.optimizer.step()
+
+    return step
+
+
 def _compared(way: Way, images: Tensor) -> tuple[float, float]:
     """Relative errors of loss and gradients against the branches, in float32."""
     if way.run is way.reference:
@@ -154,7 +228,7 @@ def _compared(way: Way, images: Tensor) -> tuple[float, float]:
     errors = abs(loss - expected) / abs(expected), distance / length
     if not all(error <= TOLERANCE for error in errors):  # NaN too
         raise RuntimeError(
-            f'online merging differs from the branches by {errors[0]:.1e} in the loss and {errors[1]:.1e} in the '
+            f'the train form differs from the branches by {errors[0]:.1e} in the loss and {errors[1]:.1e} in the '
             f'gradients, more than {TOLERANCE:.0e}: nothing was timed, one of the two is '
             'wrong or the images are too small for batch norm'
         )
@@ -194,3 +268,7 @@ def _memory_mib(
     with recording_gradients(), autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss_of(way.run(images))
     return sum(saved.values()) / 2**20
+
+
+def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.05)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import cv2
 import pytest
 
-from repnext_mm.lab.bench.plot import METRICS
+from repnext_mm.lab.bench.chart import (
+    FASTEST,
+    METRICS,
+    measured_panels,
+    plot_lengths,
+    plot_record,
+    plot_zoo,
+    reported_panel,
+    series,
+)
 from repnext_mm.lab.bench.published import COMPACT
 from repnext_mm.lab.bench.record import read_record
-from repnext_mm.lab.draw.lengths import plot_lengths
-from repnext_mm.lab.draw.run_logs import read_run
-from repnext_mm.lab.draw.zoo import measured_panels, plot_zoo, reported_panel
+from repnext_mm.lab.bench.tables import settings
+from repnext_mm.lab.draw.logs import read_run
+from tests.lab.bench.conftest import JOB, row
 from tests.tools.running import ROOT
 
 TOP1, BOX_AP, MIOU = METRICS
@@ -57,13 +66,6 @@ def test_lengths(tmp_path):
             assert len(run.training['loss']) == 300
 
 
-@pytest.mark.parametrize(('name', 'top1'), [('convnext_femto', 72.37), ('modified_a', 74.28), ('modified_b', 74.19)])
-def test_curves_of_the_ablation(name, top1):
-    run = read_run(ROOT / f'docs/reported/ablation_{name}.csv')
-    assert round(max(run.validation['accuracy/top1'].values()), 2) == top1
-    assert len(run.training['loss']) == 120
-
-
 def test_measured():
     (panel,) = measured_panels(read_record(RECORD), TOP1)
     assert '1x3x224x224, float32, contiguous' in panel.title
@@ -71,8 +73,31 @@ def test_measured():
     assert all(point.latency_ms > 0 for points in panel.lines.values() for point in points)
 
 
-def test_picture(tmp_path):
+def test_zoo(tmp_path):
     path = plot_zoo([read_record(RECORD)], tmp_path / 'zoo.png', metrics=[TOP1, MIOU])
     assert cv2.imread(str(path)).std() > 5
     with pytest.raises(ValueError, match="metric 'top5' is unknown: choose from ImageNet top-1"):
         plot_zoo([], tmp_path / 'zoo.png', metrics=['top5'])
+
+
+def test_a_line_of_the_chart_is_the_fastest_form(record):
+    (rows,) = settings(record).values()
+    lines = series(rows)
+    assert [(row.model, row.form) for row in lines[FASTEST]] == [('m1', 'half'), ('m4', 'half')]
+    assert [row.model for row in lines['RepViT']] == ['repvit_m1_5']
+    assert 'RepNeXt, train form' in lines
+
+
+def test_an_image_per_runtime(record, tmp_path):
+    record['runs'] += [{**run, 'job': {**JOB, 'runtime': 'openvino'}} for run in record['runs']]
+    files = plot_record(record, tmp_path / 'cpu')
+    assert [file.name for file in files] == ['cpu.eager.png', 'cpu.openvino.png']
+    image = cv2.imread(str(files[0]))
+    assert image.shape[0] > 300 < image.shape[1]
+    assert image.std() > 5  # not blank
+
+
+def test_nothing_reported_nothing_drawn(record, tmp_path):
+    for run in record['runs']:
+        run['variants'] = [row('resnet50', 'fused', 1.0)]
+    assert plot_record(record, tmp_path / 'cpu') == []

@@ -74,10 +74,18 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert sorted(hard) == ['numpy', 'torch>=2.1']
     assert metadata['Requires-Python'] == '>=3.10'
     assert metadata['License-Expression'] == 'Apache-2.0'
-    extras = {'cam', 'demo', 'dev', 'digits', 'export', 'onedl', 'openmmlab'}
+    extras = {'cam', 'completion', 'demo', 'dev', 'digits', 'export', 'onedl', 'openmmlab'}
     assert set(metadata.get_all('Provides-Extra') or []) == extras
     for lane, package in (('onedl', 'onedl-mmdetection'), ('openmmlab', 'mmdet')):
         assert any(line.startswith(f'{package}>=') and f'"{lane}"' in line.replace("'", '"') for line in requirements)
+    assert metadata['Description-Content-Type'] == 'text/markdown'
+    assert metadata['Version'] == version()
+    assert any(url.startswith('Paper, ') for url in metadata.get_all('Project-URL') or [])
+
+
+def test_the_command_is_installed(wheel: zipfile.ZipFile) -> None:
+    points = wheel.read(f'repnext_mm-{version()}.dist-info/entry_points.txt').decode()
+    assert points.split() == ['[console_scripts]', 'repnext', '=', 'repnext_mm.cli:main']
 
 
 def version() -> str:

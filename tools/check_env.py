@@ -3,8 +3,8 @@
 import runpy
 from pathlib import Path
 
-above = Path(__file__).resolve().parents[1:3]  # in a clone the package is beside tools/, in a wheel it is around them
-folder = next(path for path in (above[0] / 'repnext_mm', above[1]) if (path / 'cli').is_dir())
+root = Path(__file__).resolve().parent.parent  # a clone, or .mim inside an installed package
+package = root.parent if root.name == '.mim' else root / 'repnext_mm'
 
 if __name__ == '__main__':
-    runpy.run_path(str(folder / 'cli' / 'check_env.py'), run_name='__main__')
+    runpy.run_path(str(package / 'cli' / 'check_env.py'), run_name='__main__')

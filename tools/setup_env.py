@@ -247,40 +247,21 @@ def install(venv: Venv, lane: str, *, compiled: bool, torch: str, hashed: bool) 
         rules = ()
     tools = {name(line) for line in requirements('build')}
     # Without build isolation, so that what builds has a hash as well.
-    venv.pip(
-        '[2/5] build tools',
-        'install',
-        *rules,
-        '-r',
-        venv.file('build-tools', [entry for entry in wanted if name(entry) in tools]),
-    )
+    first = venv.file('build-tools', [entry for entry in wanted if name(entry) in tools])
+    venv.pip('[2/5] build tools', 'install', *rules, '-r', first)
     size = '' if torch else ' (up to 3 GB to download)'
     with tempfile.TemporaryDirectory() as folder:
         # mmcv's setup.py compiles wherever it can import torch: while packages are built, it cannot.
         Path(folder, 'torch.py').write_text('raise ModuleNotFoundError("hidden while packages are built")\n')
-        venv.pip(
-            f'[3/5] {"" if torch else "PyTorch, "}mm packages of lane {lane}, development tools{size}',
-            'install',
-            *rules,
-            '--no-build-isolation',
-            '-r',
-            venv.file('packages', wanted),
-            env=dict(PYTHONPATH=folder),
-            log='packages',
-        )
+        title = f'[3/5] {"" if torch else "PyTorch, "}mm packages of lane {lane}, development tools{size}'
+        options = [*rules, '--no-build-isolation', '-r', venv.file('packages', wanted)]
+        venv.pip(title, 'install', *options, env=dict(PYTHONPATH=folder), log='packages')
     # A bare machine has no libGL: of the two builds of OpenCV in one folder the headless one must be the last.
     headless = [entry for entry in wanted if name(entry) == 'opencv-python-headless']
     # grad-cam asks for any headless OpenCV: without its dependencies, all of which are there.
     more = [] if lock else requirements('cam')
-    venv.pip(
-        '[3/5] headless OpenCV',
-        'install',
-        *rules,
-        '--no-deps',
-        '--force-reinstall',
-        '-r',
-        venv.file('headless-opencv', [*headless, *more]),
-    )
+    options = [*rules, '--no-deps', '--force-reinstall', '-r', venv.file('headless-opencv', [*headless, *more])]
+    venv.pip('[3/5] headless OpenCV', 'install', *options)
 
 
 def install_torch(venv: Venv, lane: str, torch: str) -> set[str]:
@@ -292,16 +273,8 @@ def install_torch(venv: Venv, lane: str, torch: str) -> set[str]:
     if torch == 'cpu' and platform.system() == 'Linux':  # elsewhere the package index has builds without CUDA
         version, index = f'{version}+cpu', ['--extra-index-url', CPU_INDEX]
     numpy = [line for line in requirements(lane) if name(line) == 'numpy']  # else torchvision takes the newest
-    venv.pip(
-        f'[2/5] torch {version} and its torchvision',
-        'install',
-        f'torch=={version}',
-        'torchvision',
-        *index,
-        '-r',
-        venv.file('numpy', numpy),
-        log='torch',
-    )
+    options = [f'torch=={version}', 'torchvision', *index, '-r', venv.file('numpy', numpy)]
+    venv.pip(f'[2/5] torch {version} and its torchvision', 'install', *options, log='torch')
     return {'torch', 'torchvision', 'triton', 'nvidia-*', 'cuda-*'}
 
 
@@ -398,23 +371,10 @@ def mmcv_wheel(venv: Venv, lane: str, *, hashed: bool = True) -> Path:
                 f'[5/5] {requirement} has no ready wheel: compiling its {kind} operators with {jobs} jobs, once for '
                 'this torch and Python (about 9 minutes on 2 cores; with CUDA several times that)'
             )
-            venv.pip(
-                '    compiling',
-                'wheel',
-                '-v',
-                '--no-build-isolation',
-                '--no-deps',
-                '--no-cache-dir',
-                '--no-binary',
-                name(requirement),
-                '-w',
-                folder,
-                *(['--require-hashes'] if lock else []),
-                '-r',
-                sources,
-                log='mmcv',
-                env=dict(MMCV_WITH_OPS='1', MAX_JOBS=jobs),
-            )
+            options = ['-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary', name(requirement)]
+            options += ['-w', folder, *(['--require-hashes'] if lock else []), '-r', sources]
+            env = dict(MMCV_WITH_OPS='1', MAX_JOBS=jobs)
+            venv.pip('    compiling', 'wheel', *options, log='mmcv', env=env)
         (built,) = Path(folder).glob('*.whl')
         shelf.mkdir(exist_ok=True)
         os.replace(built, shelf / built.name)  # the same disk: there whole, or not at all
@@ -426,26 +386,8 @@ def published_wheel(venv: Venv, lane: str, requirement: str, facts: dict[str, st
     device = f'cu{facts["toolkit"].replace(".", "")}' if facts['cuda'] else 'cpu'
     major, minor = facts['torch'].split('.')[:2]
     page = LANES[lane].wheels.format(device=device, torch=f'{major}.{minor}.0', digits=f'{major}{minor}0')
-    command = [
-        str(venv.python),
-        '-m',
-        'pip',
-        'download',
-        '--quiet',
-        '--no-deps',
-        '--only-binary',
-        ':all:',
-        '--no-index',
-        '--timeout',
-        '10',
-        '--retries',
-        '0',
-        '--find-links',
-        page,
-        '-d',
-        folder,
-        requirement,
-    ]
+    options = ['--quiet', '--no-deps', '--only-binary', ':all:', '--no-index', '--timeout', '10', '--retries', '0']
+    command = [str(venv.python), '-m', 'pip', 'download', *options, '--find-links', page, '-d', folder, requirement]
     print(f'[5/5] {requirement}: looking for a wheel for torch {major}.{minor} and {device}', flush=True)
     run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=venv.environment())
     return not run.returncode and any(Path(folder).glob('*.whl'))

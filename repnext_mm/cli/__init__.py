@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.version import __version__
 
 SHELLS = ('bash', 'zsh', 'tcsh')
@@ -143,24 +143,28 @@ def _completion(words: Sequence[str]) -> str:
     try:
         import shtab
     except ModuleNotFoundError as error:
-        raise UserError("--completion needs the package shtab: pip install 'repnext_mm[completion]'") from error
+        raise MissingPackageError(
+            "--completion needs the package shtab: pip install 'repnext_mm[completion]'"
+        ) from error
     parser = argparse.ArgumentParser(prog='repnext', description='RepNeXt for OpenMMLab 2.x.')
     verbs = parser.add_subparsers(metavar='VERB')
     groups: dict[str, Any] = {}
     for name, verb in VERBS.items():
         group, _, last = name.rpartition(' ')
         if group and group not in groups:
-            groups[group] = verbs.add_parser(group).add_subparsers()
+            groups[group] = verbs.add_parser(group, help=f'{group} ...').add_subparsers()
         import_module(verb.module).add_options(groups.get(group, verbs).add_parser(last, help=verb.line))
-    _complete_files(parser, shtab.FILE)
+    _prepare(parser, shtab.FILE)
     script: str = shtab.complete(parser, shell=words[0])
     return script
 
 
-def _complete_files(parser: argparse.ArgumentParser, files: object) -> None:
+def _prepare(parser: argparse.ArgumentParser, files: object) -> None:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():
-                _complete_files(below, files)
-        elif action.choices is None and action.nargs != 0:
+                _prepare(below, files)
+        elif action.choices is not None:
+            action.choices = list(action.choices)  # shtab takes a dict for subparsers
+        elif action.nargs != 0:
             action.complete = files  # type: ignore[attr-defined]

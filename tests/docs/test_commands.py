@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections.abc import Iterator
@@ -13,12 +14,23 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from repnext_mm import cli
 from repnext_mm._moved import MOVED
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 BEHIND = yaml.safe_load((ROOT / 'tests/docs/commands.yml').read_text())
 LANGUAGES = {'bash', 'python', 'bibtex', 'text', ''}
+VERBS = {
+    f'python tools/{path.name}': found[1]
+    for path in (ROOT / 'tools').glob('*.py')
+    if (found := re.search(r'`repnext ([\w -]+)`', path.read_text()))
+}
+SCRIPTS = {verb: script for script, verb in VERBS.items()} | {
+    'check data': 'python tools/new_config.py',  # the same checks
+    'fuse': 'python tools/checkpoint.py fuse',
+    'ops': 'python -m repnext_mm.mmcv_ops',
+}
 
 
 class Command(NamedTuple):
@@ -54,8 +66,14 @@ def name(document: Path) -> str:
     return document.relative_to(ROOT).as_posix()
 
 
+def as_script(command: str) -> str:
+    """`repnext VERB ...` as the script that is the same: the list names one form of each command."""
+    verb = next((verb for verb in SCRIPTS if f'{command} '.startswith(f'repnext {verb} ')), None)
+    return command if verb is None else SCRIPTS[verb] + command.removeprefix(f'repnext {verb}')
+
+
 def behind(command: str) -> dict[str, str] | None:
-    return next((entry for entry in BEHIND if fnmatchcase(command, entry['command'])), None)
+    return next((entry for entry in BEHIND if fnmatchcase(as_script(command), entry['command'])), None)
 
 
 @pytest.mark.parametrize('document', DOCUMENTS, ids=name)
@@ -63,7 +81,7 @@ def test_blocks_are_of_a_known_kind(document: Path):
     """A command in a block of another kind would be seen by no test here."""
     assert {language for language, _ in blocks(document)} <= LANGUAGES
     for language, text in blocks(document):
-        assert language == 'bash' or not re.search(r'^(python|bash|make|mim|pip) ', text, re.MULTILINE)
+        assert language == 'bash' or not re.search(r'^(python|repnext|bash|make|mim|pip) ', text, re.MULTILINE)
     assert document.read_text().count('\n```') % 2 == 0
 
 
@@ -85,11 +103,16 @@ def test_the_list_names_tests_that_exist_and_commands_that_are_shown(entry: dict
 
 
 @cache
-def options_of(tool: Path) -> set[str]:
-    """The long options that a tool defines; `--no-x` too where `--x` has one."""
-    text = tool.read_text()
-    found = {'--help', *re.findall(r"'(--[\w-]+)'", text)}
-    return found | {option.replace('--', '--no-', 1) for option in found if 'BooleanOptionalAction' in text}
+def options_of(verb: str) -> set[str]:
+    """The options that a verb defines, with those of its subcommands."""
+    found: set[str] = set()
+    waiting = [cli.parser_of(verb)]
+    while waiting:
+        for action in waiting.pop()._actions:
+            found |= set(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+    return found
 
 
 def uses() -> Iterator[tuple[Path, str, str]]:
@@ -108,11 +131,12 @@ def test_tools_options_configs_and_targets_exist(document: Path):
     for where, command, text in uses():
         if where != document:
             continue
-        if script := re.match(r'(?:python|bash) (tools/[\w.]+)', command):
-            tool = ROOT / script[1]
-            assert tool.is_file(), text
-            wrapped = tool if tool.suffix == '.py' else ROOT / f'tools/{tool.stem.partition("_")[2]}.py'
-            assert set(re.findall(r'(?<![\w-])--[\w-]+', text)) <= options_of(wrapped), text
+        verb = next((verb for verb in cli.VERBS if f'{command} '.startswith(f'repnext {verb} ')), None)
+        if script := re.match(r'(?:python|bash) tools/(?:dist_|slurm_)?([\w.]+)', command):
+            assert (ROOT / command.split()[1]).is_file(), text
+            verb = VERBS.get(f'python tools/{script[1].replace(".sh", ".py")}')
+        if verb:
+            assert set(re.findall(r'(?<![\w-])--[\w-]+', text)) <= options_of(verb), text
         if target := re.match(r'make ([\w-]+)$', command):
             assert target[1] in targets, text
         for config in re.findall(r'(?<![\w/.])configs/[\w/]+\.py', text):

@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / 'tools' / 'check_env.py'
+MODULE = ROOT / 'repnext_mm' / 'cli' / 'check_env.py'
 TORCH = """
 from types import SimpleNamespace
 __version__ = '2.11.0+cpu'
@@ -245,7 +246,7 @@ def test_pins_are_those_of_the_requirement_files() -> None:
 
 
 def test_pythons_are_those_of_the_environment() -> None:
-    text = (SCRIPT.parent / 'setup_env.py').read_text()
+    text = (ROOT / 'tools' / 'setup_env.py').read_text()
     made = [tuple(map(int, minors.split(', '))) for minors in re.findall(r'minors=\(([\d, ]+)\)', text)]
     assert (min(map(min, made)), max(map(max, made))) == _constant('PYTHONS')
 
@@ -253,18 +254,16 @@ def test_pythons_are_those_of_the_environment() -> None:
 def _constant(name: str) -> Any:
     (value,) = (
         ast.literal_eval(node.value)
-        for node in ast.parse(SCRIPT.read_text()).body
+        for node in ast.parse(MODULE.read_text()).body
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == name
     )
     return value
 
 
-@pytest.mark.parametrize('script', ['check_env.py', 'setup_env.py'])
-def test_standard_library_only(script: str) -> None:
+@pytest.mark.parametrize('script', [SCRIPT, MODULE, ROOT / 'tools' / 'setup_env.py'], ids=['script', 'module', 'setup'])
+def test_standard_library_only(script: Path) -> None:
     imports = [
-        node
-        for node in ast.walk(ast.parse((SCRIPT.parent / script).read_text()))
-        if isinstance(node, (ast.Import, ast.ImportFrom))
+        node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))
     ]
     names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or '' for node in imports if isinstance(node, ast.ImportFrom)}
@@ -286,7 +285,7 @@ def test_this_environment() -> None:
     ids=['on PATH', 'none'],
 )
 def test_names_a_python_that_is_there(there: set[str], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location('check_env', SCRIPT)
+    spec = importlib.util.spec_from_file_location('check_env', MODULE)
     assert spec is not None
     assert spec.loader is not None
     check_env = importlib.util.module_from_spec(spec)
@@ -296,3 +295,22 @@ def test_names_a_python_that_is_there(there: set[str], way: str, monkeypatch: py
     (problem,) = check_env.find_problems({}, 'none')
     assert 'need 3.10 to 3.14' in problem.what
     assert re.search(way, problem.command)
+
+
+def test_the_command_and_the_script_in_a_wheel_say_the_same(fake: Fake) -> None:
+    """With a torch that cannot be imported, and the script where MIM looks for it."""
+    shutil.rmtree(fake.folder / 'repnext_mm')
+    shutil.copytree(ROOT / 'repnext_mm', fake.folder / 'repnext_mm', ignore=shutil.ignore_patterns('__pycache__'))
+    (fake.folder / 'repnext_mm/.mim/tools').mkdir(parents=True)
+    script = shutil.copy(SCRIPT, fake.folder / 'repnext_mm/.mim/tools')
+    fake.module('torch', 'raise ImportError("libcudart.so.13: cannot open shared object file")')
+    for command in (['-m', 'repnext_mm', 'check', 'env'], [script]):
+        done = subprocess.run(
+            [sys.executable, '-S', *command],
+            capture_output=True,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=str(fake.folder)),
+            cwd=fake.folder,
+        )
+        assert done.returncode == 1, done.stderr
+        assert '1. torch does not import: ImportError: libcudart' in done.stdout

@@ -29,7 +29,7 @@ def test_demo_runs_from_nothing_and_trains_once(tmp_path, task):
     assert report['rows']['backbone parameters'] == [2073200, 2007080]
     assert report['rows']['backbone norms'] == [53, 0]
     assert cv2.imread(str(work_dir / 'sheet.png')).shape[1] == 1320
-    for line in ('Checkpoint', 'Table', 'Pictures'):
+    for line in ('Checkpoint', 'Table', 'Images'):
         path = re.search(rf'^{line}: (.*)$', output, re.MULTILINE)[1]
         assert not path.startswith('/')
         assert (tmp_path / path).is_file()
@@ -45,6 +45,5 @@ def test_scenes_are_made_once_and_named(tmp_path):
     assert 'scenes: was there already' in run_tool(*command, cwd=tmp_path)
     output = run_tool(*command, '--seed', '3', cwd=tmp_path, expect=1)
     assert output.strip().splitlines()[-1] == (
-        'make_digit_scenes: scenes holds other digit scenes (seed is 0 instead of 3): '
-        'remove scenes, or set another data_root'
+        'error: scenes holds other digit scenes (seed is 0 instead of 3): remove scenes, or set another data_root'
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from repnext_mm.lab.demo.run import run_demo
-from repnext_mm.lab.demo.table import format_table
+from repnext_mm.lab.demo.run import format_table, run_demo
 
 CONFIGS = {
     'detection': 'mask_rcnn_repnext_m0_digits.py',

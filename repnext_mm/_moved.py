@@ -21,7 +21,7 @@ MOVED = {
     'benchmark.latency': ('timing',),
     'datasets': ('data',),
     'datasets.check': ('data.own',),
-    'demo': ('lab.demo.run', 'lab.demo.table'),
+    'demo': ('lab.demo.run',),
     'nn': ('models',),
     'reparam.foreign': ('reparam.converters',),
     'validation': ('lab.bench.exactness', 'lab.bench.named_models', 'lab.bench.law_table'),

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from repnext_mm.data.own.new_config import configs_folder
-from repnext_mm.lab.demo.run import run_demo
-from repnext_mm.lab.demo.table import format_table
+from repnext_mm.lab.demo.run import format_table, run_demo
 
 CONFIGS = {
     'detection': 'mask_rcnn_repnext_m0_digits.py',

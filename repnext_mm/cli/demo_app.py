@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from repnext_mm.lab.demo.app_choices import given_pairs, pairs_under
+from repnext_mm.lab.demo.app_inputs import given_pairs, pairs_under
 from repnext_mm.lab.demo.app_page import build_page, serve
 
 

@@ -20,7 +20,7 @@ from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
 from repnext_mm.apis.weight_files import _deploy_config
 from repnext_mm.export import load_part
 from repnext_mm.lab.bench import whole_model
-from repnext_mm.lab.draw.predictions import _missing_truth
+from repnext_mm.lab.draw.predictions import missing_truth
 from repnext_mm.models import build_box_tta, build_cls_head, type_name
 from tests.configs.new_style import by_name, write_new_style
 
@@ -146,7 +146,7 @@ def test_what_reads_a_config_finds_the_same(pair, tmp_path):
             type(step).__name__ for step in whole_model._pipeline(plain).transforms
         ]
     if plain.default_scope == 'mmseg':
-        assert _missing_truth(new, None) == _missing_truth(plain, None)
+        assert missing_truth(new, None) == missing_truth(plain, None)
     networks = [load_part(path, part='backbone').network for path in pair]
     assert [type(network).__name__ for network in networks] == ['RepNeXt', 'RepNeXt']
 

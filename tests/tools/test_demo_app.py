@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from repnext_mm.data.scene import compose_scene
-from repnext_mm.lab.demo.app_choices import Pair
-from repnext_mm.lab.demo.app_forms import load_forms, run_forms
-from tests.demo.test_app_forms import CONFIGS, Planted, write_weights
+from repnext_mm.lab.demo.app_inputs import Pair
+from repnext_mm.lab.demo.app_results import load_forms, run_forms
+from tests.lab.demo.test_app_results import CONFIGS, Planted, write_weights
 from tests.tools.running import ROOT, run_tool
 
 TOOL = ROOT / 'tools/demo_app.py'
@@ -41,7 +41,7 @@ def test_the_tool_says_what_it_lacks(tmp_path):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Two runs under work_dirs, a third that holds code, and pictures."""
+    """Two runs under work_dirs, a third that holds code, and images."""
     folder = tmp_path_factory.mktemp('app')
     for age, (name, scope) in enumerate((('segments', 'mmseg'), ('boxes', 'mmdet'))):
         run = folder / 'work_dirs' / name
@@ -102,13 +102,13 @@ def browser():
 
 @pytest.mark.slow
 def test_drop_choose_and_read(folder, address, browser):
-    """A picture is dropped, both forms run, and the page shows what the library calls return."""
+    """An image is dropped, both forms run, and the page shows what the library calls return."""
     page = browser.new_page(viewport={'width': 1300, 'height': 1250})
     asked = []
     page.on('request', lambda request: asked.append(request.url))
     page.goto(address)
     page.get_by_role('button', name='Run both forms').click()
-    page.get_by_text('there is no picture yet: drop one into the field above').wait_for()
+    page.get_by_text('no image yet: drop one into the field above').wait_for()
 
     page.locator('input[type=file]').first.set_input_files(folder / 'scene.jpg')
     page.locator('img[src*="scene.jpg"]').wait_for()
@@ -141,7 +141,7 @@ def texts(page):
 
 @pytest.mark.slow
 def test_what_the_server_refuses(folder, address):
-    """Other hosts' names, too large files and pictures, paths of the caller's choice, and checkpoints with code."""
+    """Other hosts' names, too large files and images, paths of the caller's choice, and checkpoints with code."""
     from gradio_client import Client, handle_file
 
     with urllib.request.urlopen(address) as answer:
@@ -151,13 +151,13 @@ def test_what_the_server_refuses(folder, address):
     client = Client(address, verbose=False)
     config = f'segments/{CONFIGS["mmseg"].name}'
     (folder / 'huge.bmp').write_bytes(bytes(17 * 2**20))
-    for picture, name, words in (
+    for image, name, words in (
         ('large.png', config, "'large.png' is 2000 x 2001, more than 4,000,000 pixels"),
         ('huge.bmp', config, 'exceed'),
         ('scene.jpg', str(ROOT / 'setup.py'), 'is not in the list of choices'),
     ):
         with pytest.raises(Exception, match=words):
-            client.predict(handle_file(str(folder / picture)), name, 'weights.pth', 0.3, 3, api_name='/run')
+            client.predict(handle_file(str(folder / image)), name, 'weights.pth', 0.3, 3, api_name='/run')
     run = folder / 'work_dirs/segments'
     torch.save({'state_dict': {}, 'meta': Planted(folder / 'ran')}, run / 'planted.pth')
     client.predict(config, api_name='/choose_config')

@@ -26,7 +26,7 @@ def row(model: str, form: str, accuracy: float, median_ms: float) -> FormRow:
 def report(*rows: FormRow, error: float = 1e-6) -> ReparamReport:
     return ReparamReport(
         data='digits',
-        pictures=359,
+        images=359,
         rows=rows,
         score_errors={rows[0].model: error},
         train_minutes={'A': 1.0},
@@ -57,7 +57,7 @@ def test_both_networks_are_trained_folded_and_compared(tmp_path):
         assert after['parameters'] < before['parameters']
         assert found['score_errors'][model] <= 1e-4
         assert f'| {model}' in output
-    assert found['pictures'] == 128
+    assert found['images'] == 128
     assert cv2.imread(str(folder / 'plot.png')).shape[1] > 1000
     # the training of `make demo-cls` is shared
     assert (tmp_path / 'work_dirs/demo_classification_quick/trained.json').is_file()
@@ -93,7 +93,7 @@ def test_cifar_replaces_the_digits(tmp_path):
 
 
 def test_data_that_are_not_there():
-    with pytest.raises(FileNotFoundError, match='cifar10 is not in nowhere: put its unpacked folder cifar-10-batches'):
+    with pytest.raises(ValueError, match='cifar10 is not in nowhere: put its unpacked folder cifar-10-batches'):
         data_options('cifar10', 'nowhere')
     with pytest.raises(ValueError, match="data 'svhn' are unknown"):
         data_options('svhn', None)

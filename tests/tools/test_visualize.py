@@ -31,13 +31,13 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     cv2.imwrite(str(tmp_path / 'scene.jpg'), compose_scene(split='val', index=0).image[..., ::-1])
     return tmp_path / 'scene.jpg'
 
 
-def test_random_weights_need_no_config(run, picture, tmp_path, capsys):
-    run('features', picture, '--block', 'stages.1.blocks.0')
+def test_random_weights_need_no_config(run, image, tmp_path, capsys):
+    run('features', image, '--block', 'stages.1.blocks.0')
     run('kernels', '--stages', '0')
     run('erf', '--count', '1', '--size', '64', '--out', 'e.png')
     assert 'wrote work_dirs/visualize/kernels.png' in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_predictions(task, run, tmp_path):
         (('kernels', '--config', 'a.py'), 'error: give a config and a checkpoint together, or neither'),
         (('erf', '--count', '0'), 'error: 0 images of 224 pixels'),
         (('predictions',), 'error: predictions need --config and --checkpoint'),
-        (('predictions', '--config', 'a.py', '--checkpoint', 'b', '--count', '0'), 'error: count=0 pictures make no'),
+        (('predictions', '--config', 'a.py', '--checkpoint', 'b', '--count', '0'), 'error: count=0 images make no'),
     ],
     ids=['image', 'arch', 'equivalent', 'config', 'count', 'predictions', 'sheet'],
 )
@@ -103,5 +103,5 @@ def test_errors_are_one_sentence(run, words, message):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'pytorch_grad_cam', None)
-    with pytest.raises(ImportError, match=r"need the package grad-cam .*: pip install 'repnext_mm\[cam\]'"):
+    with pytest.raises(ValueError, match=r"need the package grad-cam .*: pip install 'repnext_mm\[cam\]'"):
         cam._grad_cam()

@@ -387,7 +387,7 @@ def _largest_first(kinds: Mapping[str, float]) -> dict[str, float]:
 
 
 def eager_kind(key: str, shapes: Sequence[Sequence[int]]) -> str | None:
-    """None for what is not an operation, such as a record of the profiler itself."""
+    """The kind of an event of PyTorch's profiler; None for what is not an operation, but the profiler's own record."""
     if key.startswith(('graph_', 'cpp_fused', 'triton_')):
         return FUSED
     space, _, name = key.rpartition('::')
@@ -415,7 +415,7 @@ def _convolution(weight: Sequence[int]) -> str:
 
 
 def onnx_kind(args: dict[str, Any]) -> str:
-    """The kind of work that an event of ONNX Runtime's profile stands for."""
+    """The kind of a node by the arguments of its event in ONNX Runtime's profile."""
     name = args['op_name'].lower()
     shapes = [next(iter(entry.values())) for entry in args.get('input_type_shape', ())]
     if 'conv' in name and len(shapes) > 1 and len(shapes[1]) == 4:
@@ -424,7 +424,7 @@ def onnx_kind(args: dict[str, Any]) -> str:
 
 
 def openvino_kind(node: Any) -> str:
-    """The kind of work that a node of OpenVINO's profile stands for."""
+    """The kind of a node by its entry in OpenVINO's performance counters."""
     primitive, name = node.exec_type.lower(), node.node_type.lower()
     if name == 'groupconvolution' or '_dw_' in primitive:
         return DEPTHWISE

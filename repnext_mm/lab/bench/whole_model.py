@@ -28,6 +28,7 @@ from repnext_mm.apis.weight_files import load_model
 from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.bench.networks import error, randomise
+from repnext_mm.lab.draw.subject import read_image
 from repnext_mm.models import type_name
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
@@ -300,12 +301,7 @@ def _image(path: str | Path | None) -> tuple[np.ndarray, str]:
         coarse = np.random.default_rng(0).uniform(0, 255, (12, 16, 3)).astype(np.float32)
         smooth = cv2.resize(coarse, SYNTHETIC_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
         return smooth.clip(0, 255).astype(np.uint8), 'synthetic, smoothed noise of seed 0'
-    if not Path(path).is_file():
-        raise UserError(f"image '{path}' does not exist: give the path of one image")
-    image = cv2.imread(str(path))
-    if image is None:
-        raise UserError(f"image '{path}' cannot be read as an image: give a JPEG or PNG file")
-    return image, Path(path).name
+    return read_image(path), Path(path).name
 
 
 def _stations(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, str]]:

@@ -9,17 +9,16 @@ from functools import lru_cache, wraps
 from importlib import import_module
 from typing import Any
 
-from repnext_mm.lab.demo.app_choices import Offer, Pair
-from repnext_mm.lab.demo.app_forms import FUSED, TRAIN, BothForms, Outcome, load_forms, run_forms
-from repnext_mm.lab.demo.app_results import for_screen
-from repnext_mm.lab.demo.app_upload import MAX_FILE, MAX_PIXELS, check_upload
+from repnext_mm.errors import UserError
+from repnext_mm.lab.demo.app_inputs import MAX_FILE, MAX_PIXELS, Offer, Pair, check_upload, chosen
+from repnext_mm.lab.demo.app_results import FUSED, TRAIN, BothForms, Outcome, for_screen, load_forms, run_forms
 from repnext_mm.timing import Latency
 
 TITLE = 'RepNeXt: train form and fused'
 HOST = '127.0.0.1'
 _HEAD = f"""# {TITLE}
-Drop a picture, choose a trained model: its results come from the fused network, and both forms are timed in turns.
-Pictures stay on this machine; at most {MAX_FILE.upper()} and {MAX_PIXELS:,} pixels."""
+Drop an image, choose a trained model: its results come from the fused network, and both forms are timed in turns.
+Images stay on this machine; at most {MAX_FILE.upper()} and {MAX_PIXELS:,} pixels."""
 _LATENCY = ['part', f'{TRAIN}, ms', f'{FUSED}, ms', 'speed-up']
 _DIFFERENCES = ['compared', 'largest difference']
 # A browser obeys this: nothing is fetched from, or sent to, any other host (fonts, scripts, statistics).
@@ -30,8 +29,7 @@ def build_page(offer: Callable[[], Offer]) -> Any:
     """The page, a ``gradio.Blocks``; ``offer`` is asked anew whenever it is opened or run.
 
     Raises:
-        ImportError: gradio is not installed.
-        FileNotFoundError: what ``offer`` raises where there is nothing to choose from.
+        UserError: gradio is not installed, or there is nothing to choose from.
     """
     offered = offer()
     gr = _gradio()
@@ -46,13 +44,13 @@ def build_page(offer: Callable[[], Offer]) -> Any:
         return _dropdown(gr, offer().get(config, {}))
 
     @_errors_as_sentences
-    def run(picture: str | None, config: str, checkpoint: str, threshold: float, rounds: float) -> Any:
-        path = check_upload(picture)
-        forms = _loaded(_chosen(offer(), config, checkpoint))
+    def run(image: str | None, config: str, checkpoint: str, threshold: float, rounds: float) -> Any:
+        path = check_upload(image)
+        forms = _loaded(chosen(offer(), config, checkpoint))
         outcome = run_forms(forms, str(path), score_threshold=threshold, rounds=int(rounds))
         found = outcome.findings
         return (
-            gr.AnnotatedImage(value=for_screen(outcome.image, found.areas), color_map=found.colours),
+            gr.AnnotatedImage(value=for_screen(outcome.image, found.areas), color_map=found.colors),
             {'headers': list(found.columns), 'data': [list(row) for row in found.rows]},
             {'headers': _LATENCY, 'data': latency_rows(outcome)},
             {'headers': _DIFFERENCES, 'data': [list(row) for row in outcome.differences.items()]},
@@ -63,9 +61,9 @@ def build_page(offer: Callable[[], Offer]) -> Any:
         gr.Markdown(_HEAD)
         with gr.Row():
             with gr.Column():
-                # no mode: gradio must not decode the picture before its size is checked
-                picture = gr.Image(
-                    label='Picture', type='filepath', image_mode=None, sources=['upload', 'clipboard'], height=300
+                # no mode: gradio must not decode the image before its size is checked
+                image = gr.Image(
+                    label='Image', type='filepath', image_mode=None, sources=['upload', 'clipboard'], height=300
                 )
                 config = _dropdown(gr, offered, label='Config')
                 checkpoint = _dropdown(gr, next(iter(offered.values())), label='Checkpoint')
@@ -78,14 +76,14 @@ def build_page(offer: Callable[[], Offer]) -> Any:
         with gr.Row():
             latency = gr.Dataframe(label='Latency', interactive=False, headers=_LATENCY, scale=5)
             differences = gr.Dataframe(
-                label='Train form and fused, on this picture', interactive=False, headers=_DIFFERENCES, scale=4
+                label='Train form and fused, on this image', interactive=False, headers=_DIFFERENCES, scale=4
             )
         remarks = gr.Markdown()
         page.load(opened, outputs=[config, checkpoint], api_visibility='private')
         config.change(config_chosen, inputs=config, outputs=checkpoint, api_name='choose_config')
         start.click(
             run,
-            inputs=[picture, config, checkpoint, threshold, rounds],
+            inputs=[image, config, checkpoint, threshold, rounds],
             outputs=[seen, table, latency, differences, remarks],
             concurrency_limit=1,
             api_name='run',
@@ -98,7 +96,7 @@ def serve(page: Any, *, port: int | None = None, open_browser: bool = False) -> 
     """Start to serve a page, on this machine's loopback address only; returns its address.
 
     Raises:
-        OSError: the port, or without one each port from 7860 to 7959, is taken.
+        UserError: the port, or without one each port from 7860 to 7959, is taken.
     """
     gr = _gradio()
     middleware = import_module('starlette.middleware').Middleware  # gradio is built on it
@@ -126,7 +124,7 @@ def serve(page: Any, *, port: int | None = None, open_browser: bool = False) -> 
         )
     except OSError as error:
         taken = 'all ports from 7860 to 7959 are' if port is None else f'port {port} is'
-        raise OSError(f'{taken} taken or not allowed: choose another with --port') from error
+        raise UserError(f'{taken} taken or not allowed: choose another with --port') from error
     return str(address)
 
 
@@ -149,12 +147,12 @@ def note(forms: BothForms, outcome: Outcome) -> str:
     lines = [
         f'Latency: median (first to last decile) of {latency.n} rounds in turns, input '
         f'{"x".join(map(str, outcome.input_shape))}, {forms.device}, threads: {outcome.threads}; reading and scaling '
-        'the picture are not in it. The train form of RepNeXt merges its branches at every pass and runs one '
+        'the image are not in it. The train form of RepNeXt merges its branches at every pass and runs one '
         'convolution; a network that runs branch by branch is slower.',
         f'Backbone: {forms.report}.' if forms.report else 'Nothing to fuse: the backbone is fused already, or plain.',
     ]
     if outcome.findings.left_out:
-        lines.append(f'{outcome.findings.left_out} further results are not marked in the picture.')
+        lines.append(f'{outcome.findings.left_out} further results are not marked in the image.')
     return '\n\n'.join(lines)
 
 
@@ -167,8 +165,8 @@ def _errors_as_sentences(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*values)
         except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise _shown(str(error), in_full=False) from error
-        except Exception as error:  # the mm packages raise anything on a picture that they do not take
-            text = f'this model does not take this picture ({type(error).__name__}: {error}): try another'
+        except Exception as error:  # the mm packages raise anything on an image that they do not take
+            text = f'this model does not take this image ({type(error).__name__}: {error}): try another'
             raise _shown(text, in_full=True) from error
 
     return run
@@ -188,13 +186,6 @@ def _dropdown(gr: Any, offered: Mapping[str, Any], *, label: str | None = None) 
 
 def _quantiles(value: Latency) -> str:
     return f'{value.median_ms:.1f} ({value.p10_ms:.1f} to {value.p90_ms:.1f})'
-
-
-def _chosen(offer: Offer, config: str, checkpoint: str) -> Pair:
-    pair = offer.get(config, {}).get(checkpoint)
-    if pair is None:
-        raise ValueError(f"checkpoint '{checkpoint}' of config '{config}' is not on offer any more: reload the page")
-    return pair
 
 
 def _loaded(pair: Pair) -> BothForms:
@@ -226,4 +217,4 @@ def _gradio() -> Any:
     try:
         return import_module('gradio')
     except ImportError as error:
-        raise ImportError(f"the page needs the package gradio ({error}): pip install 'repnext_mm[demo]'") from error
+        raise UserError(f"the page needs the package gradio ({error}): pip install 'repnext_mm[demo]'") from error

@@ -20,13 +20,16 @@ from torch import Tensor
 
 from repnext_mm.apis import prepare_test
 from repnext_mm.apis.weight_files import load_model
-from repnext_mm.lab.bench.law_table import FUSED, LIBRARY, contestants
+from repnext_mm.errors import UserError
+from repnext_mm.lab.bench.law_table import BRANCHES, FUSED, LIBRARY, TRAIN, contestants
 from repnext_mm.lab.demo.run import TOLERANCE, quick_options, trained
+from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, save_png
+from repnext_mm.lab.table import markdown_table
 from repnext_mm.reparam import count_norms, count_parameters, relative_error
 from repnext_mm.timing import Latency, measure_latency
 
-BATCHES = (1, 64)  # pictures at once
-SCORE_TOLERANCE = 1e-4  # relative, of the scores of a batch of test pictures
+BATCHES = (1, 64)  # images at once
+SCORE_TOLERANCE = 1e-4  # relative, of the scores of a batch of test images
 FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
 
 
@@ -36,7 +39,7 @@ class FormRow:
 
     model: str
     form: str
-    accuracy: float  # top-1 on the test pictures, 0 to 1
+    accuracy: float  # top-1 on the test images, 0 to 1
     parameters: int
     norms: int
     times: Mapping[int, Latency]  # of the whole classifier, by batch
@@ -47,7 +50,7 @@ class ReparamReport:
     """What the experiment measured."""
 
     data: str
-    pictures: int  # tested
+    images: int  # tested
     rows: tuple[FormRow, ...]
     score_errors: Mapping[str, float]  # of each model: scores fused against train form, relative
     train_minutes: Mapping[str, float]
@@ -75,16 +78,16 @@ def run_reparam_demo(
         out_dir: for the table and the plot.
         data: ``'digits'``, made on first use, or ``'cifar10'`` or ``'cifar100'``, which must be there.
         data_root: the folder of the data; of CIFAR, the one that holds its unpacked ``cifar-...`` folder.
-        quick: a handful of pictures and one epoch: shows that everything runs, not that it learns.
+        quick: a handful of images and one epoch: shows that everything runs, not that it learns.
         fresh: train again although a finished training of the same config is there.
 
     Raises:
-        FileNotFoundError, ValueError: the data are not there, or unknown.
+        UserError: the data are not there, or unknown.
         RuntimeError: folding changed the accuracy by more than ``TOLERANCE``, or the scores.
     """
     out_dir = Path(out_dir)
     options = data_options(data, data_root)
-    rows, errors, minutes, pictures = list[FormRow](), dict[str, float](), dict[str, float](), 0
+    rows, errors, minutes, images = list[FormRow](), dict[str, float](), dict[str, float](), 0
     for name, config_path in configs.items():
         every = {'randomness': {'seed': 0}, **options, **(quick_options(config_path) if quick else {})}
         work_dir = Path(work_dirs[name])
@@ -92,11 +95,11 @@ def run_reparam_demo(
         checkpoint, minutes[name] = trained(config_path, work_dir, deepcopy(every), fresh=fresh)
         config = prepare_test(config_path, str(checkpoint), work_dir=str(work_dir), options=deepcopy(every))
         init_default_scope(config.default_scope)
-        found, errors[name], pictures = _compared(name, config, checkpoint, rounds=3 if quick else 50)
+        found, errors[name], images = _compared(name, config, checkpoint, rounds=3 if quick else 50)
         rows += found
     report = ReparamReport(
         data=data,
-        pictures=pictures,
+        images=images,
         rows=tuple(rows),
         score_errors=errors,
         train_minutes=minutes,
@@ -116,15 +119,15 @@ def data_options(data: str, root: str | None) -> dict[str, Any]:
     """What a config of the digits has to change for other data.
 
     Raises:
-        FileNotFoundError, ValueError: the data are not there, or unknown.
+        UserError: the data are not there, or unknown.
     """
     if data == 'digits':
         return {} if root is None else {'data_root': root}
     if data not in FOLDERS:
-        raise ValueError(f"data '{data}' are unknown: choose digits, cifar10 or cifar100")
+        raise UserError(f"data '{data}' are unknown: choose digits, cifar10 or cifar100")
     root = root or f'data/{data}'
     if not (Path(root) / FOLDERS[data]).is_dir():
-        raise FileNotFoundError(
+        raise UserError(
             f'{data} is not in {root}: put its unpacked folder {FOLDERS[data]} there, or name another --data-root'
         )
     classes = 100 if data == 'cifar100' else 10
@@ -134,7 +137,7 @@ def data_options(data: str, root: str | None) -> dict[str, Any]:
     ]
     options: dict[str, Any] = {
         'model.data_preprocessor.num_classes': classes,
-        'model.data_preprocessor.to_rgb': False,  # MMPretrain's CIFAR pictures are RGB
+        'model.data_preprocessor.to_rgb': False,  # MMPretrain's CIFAR images are RGB
         'model.head.num_classes': classes,
     }
     for loader, split, steps in (('train', 'train', augmented), ('val', 'test', []), ('test', 'test', [])):
@@ -167,7 +170,7 @@ def check_unchanged(report: ReparamReport) -> None:
 
 
 def _compared(name: str, config: Config, checkpoint: Path, *, rounds: int) -> tuple[list[FormRow], float, int]:
-    """A model's rows, the error of its fused scores, and the number of test pictures."""
+    """A model's rows, the error of its fused scores, and the number of test images."""
     device = get_device()
     model = load_model(config, checkpoint).eval()
     loader = Runner.build_dataloader(config.test_dataloader)
@@ -216,7 +219,7 @@ def _repeated(images: Tensor, count: int) -> Tensor:
     return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
 
 
-COLOURS = {'branches': '#b0b0b0', 'train form': '#e08a3c', 'fused': '#0000a7'}
+FORM_COLORS = {BRANCHES: COLORS['gray'], TRAIN: COLORS['orange'], FUSED: COLORS['blue']}
 _WIDTH = 0.8  # of a model's bars together
 
 
@@ -229,26 +232,21 @@ class _Value(NamedTuple):
 
 
 def draw_forms(report: ReparamReport) -> None:
-    """Save the picture that ``report.plot`` names: one panel for accuracy, one for each batch."""
-    from matplotlib.figure import Figure
-
+    """Save the image that ``report.plot`` names: one panel for accuracy, one for each batch."""
     batches = list(report.rows[0].times)
-    figure = Figure(figsize=(4.2 * (1 + len(batches)), 4.4), dpi=120, layout='constrained')
+    where = report.device if report.device == 'cuda' else f'{report.device}, threads: {report.threads}'
+    title = f'Folding changes the time, not the answers ({report.data}; {where})'
+    figure = new_figure((4.2 * (1 + len(batches)), 4.4), title)
     axes = figure.subplots(1, 1 + len(batches), squeeze=False)[0]
     _bars(axes[0], report, value=_accuracy_bar)
-    axes[0].set_title(f'top-1 accuracy on {report.pictures} test pictures', fontsize=10)
+    axes[0].set_title(f'top-1 accuracy on {report.images} test images', fontsize=10)
     axes[0].set_ylabel('%')
     for axis, batch in zip(axes[1:], batches, strict=True):
         _bars(axis, report, value=partial(_time_bar, batch=batch))
-        axis.set_title(f'time of the classifier, {batch} picture{"s" if batch > 1 else ""}', fontsize=10)
+        axis.set_title(f'time of the classifier, {batch} image{"s" if batch > 1 else ""}', fontsize=10)
         axis.set_ylabel('ms: median, and line from p10 to p90')
-    handles, labels = axes[0].get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
-    names = [name for name in COLOURS if name in found]
-    figure.legend([found[name] for name in names], names, loc='outside lower center', ncols=3, frameon=False)
-    where = report.device if report.device == 'cuda' else f'{report.device}, threads: {report.threads}'
-    figure.suptitle(f'Folding changes the time, not the answers ({report.data}; {where})', fontsize=12)
-    figure.savefig(report.plot)
+    legend_below(figure, order=FORM_COLORS, columns=3)
+    save_png(figure, report.plot)
 
 
 def _accuracy_bar(row: FormRow) -> _Value:
@@ -266,14 +264,14 @@ def _bars(axis: Any, report: ReparamReport, *, value: Callable[[FormRow], _Value
         rows = [row for row in report.rows if row.model == model]
         width = _WIDTH / max(len(rows), 2)
         for place, row in enumerate(rows):
-            centre = index + (place - (len(rows) - 1) / 2) * width
+            center = index + (place - (len(rows) - 1) / 2) * width
             middle, low, high = value(row)
-            axis.bar(centre, middle, 0.92 * width, color=COLOURS[row.form], label=row.form)
+            axis.bar(center, middle, 0.92 * width, color=FORM_COLORS[row.form], label=row.form)
             if low < high:
-                axis.vlines(centre, low, high, color='black', linewidth=1)
+                axis.vlines(center, low, high, color='black', linewidth=1)
             axis.annotate(
                 f'{middle:.2f}',
-                (centre, max(middle, high)),
+                (center, max(middle, high)),
                 xytext=(0, 3),
                 textcoords='offset points',
                 ha='center',
@@ -284,21 +282,13 @@ def _bars(axis: Any, report: ReparamReport, *, value: Callable[[FormRow], _Value
     axis.spines[['top', 'right']].set_visible(False)
 
 
-_TEXTS = 2  # columns that are no numbers
-
-
 def format_forms(report: ReparamReport) -> str:
     """A Markdown table, a row per form; speed-ups are against the first form of each model."""
     head = ['model', 'form', 'top-1 accuracy', 'parameters', 'norms']
     for batch in report.rows[0].times:
-        head += [f'{batch} picture{"s" if batch > 1 else ""}, ms (p10 to p90)', 'speed-up']
-    lines = [head]
-    for row in report.rows:
-        lines.append(_cells(row, first=next(other for other in report.rows if other.model == row.model)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ['-' * (width + 2) if column < _TEXTS else '-' * (width + 1) + ':' for column, width in enumerate(widths)]
-    texts = [_line(line, widths) for line in lines]
-    return '\n'.join([texts[0], f'|{"|".join(rule)}|', *texts[1:]])
+        head += [f'{batch} image{"s" if batch > 1 else ""}, ms (p10 to p90)', 'speed-up']
+    rows = [_cells(row, first=next(other for other in report.rows if other.model == row.model)) for row in report.rows]
+    return markdown_table(head, rows, texts=2)
 
 
 def _cells(row: FormRow, *, first: FormRow) -> list[str]:
@@ -309,11 +299,3 @@ def _cells(row: FormRow, *, first: FormRow) -> list[str]:
             f'{first.times[batch].median_ms / time.median_ms:.2f}',
         ]
     return cells
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    texts = [
-        cell.ljust(width) if column < _TEXTS else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return f'| {" | ".join(texts)} |'

@@ -1,4 +1,4 @@
-"""From nothing to a table and a picture: data, training, tests in train form and fused."""
+"""From nothing to a table and a sheet of images: data, training, tests in train form and fused."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from repnext_mm.apis import prepare_test, prepare_training, run_test, run_training
 from repnext_mm.apis.weight_files import load_model
 from repnext_mm.hooks import FuseBackboneHook
-from repnext_mm.lab.demo.table import format_score
-from repnext_mm.lab.draw.digit_sheet import draw_digits, predicted_digits
-from repnext_mm.lab.draw.pair_sheet import draw_sheet
-from repnext_mm.lab.draw.panels import predicted_pairs
+from repnext_mm.lab.draw.predictions import draw_sheet
+from repnext_mm.lab.table import markdown_table
 from repnext_mm.timing import measure_latency
 
 TOLERANCE = 0.001  # of AP or IoU in 0..1: fusing must not change what the network says
@@ -82,17 +80,8 @@ def run_demo(config_path: str | Path, *, work_dir: str | Path, quick: bool = Fal
     title = f'{Path(config_path).stem}, fused: ' + ', '.join(
         f'{name} {format_score(values[1])}' for name, values in rows.items()
     )
-    if config.default_scope == 'mmpretrain':
-        digits = predicted_digits(model, dataset, count=SHEET_DIGITS)
-        draw_digits(digits, path=sheet, title=f'{title} ({len(dataset)} held-out digits)')
-    else:
-        draw_sheet(
-            predicted_pairs(model, dataset, count=SHEET_SCENES),
-            path=sheet,
-            classes=dataset.metainfo['classes'],
-            palette=dataset.metainfo['palette'],
-            title=f'{title} ({len(dataset)} held-out scenes)',
-        )
+    kind, count = ('digits', SHEET_DIGITS) if config.default_scope == 'mmpretrain' else ('scenes', SHEET_SCENES)
+    draw_sheet(model, dataset, sheet, count=count, title=f'{title} ({len(dataset)} held-out {kind})')
     report = DemoReport(
         rows={**rows, **backbone_rows},
         input_shape=shape,
@@ -104,11 +93,22 @@ def run_demo(config_path: str | Path, *, work_dir: str | Path, quick: bool = Fal
         sheet=str(sheet),
     )
     Path(report.table).write_text(json.dumps(asdict(report), indent=2) + '\n')
-    _check_scores(rows)
+    check_scores(rows)
     return report
 
 
-def _check_scores(rows: Mapping[str, tuple[float, float]]) -> None:
+def format_table(rows: Mapping[str, tuple[float, float]]) -> str:
+    """A Markdown table: one row per quantity, its value before and after fusing."""
+    return markdown_table(['', 'train form', 'fused'], [[name, *map(_text, values)] for name, values in rows.items()])
+
+
+def format_score(value: float) -> str:
+    """AP or IoU in 0..1, to the digits that fusing may not change."""
+    return f'{value:.3f}'
+
+
+def check_scores(rows: Mapping[str, tuple[float, float]]) -> None:
+    """Raise a ``RuntimeError`` unless the scores of both forms are the same up to ``TOLERANCE``."""
     for name, (before, after) in rows.items():
         if not abs(before - after) <= TOLERANCE:  # NaN is a difference too
             raise RuntimeError(
@@ -118,7 +118,7 @@ def _check_scores(rows: Mapping[str, tuple[float, float]]) -> None:
 
 
 def quick_options(config_path: str | Path) -> dict[str, Any]:
-    """Overrides that leave a handful of pictures and iterations."""
+    """Overrides that leave a handful of images and iterations."""
     config = Config.fromfile(str(config_path))
     if config.default_scope == 'mmpretrain':
         few = {f'{loader}_dataloader.dataset.indices': 128 for loader in ('train', 'val', 'test')}
@@ -174,3 +174,9 @@ def _compare_backbones(
         'backbone latency, ms': (latency['train form'].median_ms, latency['fused'].median_ms),
     }
     return fused, shape, rows
+
+
+def _text(value: float) -> str:
+    if isinstance(value, int):
+        return f'{value:,}'
+    return format_score(value) if value < 1 else f'{value:.1f}'

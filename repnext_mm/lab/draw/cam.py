@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repnext_mm.apis.classes import classes_of_config
-from repnext_mm.lab.draw.canvas import new_figure, save_png
+from repnext_mm.errors import UserError
+from repnext_mm.lab.draw.canvas import new_grid, save_png
 from repnext_mm.lab.draw.subject import Seen, Subject
 
 METHODS = {
@@ -30,7 +31,7 @@ _COLUMNS = 5
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 
 
-class NothingToExplain(ValueError):
+class NothingToExplain(UserError):
     """The model sees nothing of the class in this image, or its map is flat; ``short`` says so in a few words."""
 
     def __init__(self, text: str, *, short: str) -> None:
@@ -40,7 +41,7 @@ class NothingToExplain(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationMap:
-    """Where in the picture the score of a class comes from."""
+    """Where in the image the score of a class comes from."""
 
     values: NDArray[np.float32]  # (h, w) of ``Seen.image``, 0 to 1
     label: str
@@ -52,12 +53,12 @@ class ActivationMap:
 def activation_map(
     subject: Subject, seen: Seen, *, method: str = 'gradcam', layer: str = 'stages.3', label: str | None = None
 ) -> ActivationMap:
-    """Explain a class's score of a picture: of a classifier its logit, of a detector the sum of the scores of its
+    """Explain a class's score of an image: of a classifier its logit, of a detector the sum of the scores of its
     boxes, of a segmentor the sum of its logits over the pixels that it wins.
 
     Args:
         subject: with a config and weights, in train form or fused.
-        seen: the picture.
+        seen: the image.
         method: a key of ``METHODS``.
         layer: a module of the backbone with one ``(N, C, H, W)`` output.
         label: a class's name; by default what the model sees most of: the best class, the class of the best box, the
@@ -66,20 +67,20 @@ def activation_map(
     Raises:
         ImportError: the package grad-cam is missing.
         NothingToExplain: the class is not found in the image, or the map is flat.
-        ValueError: the method, layer or class is unknown.
+        UserError: the method, layer or class is unknown.
     """
     config = subject.config
     scope = None if config is None else config.get('default_scope')
     if config is None or scope not in TASKS or seen.samples is None:
-        raise ValueError('class activation maps need a config of mmpretrain, mmdet or mmseg, and a checkpoint')
+        raise UserError('class activation maps need a config of mmpretrain, mmdet or mmseg, and a checkpoint')
     if method not in METHODS:
-        raise ValueError(f"method '{method}' is unknown: choose from {', '.join(METHODS)}")
+        raise UserError(f"method '{method}' is unknown: choose from {', '.join(METHODS)}")
     modules = dict(subject.backbone.named_modules())
     if not layer or layer not in modules:
-        raise ValueError(f"the backbone has no layer '{layer}': try stages.3 or stages.2.blocks.0")
+        raise UserError(f"the backbone has no layer '{layer}': try stages.3 or stages.2.blocks.0")
     names = _class_names(subject)
     if label is not None and label not in names:
-        raise ValueError(f"class '{label}' is unknown: choose from {', '.join(names[:20])}{' ...' * (len(names) > 20)}")
+        raise UserError(f"class '{label}' is unknown: choose from {', '.join(names[:20])}{' ...' * (len(names) > 20)}")
     answers = _Answers(subject.model, seen, scope=scope)
     with torch.no_grad():
         index, target, what = _TARGETS[scope](answers(seen.inputs)[0], names, label)
@@ -104,26 +105,23 @@ def activation_map(
 
 
 def draw_activation_maps(image: NDArray[np.uint8], maps: list[ActivationMap], path: str | Path, *, title: str) -> Path:
-    """Save a picture ``(h, w, 3)`` and its activation maps, each laid over it."""
+    """Save an image ``(h, w, 3)`` and its activation maps, each laid over it."""
     columns = min(len(maps) + 1, _COLUMNS)
     rows = -(-(len(maps) + 1) // columns)
-    figure = new_figure((3.1 * columns + 0.8, 3.6 * rows + 0.6), title)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    figure, grid = new_grid(rows, columns, (3.1 * columns + 0.8, 3.6 * rows + 0.6), title)
     axes = grid.reshape(-1)
     axes[0].imshow(image)
-    axes[0].set_title('picture', fontsize=10)
+    axes[0].set_title('image', fontsize=10)
     for axis, found in zip(axes[1:], maps, strict=False):
-        axis.imshow(image.mean(axis=2), cmap='gray', vmin=0, vmax=255)  # grey leaves colour to the map
+        axis.imshow(image.mean(axis=2), cmap='gray', vmin=0, vmax=255)  # gray leaves color to the map
         drawn = axis.imshow(found.values, cmap='inferno', vmin=0, vmax=1, alpha=0.6)
         axis.set_title(f'{found.label}: {found.what}\n{found.method}, {found.layer}', fontsize=10)
-    for axis in axes:
-        axis.set_axis_off()
     figure.colorbar(drawn, ax=grid, label='activation / largest', shrink=0.75)
     return save_png(figure, path)
 
 
 class _Answers(nn.Module):
-    """A model as grad-cam calls it: a tensor in, one answer for each picture out."""
+    """A model as grad-cam calls it: a tensor in, one answer for each image out."""
 
     def __init__(self, model: Any, seen: Seen, *, scope: str) -> None:
         super().__init__()
@@ -191,6 +189,6 @@ def _grad_cam() -> Any:
     try:
         return import_module('pytorch_grad_cam')
     except ImportError as error:
-        raise ImportError(
+        raise UserError(
             f"class activation maps need the package grad-cam ({error}): pip install 'repnext_mm[cam]'"
         ) from error

@@ -15,8 +15,9 @@ from torch import nn
 from repnext_mm.apis.config import building, load_config
 from repnext_mm.apis.test import drop_initial_weights
 from repnext_mm.apis.weight_files import load_model
+from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.cam import ActivationMap, NothingToExplain, activation_map
-from repnext_mm.lab.draw.canvas import new_figure, save_png
+from repnext_mm.lab.draw.canvas import new_grid, save_png
 from repnext_mm.lab.draw.subject import Seen, Subject, see
 from repnext_mm.models import ARCHITECTURES, resolve_arch
 
@@ -34,12 +35,12 @@ def with_backbone(config: Config, network: str) -> Config:
             MMPretrain's ``TIMMBackbone``.
 
     Raises:
-        ImportError: timm or mmpretrain is missing.
-        ValueError: the network is unknown or has no four levels at strides 4, 8, 16, 32, or the config has no neck.
+        UserError: timm or mmpretrain is missing, the network is unknown or has no four levels at strides 4, 8, 16, 32,
+            or the config has no neck.
     """
     model = config.get('model', {})
     if 'in_channels' not in model.get('neck', {}):
-        raise ValueError(
+        raise UserError(
             f"config '{config.filename}' has no model.neck.in_channels to fit to {network}: give a Mask R-CNN config"
         )
     changed = copy.deepcopy(config)
@@ -66,7 +67,7 @@ def detector(config: Config, network: str, weights: str | Path | None = None, *,
     Without weights no box is sure, so that boxes of any score are explained.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: see ``with_backbone``; or the file cannot be read or does not fit.
+        UserError: see ``with_backbone``; or the file cannot be read or does not fit.
     """
     changed = with_backbone(config, network)
     if weights is not None:
@@ -86,10 +87,10 @@ def level_layer(backbone: nn.Module, level: int) -> str:
     """The module of a backbone whose output is a level, 0 (stride 4) to 3 (stride 32).
 
     Raises:
-        ValueError: there is no such level.
+        UserError: there is no such level.
     """
     if not 0 <= level < len(_STRIDES):
-        raise ValueError(f'level {level} does not exist: choose 0 (stride 4) to {len(_STRIDES) - 1} (stride 32)')
+        raise UserError(f'level {level} does not exist: choose 0 (stride 4) to {len(_STRIDES) - 1} (stride 32)')
     timm_model: Any = getattr(backbone, 'timm_model', None)
     if timm_model is None:
         return f'stages.{level}'
@@ -121,18 +122,14 @@ def draw_cam_sheet(
         label: a class's name; by default each detector's own best box decides, and the panel names its class.
 
     Raises:
-        ImportError: the package grad-cam is missing.
-        ValueError: there is nothing to draw, or see ``activation_map``.
+        UserError: the package grad-cam is missing, there is nothing to draw, or see ``activation_map``.
     """
     if not subjects or not images:
-        raise ValueError(f'{len(subjects)} detectors and {len(images)} images make no sheet: give at least one of each')
+        raise UserError(f'{len(subjects)} detectors and {len(images)} images make no sheet: give at least one of each')
     columns = 1 + len(subjects)
-    figure = new_figure((2.5 * columns + 0.9, 2.55 * len(images) + 0.9), title)
-    grid = figure.subplots(len(images), columns, squeeze=False)
+    figure, grid = new_grid(len(images), columns, (2.5 * columns + 0.9, 2.55 * len(images) + 0.9), title)
     drawn = None
     for line, image in zip(grid, images, strict=True):
-        for axis in line:
-            axis.set_axis_off()
         for axis, subject in zip(line[1:], subjects, strict=True):
             seen = see(subject, image)
             line[0].imshow(seen.image)
@@ -164,14 +161,14 @@ def load_detectors(
     """The detectors of one config on several backbones; their configs are written for training where asked for.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: see ``detector``; or weights are given for another network.
+        UserError: see ``detector``; or weights are given for another network.
     """
     strangers = sorted(set(weights) - set(networks))
     if strangers:
-        raise ValueError(f'weights are given for {", ".join(strangers)}: choose from {", ".join(networks)}')
+        raise UserError(f'weights are given for {", ".join(strangers)}: choose from {", ".join(networks)}')
     config = load_config(config_path, options=options)
     if config.get('default_scope') != 'mmdet':
-        raise ValueError(f"config '{config_path}' is not a detector's: give a Mask R-CNN config of mmdet")
+        raise UserError(f"config '{config_path}' is not a detector's: give a Mask R-CNN config of mmdet")
     if save_configs is not None:
         save_configs.mkdir(parents=True, exist_ok=True)
         for network in networks:
@@ -191,14 +188,14 @@ def _widths(network: str) -> list[int]:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f'{network} needs the package timm ({error}): pip install timm') from error
+        raise UserError(f'{network} needs the package timm ({error}): pip install timm') from error
     if not timm.is_model(network):
         family = ', '.join(timm.list_models(f'{network.split("_")[0]}*')[:8]) or 'a name of timm.list_models()'
-        raise ValueError(f"network '{network}' is unknown: take one of {', '.join(PAPER)}, or of timm ({family})")
+        raise UserError(f"network '{network}' is unknown: take one of {', '.join(PAPER)}, or of timm ({family})")
     with torch.device('meta'):
         info = timm.create_model(network, pretrained=False, features_only=True).feature_info
     if tuple(info.reduction())[:4] != _STRIDES:
-        raise ValueError(f"network '{network}' has levels at strides {info.reduction()}: 4, 8, 16 and 32 are needed")
+        raise UserError(f"network '{network}' has levels at strides {info.reduction()}: 4, 8, 16 and 32 are needed")
     return list(info.channels())[:4]
 
 
@@ -206,6 +203,6 @@ def _need_mmpretrain(network: str) -> None:
     try:
         import mmpretrain  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise UserError(
             f'{network} is built by mmpretrain.TIMMBackbone ({error}): install mmpretrain beside mmdet'
         ) from error

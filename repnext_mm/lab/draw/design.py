@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import save_png
 from repnext_mm.lab.draw.sheet import FAINT, Box, Sheet
 from repnext_mm.models import RepNeXt, resolve_arch
@@ -44,12 +45,12 @@ def draw_design(arch: str | Mapping[str, Any] | Arch, folder: str | Path) -> lis
     """Save the three figures of an architecture as ``design_*.png``.
 
     Raises:
-        ValueError: the architecture is unknown, or is a single-branch one, which has no branches to show.
+        UserError: the architecture is unknown, or is a single-branch one, which has no branches to show.
     """
     resolved = resolve_arch(arch)
     name = f'RepNeXt-{arch.upper()}' if isinstance(arch, str) else 'RepNeXt'
     if resolved.token_mixer == 'single':
-        raise ValueError(f'{name} is a single-branch equivalent: name the network that it is the equivalent of')
+        raise UserError(f'{name} is a single-branch equivalent: name the network that it is the equivalent of')
     sheets = {
         'architecture': architecture(resolved, name),
         'equivalent': equivalent(resolved, name),

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import new_figure, save_png
 from repnext_mm.models.token_mixer import ChunkConv
 from repnext_mm.reparam import fuse
@@ -28,13 +29,13 @@ def token_mixer_chunks(backbone: nn.Module, inputs: Tensor, *, block: str) -> di
         block: its name in the backbone, such as ``stages.0.blocks.1``.
 
     Raises:
-        ValueError: the backbone has no such block with four scales.
+        UserError: the backbone has no such block with four scales.
     """
     mixers = {name: module for name, module in backbone.named_modules() if isinstance(module, ChunkConv)}
     if f'{block}.token_mixer' not in mixers:
         names = [name.removesuffix('.token_mixer') for name in mixers]
-        raise ValueError(
-            f"'{block}' is no block with four scales: "
+        raise UserError(
+            f"'{block}' is not a block with four scales: "
             + (f'choose from {", ".join(names)}' if names else 'only the multi-scale RepNeXt, m0 to m5, has them')
         )
     seen: list[Tensor] = []
@@ -50,19 +51,19 @@ def token_mixer_chunks(backbone: nn.Module, inputs: Tensor, *, block: str) -> di
 def draw_features(
     backbone: nn.Module, inputs: Tensor, image: NDArray[np.uint8], path: str | Path, *, block: str, title: str
 ) -> Path:
-    """Save the channel means of the four chunks for one picture: a row in train form, a row fused.
+    """Save the channel means of the four chunks for one image: a row in train form, a row fused.
 
     Args:
         backbone: in train form and eval mode.
         inputs: ``(1, 3, H, W)``.
-        image: ``(h, w, 3)``, what to show of the picture.
+        image: ``(h, w, 3)``, what to show of the image.
         path: of the PNG.
         block: see ``token_mixer_chunks``.
-        title: of the picture.
+        title: of the image.
     """
     fused, report = fuse(backbone)
     if not report:
-        raise ValueError(f'{title} is fused already: give weights in train form, to see both')
+        raise UserError(f'{title} is fused already: give weights in train form, to see both')
     rows = {
         name: token_mixer_chunks(model, inputs, block=block)
         for name, model in (('train form', backbone), ('fused', fused))
@@ -82,7 +83,7 @@ def draw_features(
         line[0].imshow(image)
         line[0].set_ylabel(name, fontsize=11)
         line[0].set(xticks=[], yticks=[])
-    axes[0][0].set_title('picture', fontsize=11)
+    axes[0][0].set_title('image', fontsize=11)
     for column, scale in enumerate(SCALES, start=1):
         means = [chunks[scale][0].mean(dim=0).numpy() for chunks in rows.values()]
         limits = {'vmin': means[0].min(), 'vmax': means[0].max()}

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from repnext_mm.lab.draw.canvas import new_figure, save_png
+from repnext_mm.errors import UserError
+from repnext_mm.lab.draw.canvas import COLORS, new_grid, save_png
 from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
 from repnext_mm.models.rep_unit import SummedUnit
 from repnext_mm.models.token_mixer import ChunkConv
@@ -18,7 +19,6 @@ from repnext_mm.reparam import Kernel, chain, chain_biased, dilate, embed, exact
 
 _CELL = 0.85  # inches of a panel
 _TITLE = 7.5  # inches that the title needs
-_ABSENT = '#e4e4e4'
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def effective_kernels(backbone: nn.Module) -> dict[str, dict[str, Kernel]]:
     they are where the border is further away than 5 rows.
 
     Raises:
-        ValueError: the backbone has no such module, or a norm that belongs to a branch is in training mode.
+        UserError: the backbone has no such module, or a norm that belongs to a branch is in training mode.
     """
     found: dict[str, dict[str, Kernel]] = {}
     for name, module in backbone.named_modules():
@@ -42,7 +42,7 @@ def effective_kernels(backbone: nn.Module) -> dict[str, dict[str, Kernel]]:
             )
             found[f'{name}.conv_l'] = {'1x11': row, '11x1': col, '=': chain_biased(row, col)[0]}
     if not any(not name.endswith('.conv_l') for name in found):
-        raise ValueError(
+        raise UserError(
             f'{type(backbone).__name__} has no branches: give weights in train form, of m0 to m5 or RepNeXtU u2, u3'
         )
     return found
@@ -61,28 +61,27 @@ def draw_kernels(
     Args:
         backbone: in train form and eval mode.
         path: of the PNG.
-        title: of the picture.
+        title: of the image.
         stages: only these, counted from 0; all by default.
         channel: of each kernel, drawn with its sign; by default the mean of the absolute values over the channels.
 
     Raises:
-        ValueError: the backbone has no branches, the stages have none, or a kernel has no such channel.
+        UserError: the backbone has no branches, the stages have none, or a kernel has no such channel.
     """
     blocks = _by_block(effective_kernels(backbone), stages)
     widths = _widths([*blocks.values()])
     columns = sum(widths)
     values = 'mean absolute weight over the channels' if channel is None else f'weight of channel {channel}'
-    figure = new_figure(
+    figure, axes = new_grid(
+        len(blocks),
+        columns,
         (max(_CELL * (columns + 1.6), _TITLE), (_CELL + 0.28) * len(blocks) + 1.4),
         (
-            f'{title}\n{values}, each panel scaled to its largest; grey: no weight\n'
+            f'{title}\n{values}, each panel scaled to its largest; gray: no weight\n'
             '"=": the one kernel that the branches before it are'
         ),
     )
-    axes = figure.subplots(len(blocks), columns, squeeze=False)
     for line, (name, scales) in zip(axes, blocks.items(), strict=True):
-        for axis in line:
-            axis.set_axis_off()
         line[0].text(-0.25, 0.5, _row_name(name), transform=line[0].transAxes, ha='right', va='center', fontsize=8)
         end = 0
         for kernels, width in zip(scales, widths, strict=False):
@@ -130,7 +129,7 @@ def _by_block(
         if stages is None or (words[1:2] and words[1].isdigit() and int(words[1]) in stages):
             blocks.setdefault(block, []).append(found)
     if not blocks:
-        raise ValueError(f'stages {list(stages or ())} have no branches: choose from 0 to 3')
+        raise UserError(f'stages {list(stages or ())} have no branches: choose from 0 to 3')
     return {block: sorted(found, key=lambda branches: branches['='].weight.shape[2]) for block, found in blocks.items()}
 
 
@@ -147,13 +146,13 @@ def _widths(blocks: Sequence[list[dict[str, Kernel]]]) -> list[int]:
 def _draw(axis: Any, kernel: Kernel, name: str, *, size: Sequence[int], channel: int | None) -> None:
     weight = embed(Kernel(kernel.weight, None), size).weight
     if channel is not None and not 0 <= channel < len(weight):
-        raise ValueError(f'channel {channel}: this kernel has channels 0 to {len(weight) - 1}')
+        raise UserError(f'channel {channel}: this kernel has channels 0 to {len(weight) - 1}')
     value = weight.abs().mean(dim=(0, 1)) if channel is None else weight[channel, 0]
     limit = value.abs().max().item() or 1.0
     value = value.where((weight != 0).any(dim=0)[0], torch.nan)  # what the branch has no weight for
     signed = {'cmap': 'RdBu_r', 'vmin': -limit} if channel is not None else {'cmap': 'magma_r', 'vmin': 0}
     axis.set_axis_on()
-    axis.set_facecolor(_ABSENT)
+    axis.set_facecolor(COLORS['absent'])
     axis.imshow(value.numpy(), vmax=limit, **signed)
     axis.set(xticks=[], yticks=[])
     axis.set_title(
@@ -168,12 +167,12 @@ def _legend(figure: Any, axes: Any, channel: int | None) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    colours = ScalarMappable(
+    colors = ScalarMappable(
         Normalize(-1 if channel is not None else 0, 1), 'RdBu_r' if channel is not None else 'magma_r'
     )
     height = figure.get_figheight()
     figure.colorbar(
-        colours,
+        colors,
         ax=axes,
         location='bottom',
         fraction=0.3 / height,

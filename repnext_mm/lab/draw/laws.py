@@ -1,14 +1,15 @@
-"""The laws as pictures of kernels: a sum of branches, a chain and its border, a shortcut that becomes channels."""
+"""The laws as images of kernels: a sum of branches, a chain and its border, a shortcut that becomes channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
+from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, new_grid, save_png
 from repnext_mm.models.merged_mixer import DenseMixer
 from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
 from repnext_mm.models.token_mixer import ChunkConv
@@ -28,12 +29,11 @@ from repnext_mm.reparam import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MAP = 'RdBu_r'
-_ABSENT = '#e4e4e4'  # cells that a branch does not have
-_NO_WEIGHT, _COPY, _WEIGHT = 'white', '#0000a7', '#e08a3c'
-_EDGE = 24  # pixels of the picture that shows the border
+_NO_WEIGHT, _COPY, _WEIGHT = 'white', COLORS['blue'], COLORS['orange']
+_SIDE = 2.6  # inches of a panel
+_EDGE = 24  # pixels of the image that shows the border
 
 
 @torch.no_grad()
@@ -55,25 +55,24 @@ def draw_sum(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
             '1x5, then 5x1': chain(read(medium.conv_5_w), read(medium.conv_5_h)),
         },
     ]
-    figure, axes = _panels(
+    figure, axes = new_grid(
         2,
         6,
+        (6 * _SIDE, 2 * _SIDE + 1.3),
         'Branches of the small and of the medium scale, and the one kernel that they are\n'
         '(red is positive, blue negative, strongest at the largest value of the row)',
     )
     for line, branches, merged, size in zip(axes, rows, (small, medium), (3, 7), strict=True):
         window = (size, size)
         whole = add(*(embed(kernel, window) for kernel in branches.values()))
-        assert torch.allclose(whole.weight, merged.kernel().weight)  # the picture shows what runs
+        assert torch.allclose(whole.weight, merged.kernel().weight)  # the image shows what runs
         drawn = {**branches, f'= one {size}x{size}': whole}
         limit = max(kernel.weight[channel].abs().max().item() for kernel in drawn.values())
-        for axis in line:
-            axis.set_axis_off()
         for place, (name, kernel) in enumerate(drawn.items()):
             axis = line[place]
             _draw_kernel(axis, kernel, window, channel=channel, limit=limit, holes=name.startswith('2x2'))
             axis.set_title(name if place == 0 or name.startswith('=') else f'+ {name}', fontsize=12)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 @torch.no_grad()
@@ -88,13 +87,14 @@ def draw_chain(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
         'one 11x11 alone': convolve(x, wide, like=like) - pair,
         'corrected': DenseMixer(to_conv(wide, like=like), to_conv(border, like=col))(x) - pair,
     }
-    figure, axes = _panels(1, 4, 'A biased 1x11 before an 11x1: one 11x11, and a correction of five rows at each edge')
+    title = 'A biased 1x11 before an 11x1: one 11x11, and a correction of five rows at each edge'
+    figure, axes = new_grid(1, 4, (4 * _SIDE, _SIDE + 0.9), title)
     limit = max(kernel.weight[channel].abs().max().item() for kernel in (read(row), read(col), wide))
     for axis, name, kernel in zip(axes[0], ('1x11', '11x1', '11x11'), (read(row), read(col), wide), strict=False):
         _draw_kernel(axis, kernel, (11, 11), channel=channel, limit=limit)
         axis.set_title({'11x1': 'then 11x1', '11x11': '= one 11x11'}.get(name, name), fontsize=12)
     _draw_errors(axes[0][3], {name: error.abs().amax(dim=(0, 1, 3)) for name, error in errors.items()})
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_shortcut(path: str | Path, *, channels: int = 3) -> None:
@@ -106,7 +106,7 @@ def draw_shortcut(path: str | Path, *, channels: int = 3) -> None:
 
     before = (kernel(channels, 1, 3), kernel(4 * channels, channels, 1), kernel(channels, 4 * channels, 1))
     after = eliminate_shortcut(*before)
-    figure = _figure(
+    figure = new_figure(
         (9.4, 6.4),
         (
             'gelu(x) + project(gelu(expand(spatial(x)))), before and after its shortcut became channels\n'
@@ -122,9 +122,9 @@ def draw_shortcut(path: str | Path, *, channels: int = 3) -> None:
     from matplotlib.patches import Patch
 
     parts = {'trained weights': _WEIGHT, 'a copy of the input (weight 1)': _COPY, 'zero': _NO_WEIGHT}
-    handles = [Patch(facecolor=colour, edgecolor='grey', label=name) for name, colour in parts.items()]
-    figure.legend(handles=handles, loc='outside lower center', ncols=3, frameon=False)
-    _save(figure, path)
+    handles = [Patch(facecolor=color, edgecolor='gray', label=name) for name, color in parts.items()]
+    legend_below(figure, handles=handles)
+    save_png(figure, path)
 
 
 def _roles(kernel: Kernel, *, spatial: bool, inputs: int) -> Tensor:
@@ -143,8 +143,8 @@ def _roles(kernel: Kernel, *, spatial: bool, inputs: int) -> Tensor:
 def _draw_roles(axis: Axes, roles: Tensor) -> None:
     from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap([_NO_WEIGHT, _COPY, _WEIGHT])
-    axis.pcolormesh(roles.numpy(), cmap=colours, vmin=0, vmax=2, edgecolors='lightgrey', linewidth=0.6)
+    colors = ListedColormap([_NO_WEIGHT, _COPY, _WEIGHT])
+    axis.pcolormesh(roles.numpy(), cmap=colors, vmin=0, vmax=2, edgecolors='lightgray', linewidth=0.6)
     axis.set_aspect('equal', anchor='NW')
     axis.set_axis_off()
 
@@ -152,13 +152,13 @@ def _draw_roles(axis: Axes, roles: Tensor) -> None:
 def _draw_kernel(
     axis: Axes, kernel: Kernel, window: tuple[int, int], *, channel: int, limit: float, holes: bool = False
 ) -> None:
-    """One channel centred in its window; ``holes``: a zero is a cell that the branch does not have."""
+    """One channel centered in its window; ``holes``: a zero is a cell that the branch does not have."""
     present = embed(Kernel(torch.ones_like(kernel.weight), None), window).weight[channel, 0].bool()
     value = embed(kernel, window).weight[channel, 0]
     if holes:
         present &= value != 0
     axis.set_axis_on()
-    axis.set_facecolor(_ABSENT)
+    axis.set_facecolor(COLORS['absent'])
     axis.imshow(value.where(present, torch.nan).numpy(), cmap=_MAP, vmin=-limit, vmax=limit)
     axis.set_xticks([x - 0.5 for x in range(window[1] + 1)], [''] * (window[1] + 1))
     axis.set_yticks([y - 0.5 for y in range(window[0] + 1)], [''] * (window[0] + 1))
@@ -167,30 +167,12 @@ def _draw_kernel(
 
 
 def _draw_errors(axis: Axes, errors: Mapping[str, Tensor]) -> None:
-    for (name, error), colour in zip(errors.items(), ('#c1272d', '#008176'), strict=True):
-        axis.semilogy(error.clamp(min=1e-18).numpy(), marker='o', markersize=3, color=colour, label=name)
+    for (name, error), color in zip(errors.items(), (COLORS['red'], COLORS['teal']), strict=True):
+        axis.semilogy(error.clamp(min=1e-18).numpy(), marker='o', markersize=3, color=color, label=name)
+    axis.set_axis_on()
     axis.set_title('error by row, float64', fontsize=12)
     axis.set_xlabel(f'row of a {_EDGE}x{_EDGE} image')
     axis.set_ylabel('largest absolute error')
     axis.set_box_aspect(1)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc='center')
-
-
-def _panels(rows: int, columns: int, title: str) -> tuple[Figure, Sequence[Sequence[Axes]]]:
-    side = 2.6  # inches
-    figure = _figure((side * columns, (side + 0.4) * rows + 0.5), title)
-    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
-
-
-def _figure(inches: tuple[float, float], title: str) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=inches, dpi=110, layout='constrained')
-    figure.suptitle(title, fontsize=13)
-    return figure
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)

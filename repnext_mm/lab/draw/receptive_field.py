@@ -1,4 +1,4 @@
-"""Effective receptive fields: how much each pixel moves the centre unit of every level."""
+"""Effective receptive fields: how much each pixel moves the center unit of every level."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repnext_mm.lab.draw.canvas import new_figure, save_png
+from repnext_mm.errors import UserError
+from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, save_png
 
-SHARES = {0.5: '#008176', 0.95: '#c1272d'}  # of the gradient inside the squares that are drawn
+SHARES = {0.5: COLORS['teal'], 0.95: COLORS['red']}  # of the gradient inside the squares that are drawn
 _FLOOR = -4  # powers of ten that are drawn
 
 
@@ -20,37 +21,37 @@ def noise_images(count: int, *, size: int = 224) -> list[Tensor]:
     """Normal noise, always the same: ``(1, 3, size, size)`` each.
 
     Raises:
-        ValueError: a number is too small.
+        UserError: a number is too small.
     """
     if count < 1 or size < 32:
-        raise ValueError(f'{count} images of {size} pixels: take at least 1 image of at least 32 pixels')
+        raise UserError(f'{count} images of {size} pixels: take at least 1 image of at least 32 pixels')
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(1, 3, size, size, generator=generator) for _ in range(count)]
 
 
 def receptive_fields(backbone: nn.Module, images: Sequence[Tensor]) -> list[NDArray[np.float64]]:
-    """For each level that the backbone returns, the absolute gradient of its centre unit by pixel, ``(H, W)``.
+    """For each level that the backbone returns, the absolute gradient of its center unit by pixel, ``(H, W)``.
 
-    The centre unit is summed over its channels, the gradient over the colours, and averaged over the images; the
+    The center unit is summed over its channels, the gradient over the colors, and averaged over the images; the
     largest value is then 1.
 
     Args:
         backbone: in eval mode, in train form or fused.
-        images: ``(1, 3, H, W)``, normalised, all of one size.
+        images: ``(1, 3, H, W)``, normalized, all of one size.
 
     Raises:
-        ValueError: there are no images, or their sizes differ.
+        UserError: there are no images, or their sizes differ.
     """
     if len({image.shape for image in images}) != 1:
-        raise ValueError(f'images of shapes {sorted({tuple(image.shape) for image in images})}: give one size')
+        raise UserError(f'images of shapes {sorted({tuple(image.shape) for image in images})}: give one size')
     sums: list[Tensor] = []
     for image in images:
         pixels = image.detach().clone().requires_grad_()
         with torch.enable_grad():
             levels = backbone(pixels)
         for index, level in enumerate(levels):
-            centre = level[..., level.shape[2] // 2, level.shape[3] // 2].sum()
-            (gradient,) = torch.autograd.grad(centre, pixels, retain_graph=index + 1 < len(levels))
+            center = level[..., level.shape[2] // 2, level.shape[3] // 2].sum()
+            (gradient,) = torch.autograd.grad(center, pixels, retain_graph=index + 1 < len(levels))
             influence = gradient.abs().sum(dim=(0, 1)).double()
             if len(sums) <= index:
                 sums.append(influence)
@@ -60,7 +61,7 @@ def receptive_fields(backbone: nn.Module, images: Sequence[Tensor]) -> list[NDAr
 
 
 def side_holding(field: NDArray[np.float64], share: float) -> int:
-    """The side in pixels of the smallest square around the centre that holds a share of a field's sum."""
+    """The side in pixels of the smallest square around the center that holds a share of a field's sum."""
     height, width = field.shape
     rows = np.abs(np.arange(height) - height // 2)[:, None]
     columns = np.abs(np.arange(width) - width // 2)[None]
@@ -77,20 +78,20 @@ def draw_receptive_fields(
     Args:
         rows: what ``receptive_fields`` returned, by the name of the row.
         path: of the PNG.
-        title: of the picture.
+        title: of the image.
         levels: the stages that the fields belong to; counted from 0 by default.
     """
     from matplotlib.patches import Rectangle
 
     columns = max(map(len, rows.values()))
-    figure = new_figure((3.0 * columns + 1, 3.3 * len(rows) + 1.3), f'{title}\neffective receptive field of the centre')
+    figure = new_figure((3.0 * columns + 1, 3.3 * len(rows) + 1.3), f'{title}\neffective receptive field of the center')
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, fields) in zip(axes, rows.items(), strict=True):
         for axis, field, level in zip(line, fields, levels or range(columns), strict=False):
             height, width = field.shape
             drawn = axis.imshow(np.log10(np.maximum(field, 10.0**_FLOOR)), cmap='magma', vmin=_FLOOR, vmax=0)
             sides = []
-            for share, colour in SHARES.items():
+            for share, color in SHARES.items():
                 side = side_holding(field, share)
                 sides.append(f'{share:.0%} in {side}')
                 corner = (width // 2 - side / 2, height // 2 - side / 2)
@@ -100,7 +101,7 @@ def draw_receptive_fields(
                         side,
                         side,
                         fill=False,
-                        edgecolor=colour,
+                        edgecolor=color,
                         linewidth=1.5,
                         label=f'square that holds {share:.0%} of the gradient',
                     )
@@ -109,6 +110,5 @@ def draw_receptive_fields(
             axis.set_title(f'{name}, stage {level}\n{", ".join(sides)} pixels', fontsize=10)
             axis.set_xlabel('pixels', fontsize=9)
     figure.colorbar(drawn, ax=axes, label='gradient / largest, power of ten', shrink=0.8)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=len(SHARES), frameon=False)
+    legend_below(figure, order=[f'square that holds {share:.0%} of the gradient' for share in SHARES])
     return save_png(figure, path)

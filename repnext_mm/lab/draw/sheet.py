@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from repnext_mm.lab.draw.canvas import COLORS, new_figure
+
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.patches import Patch
     from matplotlib.text import Text
 
-INK, FAINT = '#222222', '#777777'
-COLORS = {
+INK, FAINT = COLORS['ink'], COLORS['faint']
+FILLS = {
     'conv': '#cfe0f4',
     'depthwise': '#d5ecd4',
     'pointwise': '#e2daf1',
@@ -59,9 +61,7 @@ class Sheet:
     """
 
     def __init__(self, width: float, height: float, title: str) -> None:
-        from matplotlib.figure import Figure
-
-        self.figure = Figure(figsize=(width, height), dpi=110)
+        self.figure = new_figure((width, height), layout=None)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, width), ylim=(height, 0))
         self.axes.set_axis_off()
@@ -97,7 +97,7 @@ class Sheet:
     def box(
         self, x: float, y: float, width: float, height: float, words: str, kind: str, *, size: float = _FONT
     ) -> Box:
-        """A box with words around a point; ``kind`` is a key of ``COLORS``."""
+        """A box with words around a point; ``kind`` is a key of ``FILLS``."""
         from matplotlib.patches import FancyBboxPatch
 
         patch = FancyBboxPatch(
@@ -105,7 +105,7 @@ class Sheet:
             width,
             height,
             boxstyle='round,pad=0,rounding_size=0.06',
-            facecolor=COLORS[kind],
+            facecolor=FILLS[kind],
             edgecolor=INK,
             linewidth=0.9,
             zorder=2,
@@ -124,7 +124,7 @@ class Sheet:
                 width,
                 height,
                 boxstyle='round,pad=0,rounding_size=0.1',
-                facecolor=COLORS['frame'],
+                facecolor=FILLS['frame'],
                 edgecolor='#bbbbbb',
                 linewidth=0.8,
                 zorder=0,

@@ -1,4 +1,4 @@
-"""What is looked at: a model in train form, and pictures as it sees them."""
+"""What is looked at: a model in train form, and images as it sees them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
+from repnext_mm.apis.image_file import existing
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.apis.weight_files import load_model
+from repnext_mm.errors import UserError
 from repnext_mm.models import RepNeXt, type_name
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, RGB
@@ -41,9 +44,9 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A picture as it enters the network."""
+    """An image as it enters the network."""
 
-    inputs: Tensor  # (1, 3, H, W), normalised, perhaps padded at the right and at the bottom
+    inputs: Tensor  # (1, 3, H, W), normalized, perhaps padded at the right and at the bottom
     image: NDArray[np.uint8]  # (h, w, 3), RGB, scaled as the network sees it, not padded
     samples: list[Any] | None = None  # of the model's framework
 
@@ -59,10 +62,10 @@ def load_subject(
     """The model of a config with the weights of a file; without them a RepNeXt with random weights, always the same.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: one of the two is missing, cannot be read, or does not fit the other.
+        UserError: one of the two is missing, cannot be read, or does not fit the other.
     """
     if (config_path is None) != (checkpoint is None):
-        raise ValueError('give a config and a checkpoint together, or neither')
+        raise UserError('give a config and a checkpoint together, or neither')
     if config_path is None or checkpoint is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -76,10 +79,10 @@ def untrained(subject: Subject) -> nn.Module:
     """A backbone like the subject's with random weights, always the same.
 
     Raises:
-        ValueError: the subject's weights are random already.
+        UserError: the subject's weights are random already.
     """
     if subject.config is None:
-        raise ValueError(f'{subject.name}: there is nothing trained to compare with, give a config and a checkpoint')
+        raise UserError(f'{subject.name}: there is nothing trained to compare with, give a config and a checkpoint')
     model = without_teacher(subject.config.model)
     settings = {key: value for key, value in model.get('backbone', model).items() if key != 'init_cfg'}
     with torch.random.fork_rng(devices=[]):
@@ -89,20 +92,25 @@ def untrained(subject: Subject) -> nn.Module:
     return backbone.eval()
 
 
-def see(subject: Subject, path: str | Path, *, size: int = 224) -> Seen:
-    """Read a picture with the config's test pipeline; a bare backbone gets a square of ``size`` pixels.
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """An image file as ``(H, W, 3)``, BGR as the pipelines load it.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such picture.
+        UserError: there is no such file, or it is not an image.
     """
-    import cv2
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"image '{path}' does not exist: give the path of one picture")
-    bgr: Any = cv2.imread(str(path))
+    bgr: Any = cv2.imread(str(existing(path)))
     if bgr is None:
-        raise ValueError(f"image '{path}' cannot be read as a picture: give a JPEG or PNG file")
+        raise UserError(f"image '{path}' cannot be read as an image: give a JPEG or PNG file")
+    return np.asarray(bgr, np.uint8)
+
+
+def see(subject: Subject, path: str | Path, *, size: int = 224) -> Seen:
+    """Read an image with the config's test pipeline; a bare backbone gets a square of ``size`` pixels.
+
+    Raises:
+        UserError: there is no such image.
+    """
+    bgr = read_image(path)
     config = subject.config
     if config is None or config.get('test_dataloader') is None or not hasattr(subject.model, 'data_preprocessor'):
         image = np.ascontiguousarray(cv2.resize(bgr, (size, size))[..., ::-1])
@@ -110,11 +118,11 @@ def see(subject: Subject, path: str | Path, *, size: int = 224) -> Seen:
         return Seen(inputs=normal.permute(2, 0, 1)[None].float(), image=image)
     init_default_scope(config.get('default_scope') or 'mmengine')
     steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
-    # a picture of the user's has no annotations
+    # an image of the user's has no annotations
     pipeline = Compose([step for step in steps if 'Annotations' not in type_name(step['type'])])
     item = pipeline({'img_path': str(path), 'img_id': 0})
     if not isinstance(item, dict) or not isinstance(item.get('inputs'), Tensor):
-        raise ValueError(f"the test pipeline of '{config.filename}' makes no single picture: leave out augmentation")
+        raise UserError(f"the test pipeline of '{config.filename}' does not make a single image: omit augmentation")
     batch: Any = subject.model.data_preprocessor(pseudo_collate([item]), False)  # type: ignore[operator]
     image = np.ascontiguousarray(item['inputs'].permute(1, 2, 0).numpy()[..., ::-1])  # pipelines load BGR
     return Seen(inputs=batch['inputs'], image=image.astype(np.uint8), samples=batch['data_samples'])

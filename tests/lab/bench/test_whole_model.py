@@ -27,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings('ignore:Default ..avg_non_ignore', 'igno
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / 'picture.png'
+def image(tmp_path):
+    path = tmp_path / 'image.png'
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8))
     return path
 
@@ -40,11 +40,11 @@ def built(path: Path, options: dict) -> nn.Module:
     return randomise(MODELS.build(config.model))
 
 
-def test_detector_with_random_weights(picture):
+def test_detector_with_random_weights(image):
     rounds = []
-    found = measure_whole_model(DETECTOR, image=picture, options=SMALL, progress=lambda: rounds.append(1), **QUICK)
+    found = measure_whole_model(DETECTOR, image=image, options=SMALL, progress=lambda: rounds.append(1), **QUICK)
     assert len(rounds) == 2
-    assert (found.config, found.trained, found.image) == ('mask_rcnn_repnext_m0_digits', False, 'picture.png')
+    assert (found.config, found.trained, found.image) == ('mask_rcnn_repnext_m0_digits', False, 'image.png')
     assert found.image_shape == (96, 128)
     assert found.input_shape[0] % 32 == found.input_shape[1] % 32 == 0
     assert found.counts == {'proposals': 20, 'detections': 5}
@@ -59,18 +59,18 @@ def test_detector_with_random_weights(picture):
         assert times['total'].median_ms == pytest.approx(total)
 
 
-def test_trained_detector_finds_the_same(picture, tmp_path):
+def test_trained_detector_finds_the_same(image, tmp_path):
     model = built(DETECTOR, SMALL)
     with torch.no_grad():
         model.roi_head.bbox_head.fc_cls.weight *= 100  # decided, as after training
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
-    found = measure_whole_model(DETECTOR, tmp_path / 'weights.pth', image=picture, options=SMALL, **QUICK)
+    found = measure_whole_model(DETECTOR, tmp_path / 'weights.pth', image=image, options=SMALL, **QUICK)
     assert found.trained
     assert found.counts['detections'] == 5
     assert found.agreement == 1
 
 
-def test_segmentor_on_the_synthetic_picture():
+def test_segmentor_on_the_synthetic_image():
     found = measure_whole_model(SEGMENTOR, **QUICK)
     assert found.image == 'synthetic, smoothed noise of seed 0'
     assert found.image_shape == (480, 640)
@@ -79,26 +79,26 @@ def test_segmentor_on_the_synthetic_picture():
     assert list(found.times['fused']) == [*PARTS, 'total']
 
 
-def test_the_hook_of_the_config_fuses(picture):
+def test_the_hook_of_the_config_fuses(image):
     hook = dict(type='FuseBackboneHook', form='keep_norms', priority='LOW')
     options = {'custom_hooks': [hook]}
-    found = measure_whole_model(SEGMENTOR, image=picture, options=options, **QUICK)
+    found = measure_whole_model(SEGMENTOR, image=image, options=options, **QUICK)
     assert 'norms 53 -> 17' in found.fusion
 
 
-def test_models_are_as_before(picture, monkeypatch):
+def test_models_are_as_before(image, monkeypatch):
     seen = []
     model = whole_model._model
     monkeypatch.setattr(whole_model, '_model', lambda *args, **options: seen.append(model(*args, **options)) or seen[0])
-    measure_whole_model(SEGMENTOR, image=picture, **QUICK)
+    measure_whole_model(SEGMENTOR, image=image, **QUICK)
     assert all('forward' not in vars(module) for module in seen[0].modules())
     assert not any(name in vars(seen[0]) for name in ('postprocess_result', 'add_pred_to_datasample'))
 
 
-def test_what_differs_is_not_timed(picture, monkeypatch):
+def test_what_differs_is_not_timed(image, monkeypatch):
     monkeypatch.setattr(whole_model, 'TOLERANCE', 1e-12)
     with pytest.raises(RuntimeError, match='the fused model differs from the trained one by .* nothing was timed'):
-        measure_whole_model(SEGMENTOR, image=picture, **QUICK)
+        measure_whole_model(SEGMENTOR, image=image, **QUICK)
 
 
 def test_a_part_inside_another_counts_for_itself():
@@ -144,7 +144,7 @@ def test_both_forms_hand_on_the_same_boxes():
         (dict(image=__file__), ValueError, 'cannot be read as an image'),
         (dict(rounds=0), ValueError, 'rounds=0: measure at least one round'),
     ],
-    ids=['missing', 'no picture', 'rounds'],
+    ids=['missing', 'no image', 'rounds'],
 )
 def test_errors(arguments, kind, message):
     with pytest.raises(kind, match=message):

@@ -24,8 +24,8 @@ CONFIGS = {
 
 
 @pytest.fixture(scope='module')
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp('pictures') / 'scene.jpg'
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp('images') / 'scene.jpg'
     cv2.imwrite(str(path), compose_scene(split='val', index=0).image[..., ::-1])
     return path
 
@@ -49,9 +49,9 @@ def random_subject(scope, *, root):
     [('mmpretrain', 'probability '), ('mmseg', '% of the pixels'), ('mmdet', ' boxes, best ')],
     ids=['classification', 'segmentation', 'detection'],
 )
-def test_maps(scope, what, picture, tmp_path):
+def test_maps(scope, what, image, tmp_path):
     subject = random_subject(scope, root=tmp_path / 'data')
-    seen = see(subject, picture)
+    seen = see(subject, image)
     maps = [activation_map(subject, seen, method=method, layer='stages.1') for method in ('gradcam', 'layercam')]
     for found in maps:
         assert found.values.shape == seen.image.shape[:2]
@@ -65,11 +65,11 @@ def test_maps(scope, what, picture, tmp_path):
     assert cv2.imread(str(path)).std() > 5
 
 
-def test_fused_maps_are_the_same(picture, tmp_path):
+def test_fused_maps_are_the_same(image, tmp_path):
     from repnext_mm.hooks import FuseBackboneHook
 
     subject = random_subject('mmpretrain', root=tmp_path / 'data')
-    seen = see(subject, picture)
+    seen = see(subject, image)
     fused = Subject(name='fused', model=FuseBackboneHook().fuse_backbone(subject.model)[0], config=subject.config)
     maps = [activation_map(model, seen, layer='stages.2', label='digit 3').values for model in (subject, fused)]
     assert np.abs(maps[0] - maps[1]).max() < 1e-3
@@ -81,12 +81,12 @@ def test_every_method_exists():
     assert all(hasattr(pytorch_grad_cam, name) for name in METHODS.values())
 
 
-def test_errors(picture, tmp_path):
+def test_errors(image, tmp_path):
     bare = load_subject()
     with pytest.raises(ValueError, match='need a config of mmpretrain, mmdet or mmseg, and a checkpoint'):
-        activation_map(bare, see(bare, picture))
+        activation_map(bare, see(bare, image))
     subject = random_subject('mmpretrain', root=tmp_path / 'data')
-    seen = see(subject, picture)
+    seen = see(subject, image)
     for options, message in (
         ({'method': 'cam'}, "method 'cam' is unknown: choose from gradcam"),
         ({'layer': 'stages.7'}, "the backbone has no layer 'stages.7': try"),

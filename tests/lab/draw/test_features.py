@@ -40,12 +40,12 @@ def test_chunks_are_what_the_mixer_does():
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_picture_is_written(tmp_path):
+def test_image_is_written(tmp_path):
     net, image = backbone().float(), np.zeros((64, 64, 3), np.uint8)
     x = torch.randn(1, 3, 64, 64)
     path = draw_features(net, x, image, tmp_path / 'a/b.png', block='stages.0.blocks.0', title='net')
     assert cv2.imread(str(path)).std() > 5
-    with pytest.raises(ValueError, match=r'is no PNG file: give a path that ends in \.png'):
+    with pytest.raises(ValueError, match=r'is not a PNG file: give a path that ends in \.png'):
         draw_features(net, x, image, tmp_path / 'net.jpg', block='stages.0.blocks.0', title='net')
     with pytest.raises(ValueError, match='net is fused already: give weights in train form'):
         draw_features(fuse(net)[0], x, image, tmp_path / 'c.png', block='stages.0.blocks.0', title='net')
@@ -53,7 +53,7 @@ def test_picture_is_written(tmp_path):
 
 def test_unknown_blocks():
     x = torch.randn(1, 3, 64, 64).double()
-    with pytest.raises(ValueError, match=r"'stages\.9' is no block with four scales: choose from stages\.0"):
+    with pytest.raises(ValueError, match=r"'stages\.9' is not a block with four scales: choose from stages\.0"):
         token_mixer_chunks(backbone(), x, block='stages.9')
     single = RepNeXt({**ARCH, 'token_mixer': 'single'}).double().eval()
     with pytest.raises(ValueError, match='only the multi-scale RepNeXt, m0 to m5, has them'):

@@ -40,14 +40,14 @@ def test_branches_add_up(net):
 
 
 @pytest.mark.parametrize('channel', [None, 1])
-def test_picture_has_a_row_for_each_block(tmp_path, channel):
+def test_image_has_a_row_for_each_block(tmp_path, channel):
     net = RepNeXt(ARCH).eval()
     heights = []
     for stages in (None, [1]):
         path = draw_kernels(net, tmp_path / 'kernels.png', title='net', stages=stages, channel=channel)
-        picture = cv2.imread(str(path))
-        assert picture.std() > 5
-        heights.append(picture.shape[0])
+        image = cv2.imread(str(path))
+        assert image.std() > 5
+        heights.append(image.shape[0])
     assert heights[0] > 2 * heights[1]  # 7 rows, 2 rows
 
 

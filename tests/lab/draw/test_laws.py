@@ -1,4 +1,4 @@
-"""The documentation's pictures are made from kernels, and are pictures."""
+"""The documentation's images are made from kernels, and are images."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from repnext_mm.reparam import Kernel, eliminate_shortcut
 from tests.tools.running import ROOT
 
 
-def test_pictures_are_written(tmp_path):
+def test_images_are_written(tmp_path):
     mixer = ChunkConv.train_form(8)
     before = {key: value.clone() for key, value in mixer.state_dict().items()}
     draw_sum(mixer, tmp_path / 'a/sum.png', channel=1)
     draw_chain(mixer, tmp_path / 'chain.png')
     draw_shortcut(tmp_path / 'shortcut.png', channels=2)
     for name in ('a/sum.png', 'chain.png', 'shortcut.png'):
-        picture = cv2.imread(str(tmp_path / name))
-        assert picture.shape[1] > 800
-        assert picture.std() > 5
+        image = cv2.imread(str(tmp_path / name))
+        assert image.shape[1] > 800
+        assert image.std() > 5
     assert all(torch.equal(value, before[key]) for key, value in mixer.state_dict().items())
 
 

@@ -12,8 +12,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from repnext_mm.apis import load_config
 from repnext_mm.apis.weight_files import load_model
-from repnext_mm.lab.draw.panels import Mark, Panel, marked_classes, predicted_pairs
-from repnext_mm.lab.draw.predictions import draw_predictions, occurring
+from repnext_mm.lab.draw.predictions import draw_predictions, draw_sheet, drawn_pair, marked_classes
 from tests.layouts import write_ade20k
 from tests.tools.running import ROOT
 
@@ -28,14 +27,9 @@ BOXES_ONLY = {
 }
 
 
-def panel(*labels):
-    return Panel(np.zeros((4, 4, 3), np.uint8), tuple(Mark(np.ones((4, 4), bool), label) for label in labels))
-
-
-def test_legend_has_what_occurs():
-    pairs, shown = occurring([(panel(7), panel(7, 3)), (panel(), panel(90))])
-    assert shown == [3, 7, 90]
-    assert [[mark.label for mark in side.marks] for pair in pairs for side in pair] == [[1], [1, 0], [], [2]]
+def colored(image):
+    """How many pixels are marked: the image under the marks is gray."""
+    return (np.ptp(image.astype(int), axis=2) > 60).sum()
 
 
 @pytest.fixture
@@ -79,37 +73,57 @@ def test_masks_need_true_masks_and_boxes_true_boxes(made, tmp_path):
             draw_predictions(DETECTION, weights, tmp_path / 'sheet.png', options=options)
 
 
-def test_a_detector_without_masks(made, tmp_path):
-    config, weights, options = made(DETECTION, **BOXES_ONLY)
+def pairs_of(config, weights):
     model = load_model(config, weights).eval()
-    assert not model.with_mask
-    pairs = predicted_pairs(model, DATASETS.build(config.test_dataloader.dataset), count=2)
-    predicted = [mark for _, found in pairs for mark in found.marks]
-    assert {mark.label for mark in predicted} == {3}
-    assert all(mark.box is not None and mark.score >= 0.5 and not mark.mask.any() for mark in predicted)
-    true = [mark for truth, _ in pairs for mark in truth.marks]
-    assert true
-    assert all(mark.box is not None and mark.score is None for mark in true)
-    sheet = cv2.imread(str(draw_predictions(DETECTION, weights, tmp_path / 'sheet.png', options=options)))
-    assert (np.ptp(sheet.astype(int), axis=2) > 60).sum() > 1000  # pictures are grey, boxes are coloured
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    return [drawn_pair(model, dataset, index) for index in range(2)]
 
 
-def test_boxes_of_pictures_whose_truth_has_no_masks(made):
+@pytest.mark.parametrize('boxes_only', [False, True], ids=['masks', 'boxes'])
+def test_a_detector(boxes_only, made, tmp_path):
+    config, weights, options = made(DETECTION, **(BOXES_ONLY if boxes_only else {}))
+    for pair in pairs_of(config, weights):
+        assert pair.truth.shape == pair.prediction.shape == (256, 256, 3)
+        assert colored(pair.truth) > 100
+        assert colored(pair.prediction) > 100
+    sheet = cv2.imread(str(draw_predictions(DETECTION, weights, tmp_path / 'new/sheet.png', options=options)))
+    assert sheet.shape[1] == 1320
+    assert colored(sheet) > 1000
+
+
+def test_what_is_not_sure_is_not_drawn(made):
+    config, weights, _ = made(DETECTION)
+    state = torch.load(weights, weights_only=True)
+    state['state_dict']['roi_head.bbox_head.fc_cls.bias'][:] = 0.0  # each class as sure as the other
+    torch.save(state, weights)
+    for pair in pairs_of(config, weights):
+        assert colored(pair.prediction) == 0 < colored(pair.truth)
+
+
+def test_boxes_of_images_whose_truth_has_no_masks(made):
     steps = [dict(step) for step in load_config(DETECTION).test_dataloader.dataset.pipeline]
     for step in steps:
         if step['type'] == 'LoadAnnotations':
             step['with_mask'] = False
     config, weights, _ = made(DETECTION, **BOXES_ONLY, **{'test_dataloader.dataset.pipeline': steps})
-    ((truth, _), _) = predicted_pairs(
-        load_model(config, weights).eval(), DATASETS.build(config.test_dataloader.dataset), count=2
-    )
-    for mark in truth.marks:
-        left, top, right, bottom = mark.box
-        assert 0 <= left < right <= truth.image.shape[1]
-        assert 0 <= top < bottom <= truth.image.shape[0]
-        assert mark.mask.shape == truth.image.shape[:2]
-        assert not mark.mask.any()
-    assert truth.marks
+    assert all(colored(pair.truth) > 100 for pair in pairs_of(config, weights))
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_a_sheet_shows_every_pair(count, made, tmp_path):
+    config, weights, _ = made(SEGMENTATION, **{'test_dataloader.dataset.scenes': {'train': 1, 'val': 3}})
+    state = torch.load(weights, weights_only=True)
+    state['state_dict']['decode_head.conv_seg.weight'].zero_()
+    state['state_dict']['decode_head.conv_seg.bias'].zero_()[4] = 1.0  # all pixels: class 4
+    torch.save(state, weights)
+    model, dataset = load_model(config, weights).eval(), DATASETS.build(config.test_dataloader.dataset)
+    path = draw_sheet(model, dataset, tmp_path / 'sheet.png', count=count, title='t')
+    color = np.array(dataset.metainfo['palette'][4])[::-1]
+    direction = color - color.mean()
+    sheet = cv2.imread(str(path)).astype(int)
+    tint = (sheet - sheet.mean(axis=2, keepdims=True)) @ direction / (direction @ direction)
+    assert (tint > 0.4).sum() > 0.8 * count * 300 * 300
+    assert 4 in drawn_pair(model, dataset, 0).regions
 
 
 @pytest.mark.parametrize(
@@ -138,12 +152,14 @@ def test_the_first_class_of_ade20k_is_marked(tmp_path):
     state['decode_head.conv_seg.bias'].zero_()[0] = 1.0
     torch.save({'state_dict': state}, tmp_path / 'weights.pth')
     config.test_dataloader.dataset.pipeline[1].scale = (96, 96)
-    ((truth, found),) = predicted_pairs(
-        load_model(config, tmp_path / 'weights.pth').eval(), DATASETS.build(config.test_dataloader.dataset), count=9
-    )
-    ((mask, label, *_),) = found.marks
-    assert label == 0
-    assert mask.all()
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    pair = drawn_pair(load_model(config, tmp_path / 'weights.pth').eval(), dataset, 0)
+    gray = cv2.imread(str(next((tmp_path / 'ade/ADEChallengeData2016/images/validation').iterdir())), 0)
+    wall = np.array(dataset.metainfo['palette'][0])
+    expected = 0.45 * gray[..., None] + 0.55 * wall
+    assert np.abs(pair.prediction - expected).max() < 2  # all of it
     file = tmp_path / 'ade/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png'
-    values = set(np.unique(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)).tolist())
-    assert {mark.label for mark in truth.marks} == {value - 1 for value in values if value}
+    values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    assert pair.regions == {0} | {value - 1 for value in np.unique(values).tolist() if value}
+    unlabeled = values == 0
+    assert np.abs(pair.truth[unlabeled] - gray[unlabeled][:, None].astype(int)).max(initial=0) < 2

@@ -1,4 +1,4 @@
-"""Models and pictures to look at: from a config, or a bare backbone."""
+"""Models and images to look at: from a config, or a bare backbone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIG = ROOT / 'configs/repnext_m0_digits_cls.py'
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / 'red.png'
     image = np.zeros((40, 30, 3), np.uint8)
     image[..., 2] = 200  # BGR
@@ -35,12 +35,12 @@ def weights(tmp_path):
     return tmp_path / 'weights.pth'
 
 
-def test_bare_backbone(picture):
+def test_bare_backbone(image):
     subject, again = load_subject(), load_subject(arch='m0')
     assert subject.name == 'RepNeXt-M0, random weights'
     assert subject.backbone is subject.model
     assert all(torch.equal(a, b) for a, b in zip(subject.model.parameters(), again.model.parameters(), strict=True))
-    seen = see(subject, picture, size=64)
+    seen = see(subject, image, size=64)
     assert seen.inputs.shape == (1, 3, 64, 64)
     assert seen.image[0, 0].tolist() == [200, 0, 0]
     assert seen.inputs[0, :, 0, 0].tolist() == pytest.approx([1.3070, -2.0357, -1.8044], abs=1e-4)
@@ -48,11 +48,11 @@ def test_bare_backbone(picture):
         untrained(subject)
 
 
-def test_as_the_config_sees_it(picture, weights):
+def test_as_the_config_sees_it(image, weights):
     subject = load_subject(CONFIG, weights)
     assert subject.name == 'repnext_m0_digits_cls'
     assert not subject.model.training
-    seen = see(subject, picture)
+    seen = see(subject, image)
     assert seen.inputs.shape == (1, 3, 40, 30)
     assert seen.image.shape == (40, 30, 3)
     assert seen.image[0, 0].tolist() == [200, 0, 0]
@@ -64,11 +64,11 @@ def test_as_the_config_sees_it(picture, weights):
     assert not torch.equal(untrained(subject).stem.stem[0].conv.weight, loaded)
 
 
-def test_errors(picture, tmp_path):
+def test_errors(image, tmp_path):
     with pytest.raises(ValueError, match='give a config and a checkpoint together, or neither'):
         load_subject(CONFIG)
-    with pytest.raises(FileNotFoundError, match='does not exist: give the path of one picture'):
+    with pytest.raises(ValueError, match='does not exist: give the path of an image file'):
         see(load_subject(), tmp_path / 'nowhere.png')
-    (tmp_path / 'text.png').write_text('no picture')
-    with pytest.raises(ValueError, match='cannot be read as a picture'):
+    (tmp_path / 'text.png').write_text('no image')
+    with pytest.raises(ValueError, match='cannot be read as an image'):
         see(load_subject(), tmp_path / 'text.png')

@@ -1,22 +1,17 @@
-"""Parts of the demo: the table, the comparison of scores, the reuse of a training, the sheet."""
+"""Parts of the demo: the table, the comparison of scores, the reuse of a training."""
 
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 from repnext_mm.lab.demo import run
-from repnext_mm.lab.demo.table import format_table
-from repnext_mm.lab.draw.pair_sheet import draw_sheet
-from repnext_mm.lab.draw.panels import Mark, Panel
 
-CONFIG = Path(__file__).parents[2] / 'configs' / 'mask_rcnn_repnext_m0_digits.py'
+CONFIG = Path(__file__).parents[3] / 'configs' / 'mask_rcnn_repnext_m0_digits.py'
 
 
 def test_table_is_aligned_markdown():
     rows = {'box AP': (0.51234, 0.5124), 'backbone parameters': (2073200, 2007080), 'latency, ms': (12.34, 9.8)}
-    assert format_table(rows).splitlines() == [
+    assert run.format_table(rows).splitlines() == [
         '|                     | train form |     fused |',
         '|---------------------|-----------:|----------:|',
         '| box AP              |      0.512 |     0.512 |',
@@ -28,11 +23,11 @@ def test_table_is_aligned_markdown():
 @pytest.mark.parametrize('fused', [0.4985, float('nan')])
 def test_a_changed_score_is_an_error(fused):
     with pytest.raises(RuntimeError, match=r'box AP is 0\.5000 in train form but (0\.4985|nan) fused: they may differ'):
-        run._check_scores({'box AP': (0.5, fused)})
+        run.check_scores({'box AP': (0.5, fused)})
 
 
 def test_equal_scores_pass():
-    run._check_scores({'box AP': (0.5, 0.4995), 'mask AP': (0.0, 0.0)})
+    run.check_scores({'box AP': (0.5, 0.4995), 'mask AP': (0.0, 0.0)})
 
 
 @pytest.fixture
@@ -81,18 +76,3 @@ def test_an_interrupted_training_is_not_taken_for_finished(tmp_path, trainings, 
     with pytest.raises(KeyboardInterrupt):
         run.trained(CONFIG, tmp_path, {}, fresh=True)
     assert not (tmp_path / 'trained.json').exists()
-
-
-@pytest.mark.parametrize('count', [1, 3])
-def test_sheet_shows_every_pair(tmp_path, count):
-    image = np.full((64, 64, 3), 128, np.uint8)
-    mask = np.zeros((64, 64), bool)
-    mask[20:40, 20:40] = True
-    pair = (Panel(image, (Mark(mask, 0),)), Panel(image, (Mark(mask, 1, (20, 20, 40, 40), 0.9),)))
-    path = tmp_path / 'new' / 'sheet.png'
-    draw_sheet([pair] * count, path=path, title='t', classes=('digit 0', 'digit 1'), palette=[(255, 0, 0), (0, 0, 255)])
-    sheet = cv2.imread(str(path)).astype(int)
-    assert sheet.shape[1] == 1320
-    red, blue = (((sheet[..., a] - sheet[..., b]) > 60).sum() for a, b in ((2, 0), (0, 2)))
-    assert red > 2000 * count
-    assert blue > 2000 * count

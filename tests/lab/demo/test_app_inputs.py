@@ -1,4 +1,4 @@
-"""What the page in the browser offers, and which pictures it takes."""
+"""What the page in the browser offers, and which images it takes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from repnext_mm.data.scene import compose_scene
-from repnext_mm.lab.demo.app_choices import Pair, given_pairs, pairs_under
-from repnext_mm.lab.demo.app_page import _chosen
-from repnext_mm.lab.demo.app_upload import MAX_PIXELS, check_upload
+from repnext_mm.lab.demo.app_inputs import MAX_PIXELS, Pair, check_upload, chosen, given_pairs, pairs_under
 
 
 def touch(path, *, age=0):
@@ -58,18 +56,18 @@ def test_pairs_of_the_command_line(tmp_path):
     assert given_pairs(files) == {next(a): {next(a): Pair(*files[:2])}, next(b): {next(b): Pair(*files[2:])}}
     with pytest.raises(ValueError, match=r"'a\.py' stands alone: give files in pairs"):
         given_pairs(['a.py'])
-    with pytest.raises(FileNotFoundError, match=r"checkpoint 'nowhere\.pth' does not exist"):
+    with pytest.raises(ValueError, match=r"checkpoint 'nowhere\.pth' does not exist"):
         given_pairs([files[0], 'nowhere.pth'])
-    with pytest.raises(FileNotFoundError, match='no config lies beside a checkpoint under'):
+    with pytest.raises(ValueError, match='no config lies beside a checkpoint under'):
         pairs_under(tmp_path / 'nowhere')
 
 
 def test_only_what_is_offered_is_read(tmp_path):
     offer = {'net.py': {'a.pth': Pair(tmp_path / 'net.py', tmp_path / 'a.pth')}}
-    assert _chosen(offer, 'net.py', 'a.pth').checkpoint == tmp_path / 'a.pth'
+    assert chosen(offer, 'net.py', 'a.pth').checkpoint == tmp_path / 'a.pth'
     for config, checkpoint in (('net.py', '../a.pth'), ('other.py', 'a.pth'), (str(tmp_path / 'net.py'), 'a.pth')):
         with pytest.raises(ValueError, match='is not on offer any more: reload the page'):
-            _chosen(offer, config, checkpoint)
+            chosen(offer, config, checkpoint)
 
 
 def write_png(path, width, height):
@@ -77,10 +75,10 @@ def write_png(path, width, height):
     return path
 
 
-def test_pictures_that_are_taken(tmp_path):
-    picture = tmp_path / 'scene.jpg'
-    cv2.imwrite(str(picture), compose_scene(split='val', index=0).image[..., ::-1])
-    assert check_upload(picture) == picture
+def test_images_that_are_taken(tmp_path):
+    image = tmp_path / 'scene.jpg'
+    cv2.imwrite(str(image), compose_scene(split='val', index=0).image[..., ::-1])
+    assert check_upload(image) == image
     assert check_upload(str(write_png(tmp_path / 'a.png', MAX_PIXELS // 1000, 1000))) == tmp_path / 'a.png'
 
 
@@ -91,7 +89,7 @@ def test_pictures_that_are_taken(tmp_path):
         (30, 601, r"'a\.png' is 30 x 601, but one side may be at most 20 times the other: cut it"),
     ],
 )
-def test_pictures_that_are_too_large(width, height, words, tmp_path):
+def test_images_that_are_too_large(width, height, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         check_upload(write_png(tmp_path / 'a.png', width, height))
 
@@ -107,11 +105,11 @@ def test_a_bomb_is_not_decoded(tmp_path):
         check_upload(tmp_path / 'bomb.png')
 
 
-@pytest.mark.parametrize('content', [b'no picture', b'', b'<svg xmlns="http://www.w3.org/2000/svg"/>', b'GIF89a'])
-def test_no_pictures(content, tmp_path):
+@pytest.mark.parametrize('content', [b'not an image', b'', b'<svg xmlns="http://www.w3.org/2000/svg"/>', b'GIF89a'])
+def test_no_images(content, tmp_path):
     (tmp_path / 'a.png').write_bytes(content)
-    with pytest.raises(ValueError, match=r"'a\.png' is no picture that can be read: give one of JPEG, PNG") as caught:
+    with pytest.raises(ValueError, match=r"'a\.png' cannot be read as an image: give one of JPEG, PNG") as caught:
         check_upload(tmp_path / 'a.png')
     assert str(tmp_path) not in str(caught.value)
-    with pytest.raises(ValueError, match='there is no picture yet'):
+    with pytest.raises(ValueError, match='no image yet'):
         check_upload(None)

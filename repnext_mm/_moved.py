@@ -22,7 +22,11 @@ MOVED = {
     'datasets': ('data',),
     'datasets.check': ('data.own',),
     'demo': ('lab.demo.run', 'lab.demo.table'),
-    'nn': ('models',),
+    'models.pretrained': ('models.base',),
+    'models.arch': ('models.repnext',),
+    'models.cls_head': ('models.heads',),
+    'models.staged_backbone': ('models.base',),
+    'nn': ('models', 'models.repnext', 'models.repnext_u', 'models.heads', 'models.layers'),
     'reparam.foreign': ('reparam.converters',),
     'validation': ('lab.bench.exactness', 'lab.bench.named_models', 'lab.bench.law_speed'),
 }

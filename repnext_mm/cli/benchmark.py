@@ -30,7 +30,7 @@ from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, RUNTIMES
 from repnext_mm.lab.bench.training_step import SHAPES, measure_training_step
 from repnext_mm.lab.bench.whole_model import measure_whole_model
 from repnext_mm.models import FORMS
-from repnext_mm.models.arch import ARCHITECTURES
+from repnext_mm.models.repnext import ARCHITECTURES
 
 TRAIN_SHAPE = '512'
 SEARCH = 0  # --throughput without a number

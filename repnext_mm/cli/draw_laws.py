@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from repnext_mm.apis import load_config
 from repnext_mm.apis.weight_files import load_model
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum
 from repnext_mm.models import RepNeXt
-from repnext_mm.models.token_mixer import ChunkConv
+from repnext_mm.models.repnext import ChunkConv, RepDWConvS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +36,12 @@ def mixer_of(args: argparse.Namespace) -> ChunkConv:
     if (args.config is None) != (args.checkpoint is None):
         raise UserError('give --config and --checkpoint together, or neither')
     torch.manual_seed(0)
-    backbone = RepNeXt('m0')
+    backbone: nn.Module = RepNeXt('m0')
     if args.config is not None:
         model = load_model(load_config(args.config), args.checkpoint)
         backbone = getattr(model, 'backbone', model)
     mixer = dict(backbone.named_modules()).get(f'{args.block}.token_mixer')
-    if not isinstance(mixer, ChunkConv) or not hasattr(mixer.conv_s, 'conv_3_3'):
+    if not isinstance(mixer, ChunkConv) or not isinstance(mixer.conv_s, RepDWConvS):
         raise UserError(f"--block {args.block} is not a block of RepNeXt in train form: try 'stages.0.blocks.0'")
     channels = mixer.conv_s.conv_3_3.in_channels
     if not 0 <= args.channel < channels:

@@ -52,7 +52,7 @@ def variants(
     Raises:
         ValueError: an unknown or repeated name, or nothing at all.
     """
-    from repnext_mm.models.arch import ARCHITECTURES
+    from repnext_mm.models.repnext import ARCHITECTURES
 
     all_forms = (TRAIN_FORM, *FORMS, AUTO)
     for kind, names, known in (('arch', archs, ARCHITECTURES), ('form', forms, all_forms), ('peer', peers, PEERS)):

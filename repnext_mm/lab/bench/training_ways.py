@@ -59,7 +59,7 @@ def merged_once(online: nn.Module, *, norm_eval: bool) -> Way:
     if norm_eval:
         merged, _ = fuse(copy.deepcopy(online).eval(), copy=True)
     else:
-        from repnext_mm.models.rep_dw import RepDWConv
+        from repnext_mm.models.repnext import RepDWConv
 
         merged = replaced(
             copy.deepcopy(online),

@@ -6,7 +6,7 @@ import torch
 from repnext_mm.lab.bench.networks import PEER_FORM, build_train_form, error, in_form
 from repnext_mm.lab.bench.peers import PEERS, build_peer
 from repnext_mm.lab.bench.published import PHONE_MS, REPORTED, SOURCES
-from repnext_mm.models.arch import ARCHITECTURES
+from repnext_mm.models.repnext import ARCHITECTURES
 from repnext_mm.reparam import count_norms
 
 timm = pytest.importorskip('timm')

@@ -22,7 +22,11 @@ MOVED = {
     'datasets': ('data',),
     'datasets.check': ('data.own',),
     'demo': ('lab.demo.run',),
-    'nn': ('models',),
+    'models.arch': ('models.repnext',),
+    'models.cls_head': ('models.heads',),
+    'models.pretrained': ('models.base',),
+    'models.staged_backbone': ('models.base',),
+    'nn': ('models', 'models.repnext', 'models.repnext_u', 'models.heads', 'models.layers'),
     'reparam.foreign': ('reparam.converters',),
     'validation': ('lab.bench.exactness', 'lab.bench.named_models', 'lab.bench.law_table'),
 }

@@ -29,7 +29,7 @@ from repnext_mm.apis.weight_files import load_model
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook
-from repnext_mm.models.pretrained import deployed_like, fit_to_model
+from repnext_mm.models.base import deployed_like, fit_to_model
 
 
 class _Source(NamedTuple):

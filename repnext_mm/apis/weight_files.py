@@ -38,8 +38,8 @@ from repnext_mm.checkpoints import (
 )
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES, type_name
+from repnext_mm.models.base import deployed_like, fit_to_model
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.pretrained import deployed_like, fit_to_model
 from repnext_mm.reparam import FusionReport, fuse, relative_error, within
 
 _TOLERANCE = 1e-6  # of a fused file, in float64: far above rounding, far below what a wrong fusing gives

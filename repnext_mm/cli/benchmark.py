@@ -27,7 +27,7 @@ from repnext_mm.lab.bench.tables import add_results, heading, inference_tables, 
 from repnext_mm.lab.bench.training import SHAPES, measure_training_step
 from repnext_mm.lab.bench.whole_model import measure_whole_model
 from repnext_mm.models import FORMS
-from repnext_mm.models.arch import ARCHITECTURES
+from repnext_mm.models.repnext import ARCHITECTURES
 
 TRAIN_SHAPE = '512'
 SEARCH = 0  # --throughput without a number

@@ -14,7 +14,7 @@ from repnext_mm.apis.weight_files import load_model
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum
 from repnext_mm.models import RepNeXt
-from repnext_mm.models.token_mixer import ChunkConv
+from repnext_mm.models.repnext import ChunkConv, RepDWConvS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +42,9 @@ def mixer_of(args: argparse.Namespace) -> ChunkConv:
         model = load_model(load_config(args.config), args.checkpoint)
         backbone = cast(nn.Module, getattr(model, 'backbone', model))
     mixer = dict(backbone.named_modules()).get(f'{args.block}.token_mixer')
-    if not isinstance(mixer, ChunkConv) or not hasattr(mixer.conv_s, 'conv_3_3'):
+    if not isinstance(mixer, ChunkConv) or not isinstance(mixer.conv_s, RepDWConvS):
         raise UserError(f"--block {args.block} is not a block of RepNeXt in train form: try 'stages.0.blocks.0'")
-    channels = cast(nn.Conv2d, mixer.conv_s.conv_3_3).in_channels
+    channels = mixer.conv_s.conv_3_3.in_channels
     if not 0 <= args.channel < channels:
         raise UserError(f'--channel {args.channel}: the scales have channels 0 to {channels - 1}')
     return mixer

@@ -20,7 +20,6 @@ from repnext_mm.export.graphs import IMAGENET, Normalisation, Normalised, Segmen
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import ARCHITECTURES, Classifier, RepNeXt, load_classifier, type_name
 from repnext_mm.models.heads import TwoHeads
-from repnext_mm.models.pretrained import load_pretrained
 from repnext_mm.reparam import Form, FusionReport, fuse, replaced
 
 PARTS = ('backbone', 'classifier', 'model')
@@ -118,7 +117,7 @@ def _backbone(
         raise ValueError(f'backbone {type_name(settings.get("type"))} is not exported here: this tool is for RepNeXt')
     backbone: RepNeXt = MODELS.build(settings)
     if checkpoint is not None:
-        load_pretrained(backbone, checkpoint, trust_pickle=trust_pickle)
+        backbone.load_pretrained(checkpoint, trust_pickle=trust_pickle)
     return Part(backbone.eval(), tuple(f'stage_{index + 1}' for index in backbone.out_indices), normalisation)
 
 

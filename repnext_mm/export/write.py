@@ -18,7 +18,7 @@ from repnext_mm.export.parity import parity, probes
 from repnext_mm.export.runtimes import RUNTIMES, Run, open_exported
 from repnext_mm.export.suffix import SUFFIXES, check_format
 from repnext_mm.export.writers import MIN_SIZE, OPSETS, WRITERS, traced
-from repnext_mm.models.rep_dw import RepDWConv
+from repnext_mm.models.repnext import RepDWConv
 from repnext_mm.reparam import within
 
 TOLERANCE = 1e-4

@@ -14,7 +14,7 @@ from torch import nn
 
 from repnext_mm.errors import UserError
 from repnext_mm.hooks.resume_state import check_resumable
-from repnext_mm.models.pretrained import deployed_like, fit_to_model
+from repnext_mm.models.base import deployed_like, fit_to_model
 
 
 @HOOKS.register_module()

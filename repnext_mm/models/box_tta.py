@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.registry import MODELS
 from torch import nn
 
-from repnext_mm.models.type_name import type_name
+from repnext_mm.models.registry import register, type_name
 
 
-@MODELS.register_module(name='BoxTTAModel')
+@register('BoxTTAModel')
 def build_box_tta(*, module: dict[str, Any], tta_cfg: dict[str, Any], data_preprocessor: Any = None) -> nn.Module:
     """mmdet's ``DetTTAModel`` around a detector without its mask head; a function, so that mmdet is imported late.
 

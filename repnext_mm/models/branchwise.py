@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import Tensor, nn
 
+from repnext_mm.models.repnext import ConvNorm, Downsample, MetaNeXtBlock, RepDWConv
+from repnext_mm.models.repnext_u import PatchMerging, PatchStem, RepUnit
 from repnext_mm.reparam import replaced
-
-if TYPE_CHECKING:
-    from repnext_mm.models.rep_dw import RepDWConv
-    from repnext_mm.models.rep_unit import RepUnit
 
 
 def branch_by_branch(model: nn.Module) -> nn.Module:
@@ -20,12 +18,6 @@ def branch_by_branch(model: nn.Module) -> nn.Module:
     the same tensors, state-dict keys stay, and ``train()`` or ``eval()`` of either sets the norms of both.
     A model that merges nothing is returned as it is.
     """
-    # benchmarks work without RepNeXt too
-    from repnext_mm.models.block import Downsample, MetaNeXtBlock
-    from repnext_mm.models.conv_norm import ConvNorm
-    from repnext_mm.models.rep_dw import RepDWConv
-    from repnext_mm.models.rep_unit import RepUnit
-    from repnext_mm.models.unit_block import PatchMerging, PatchStem
 
     def apart(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, RepDWConv | RepUnit):
@@ -34,10 +26,8 @@ def branch_by_branch(model: nn.Module) -> nn.Module:
             return nn.Sequential(*module).train(module.training)
         if isinstance(module, ConvNorm):
             return _ConvThenNorm(module)
-        if isinstance(module, MetaNeXtBlock):
-            return _Block(module)
-        if isinstance(module, Downsample):
-            return _Downsample(module)
+        if isinstance(module, MetaNeXtBlock | Downsample) and _in_train_form(module):
+            return _Block(module) if isinstance(module, MetaNeXtBlock) else _Downsample(module)
         return None
 
     return replaced(model, apart)
@@ -72,10 +62,15 @@ class _ConvThenNorm(_Apart):
 
 class _Block(_Apart):
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.run('drop_path', self.run('channel_mixer', self.run('norm', self.run('token_mixer', x))))
+        mixed = self.run('channel_mixer', self.run('norm', self.run('token_mixer', x)))
+        return x + (self.run('drop_path', mixed) if 'drop_path' in self._modules else mixed)
 
 
 class _Downsample(_Apart):
     def forward(self, x: Tensor) -> Tensor:
         y = self.run('norm', self.run('token_mixer', x))
         return y + self.run('channel_mixer', y)
+
+
+def _in_train_form(block: MetaNeXtBlock | Downsample) -> bool:
+    return any(isinstance(layer, ConvNorm) for layer in block.channel_mixer.children())

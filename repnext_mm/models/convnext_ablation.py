@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from repnext_mm.models.registry import register
 
 SHORTCUTS = ('before_norm', 'after_norm')
 
@@ -36,7 +37,7 @@ class DownsampleMixer(nn.Module):
         return (x if self.shortcut == 'before_norm' else normed) + self.channel_mixer(normed)
 
 
-@MODELS.register_module(name='ConvNeXtWithMixedDownsample')
+@register('ConvNeXtWithMixedDownsample')
 def build_convnext_with_mixed_downsample(*, shortcut: str, **convnext: Any) -> nn.Module:
     """MMPretrain's ``ConvNeXt`` with ``DownsampleMixer`` between its stages; a function, to import MMPretrain late.
 

@@ -1,12 +1,16 @@
-"""The authors' classifier: two linear heads behind a norm each, whose mean counts."""
+"""The authors' classifier, two linear heads behind a norm each whose mean counts: alone, and in MMPretrain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from repnext_mm.checkpoints import LoadReport, load_strictly, read_checkpoint, state_dict_of
+from repnext_mm.models.registry import register
+from repnext_mm.models.repnext import RepNeXt
 from repnext_mm.reparam import (
     Fusible,
     Kernel,
@@ -60,7 +64,7 @@ class TwoHeads(Fusible):
     """What holds two linear heads, ``head`` and ``head_dist``, under the authors' names.
 
     Both exist, and are trained, without distillation too: the loss is then that of their mean. With distillation the
-    first answers to the labels and the second to the teacher.
+    first head is trained on the labels, the second on the teacher.
     """
 
     if TYPE_CHECKING:  # TorchScript reads annotations
@@ -72,7 +76,7 @@ class TwoHeads(Fusible):
         return self.head(x), self.head_dist(x)
 
     def mean(self, x: Tensor) -> Tensor:
-        """``(N, C) -> (N, classes)``: what the network says."""
+        """``(N, C) -> (N, classes)``: what the network answers."""
         first, second = self.both(x)
         return (first + second) / 2
 
@@ -106,3 +110,121 @@ class TwoHeadLinear(TwoHeads):
 
     def fused(self, form: str) -> nn.Module:
         return self.merged() or self
+
+
+class Classifier(nn.Module):
+    """A backbone, the mean over the image, and two heads, under the authors' keys.
+
+    Args:
+        arch: a name of ``ARCHITECTURES``, or a dict, see ``RepNeXt``.
+        num_classes: outputs.
+    """
+
+    def __init__(self, arch: str | Mapping[str, Any], *, num_classes: int = 1000) -> None:
+        super().__init__()
+        backbone = RepNeXt(arch, out_indices=(3,))
+        self.stem, self.stages = backbone.stem, nn.Sequential(*backbone.stages)
+        self.head = TwoHeadLinear(backbone.out_channels[0], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, 3, H, W) -> (N, classes)``: scores before the softmax."""
+        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+
+
+def load_classifier(
+    arch: str | Mapping[str, Any], checkpoint: str, *, trust_pickle: bool = False
+) -> tuple[Classifier, LoadReport]:
+    """A classifier with the weights of a file: the authors', timm's, or that of MMPretrain's ``ImageClassifier``.
+
+    Raises:
+        FileNotFoundError, WeightsError: the file cannot be read, or is not a classifier in train form of this arch.
+    """
+    state = state_dict_of(read_checkpoint(checkpoint, trust_pickle=trust_pickle))
+    state = {key.removeprefix('backbone.'): value for key, value in state.items()}
+    head = state.get('head.head.linear.weight')
+    model = Classifier(arch, num_classes=1000 if head is None else len(head))
+    return model, load_strictly(model, state, source=checkpoint)
+
+
+@register('RepNeXtClsHead')
+def build_cls_head(
+    *,
+    num_classes: int,
+    in_channels: int,
+    loss: dict[str, Any] | None = None,
+    topk: int | Sequence[int] = (1,),
+    cal_acc: bool = False,
+    deploy: bool = False,
+    init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+) -> nn.Module:
+    """Two norm+linear heads under the authors' keys, of which the mean counts; a function, to import MMPretrain late.
+
+    Its deploy form is MMPretrain's ``LinearClsHead``: no norm, one layer.
+
+    Args:
+        num_classes: classes of the data set.
+        in_channels: channels of the pooled features, ``(N, in_channels)``.
+        loss: applied to the mean of both heads; in a ``DistilledClassifier``, to the first head.
+        topk: see MMPretrain's ``ClsHead``.
+        cal_acc: see MMPretrain's ``ClsHead``.
+        deploy: build the deploy form, for inference with a fused checkpoint.
+        init_cfg: see mmengine's ``BaseModule``; by default weights start as the authors' do.
+
+    Raises:
+        ImportError: MMPretrain is not installed.
+        ValueError: ``num_classes`` or ``in_channels`` is not positive.
+    """
+    if num_classes < 1 or in_channels < 1:
+        raise ValueError(f'num_classes={num_classes} and in_channels={in_channels} must be positive')
+    options = {
+        'loss': {'type': 'CrossEntropyLoss'} if loss is None else loss,
+        'topk': topk,
+        'cal_acc': cal_acc,
+        'init_cfg': init_cfg,
+    }
+    if deploy:
+        return _mmpretrain_heads().LinearClsHead(num_classes, in_channels, **options)
+    return _head_class()(num_classes, in_channels, **options)
+
+
+@cache
+def _head_class() -> Callable[..., nn.Module]:
+    heads = _mmpretrain_heads()
+    base: Any = heads.ClsHead
+
+    class RepNeXtClsHead(TwoHeads, base):
+        """See ``build_cls_head``."""
+
+        def __init__(self, num_classes: int, in_channels: int, **options: Any) -> None:
+            super().__init__(**options)
+            self.num_classes = num_classes
+            self.in_channels = in_channels
+            self.head = NormLinear(in_channels, num_classes)
+            self.head_dist = NormLinear(in_channels, num_classes)
+
+        def forward(self, feats: Sequence[Tensor]) -> Tensor:
+            """``(..., (N, C)) -> (N, classes)``: scores before the softmax."""
+            return self.mean(feats[-1])
+
+        def fused(self, form: str) -> nn.Module:
+            linear = self.merged()
+            if linear is None:
+                return self
+            head = heads.LinearClsHead(
+                self.num_classes, self.in_channels, loss=self.loss_module, topk=self.topk, cal_acc=self.cal_acc
+            )
+            head.fc = linear
+            return head.train(self.training)
+
+    return RepNeXtClsHead
+
+
+def _mmpretrain_heads() -> Any:
+    try:
+        from mmpretrain.models import heads
+    except ImportError as error:
+        raise ImportError(
+            f'RepNeXtClsHead builds on MMPretrain, which cannot be imported ({error}): install onedl-mmpretrain or '
+            'mmpretrain'
+        ) from error
+    return heads

@@ -1,4 +1,4 @@
-"""Norms, activations and depthwise convolutions from config dicts and sizes."""
+"""Layers from config dicts and sizes, and what writes over memory in place of asking for more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
-from repnext_mm.reparam import hooks_of_all_modules, is_intercepted, is_plain
+from repnext_mm.reparam import hooks_of_all_modules, is_intercepted, is_plain, why_intercepted
 
 if hasattr(torch.compiler, 'is_compiling'):
     from torch.compiler import is_compiling
@@ -25,10 +25,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {'GELU': nn.GELU, 'ReLU': nn.ReLU}
 
 
 def build_norm(cfg: Config, channels: int) -> nn.Module:
-    """The norm layer that a ``norm_cfg`` names; ``requires_grad`` and the norm's own arguments are honoured.
+    """The norm layer that a ``norm_cfg`` names; ``requires_grad`` and the norm's own arguments are honored.
 
     Raises:
-        ValueError: it is no dict with a type, or the type is unknown.
+        ValueError: it is not a dict with a type, or the type is unknown.
     """
     options = _options(cfg, name='norm_cfg', known=NORMS)
     norm = NORMS.get(options.pop('type'))
@@ -45,7 +45,7 @@ def build_activation(cfg: Config) -> nn.Module:
     """The activation that an ``act_cfg`` names.
 
     Raises:
-        ValueError: it is no dict with a type, or the type is unknown.
+        ValueError: it is not a dict with a type, or the type is unknown.
     """
     options = _options(cfg, name='act_cfg', known=ACTIVATIONS)
     activation = ACTIVATIONS.get(options.pop('type'))
@@ -57,10 +57,31 @@ def build_activation(cfg: Config) -> nn.Module:
     return activation(**options)
 
 
+def stochastic_depth(rate: float) -> nn.Module:
+    """What drops a residual branch per sample; the identity at rate 0, which needs no torchvision."""
+    if not rate:
+        return nn.Identity()
+    from torchvision.ops import StochasticDepth
+
+    return StochasticDepth(rate, mode='row')
+
+
+def why_not_dropped(drop_path: nn.Module | None) -> str:
+    """Why fusing may not omit what stands where a branch is dropped in training, for people; empty where it may.
+
+    Of stochastic depth, nothing is left in eval mode.
+    """
+    if drop_path is None:
+        return ''
+    if type(drop_path) is nn.Identity or type(drop_path).__name__ in ('StochasticDepth', 'DropPath'):
+        return why_intercepted(drop_path)
+    return f'its class {type(drop_path).__name__} is not stochastic depth'
+
+
 def called_one_by_one(x: Tensor) -> bool:
     """Whether every layer has to be called whatever it is: somebody records or counts the calls.
 
-    That are ``torch.fx`` (``x`` is then a proxy), ``torch.jit.trace``, which makes tensors of sizes, and hooks of all
+    These are ``torch.fx`` (``x`` is then a proxy), ``torch.jit.trace``, which makes tensors of sizes, and hooks of all
     modules.
     """
     return isinstance(x, fx.Proxy) or torch.jit.is_tracing() or hooks_of_all_modules()

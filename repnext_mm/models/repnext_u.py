@@ -1,22 +1,55 @@
-"""The RepNeXtU backbone: ConvNeXt's layout with re-parameterized units and activated shortcuts, no layer norm."""
+"""RepNeXtU: ConvNeXt's layout with re-parameterized units and activated shortcuts, and without a layer norm."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from mmengine.registry import MODELS
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repnext_mm.checkpoints import LoadReport, WeightsError, fit, read_checkpoint, state_dict_of
-from repnext_mm.models.rep_unit import REP_UNITS
-from repnext_mm.models.staged_backbone import StagedBackbone
-from repnext_mm.models.unit_block import PatchMerging, PatchStem, UnitBlock, UnitStage
-from repnext_mm.reparam import fuse
+from repnext_mm.checkpoints import LoadReport, StateDict, WeightsError, fit, state_dict_of
+from repnext_mm.models.base import StagedBackbone, recomputed, resolve
+from repnext_mm.models.layers import (
+    add_shortcut,
+    called_one_by_one,
+    depthwise,
+    gelu,
+    geometry,
+    overwriting,
+    stochastic_depth,
+    why_not_dropped,
+)
+from repnext_mm.models.registry import register
+from repnext_mm.reparam import (
+    Fusible,
+    Kernel,
+    add,
+    concat,
+    convolve,
+    eliminate_shortcut,
+    embed,
+    exact,
+    folds,
+    fused_or_kept,
+    is_plain,
+    norm_after,
+    norm_before,
+    read,
+    read_norm,
+    to_conv,
+    why_called,
+    why_intercepted,
+)
+
+WINDOW = (7, 7)
+EPS = 1e-6  # of the units' norms
 
 
 @dataclass(frozen=True)
@@ -30,6 +63,11 @@ class UnitArch:
         if len(self.dims) != 4 or len(self.depths) != 4 or min(*self.dims, *self.depths) < 1:
             raise ValueError(f'dims {self.dims} and depths {self.depths} must have one positive entry per stage: 4')
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the stages, under the name that all networks share."""
+        return self.dims
+
 
 UNIT_ARCHITECTURES: dict[str, UnitArch] = {
     'tiny': UnitArch((96, 192, 384, 768), (3, 3, 9, 3)),
@@ -38,7 +76,305 @@ UNIT_ARCHITECTURES: dict[str, UnitArch] = {
 }
 
 
-@MODELS.register_module()
+class RepUnit(Fusible):
+    """Branches that equal one depthwise 7x7 while their norms use running statistics, which then runs in their place.
+
+    With batch statistics the branches have to run: what a norm subtracts depends on its branch's output.
+    """
+
+    __jit_unused_properties__ = ('norms',)
+
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        dwconv1: nn.Conv2d  # 7x7
+
+    @property
+    @abstractmethod
+    def norms(self) -> tuple[nn.Module, ...]:
+        """Every norm."""
+
+    @abstractmethod
+    def kernel(self) -> Kernel:
+        """The equivalent 7x7; see ``mergeable`` for when there is one."""
+
+    @abstractmethod
+    def branches(self, x: Tensor) -> Tensor:
+        """The definition: one convolution per branch."""
+
+    def mergeable(self) -> bool:
+        """Whether calling the branches is the convolution with ``kernel()``."""
+        if not all(folds(norm) for norm in self.norms):
+            return False
+        return all(is_plain(layer) for layer in self.children()) and self._built == self._geometries()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C, H, W)``."""
+        if not torch.jit.is_scripting():  # scripts call every layer
+            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            if kernel is not None:
+                padding = (WINDOW[0] // 2, WINDOW[1] // 2)
+                return F.conv2d(x, kernel.weight, kernel.bias, padding=padding, groups=len(kernel.weight))
+        return self.branches(x)
+
+    def fused(self, form: str) -> nn.Module:
+        if not self.mergeable():
+            return self
+        kernel, weight = exact(self).kernel(), self.dwconv1.weight
+        like = depthwise(len(kernel.weight), WINDOW).to(weight.device, weight.dtype)
+        return to_conv(kernel, like=like.train(self.training))
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        if all(folds(norm) for norm in self.norms):
+            for layer, built in zip(self.children(), self._built, strict=True):
+                yield layer, why_called(layer) or ('' if geometry(layer) == built else 'its geometry was changed')
+
+    def _is_built(self) -> None:
+        self._built = self._geometries()  # what ``kernel`` counts on
+
+    def _geometries(self) -> list[tuple[object, ...]]:
+        return [geometry(layer) for layer in self.children()]
+
+
+class RepUnit1(RepUnit):
+    """A third of the channels for each size, 7x7, 5x5 and 3x3, and one norm of all."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels % 3:
+            raise ValueError(
+                f"{channels} channels cannot be cut into three sizes: unit 'u1' needs dims divisible by 3, "
+                "choose others, or unit 'u2' or 'u3'"
+            )
+        self.dwconv1 = depthwise(channels // 3, WINDOW, bias=False)
+        self.dwconv2 = depthwise(channels // 3, (5, 5), bias=False)
+        self.dwconv3 = depthwise(channels // 3, (3, 3), bias=False)
+        self.norm = nn.BatchNorm2d(channels, eps=EPS)
+        self._is_built()
+
+    @property
+    def norms(self) -> tuple[nn.Module, ...]:
+        return (self.norm,)
+
+    def kernel(self) -> Kernel:
+        sizes = (embed(read(conv), WINDOW) for conv in (self.dwconv1, self.dwconv2, self.dwconv3))
+        return norm_after(concat(*sizes), read_norm(self.norm))
+
+    def branches(self, x: Tensor) -> Tensor:
+        first, second, third = x.chunk(3, dim=1)
+        return self.norm(torch.cat([self.dwconv1(first), self.dwconv2(second), self.dwconv3(third)], dim=1))
+
+
+class SummedUnit(RepUnit):
+    """Every channel in three sizes, each with a norm, summed."""
+
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        sizes: tuple[tuple[int, int], ...]  # of the second and the third branch
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        second, third = self.sizes
+        self.dwconv1 = depthwise(channels, WINDOW, bias=False)
+        self.dwconv2 = depthwise(channels, second, bias=False)
+        self.dwconv3 = depthwise(channels, third, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels, eps=EPS)
+        self.norm2 = nn.BatchNorm2d(channels, eps=EPS)
+        self.norm3 = nn.BatchNorm2d(channels, eps=EPS)
+        self._is_built()
+
+    @property
+    def norms(self) -> tuple[nn.Module, ...]:
+        return self.norm1, self.norm2, self.norm3
+
+    def branch_kernels(self) -> dict[str, Kernel]:
+        """The kernel of each branch with its norm, under a name that gives its size; each in its own window."""
+        branches = zip((self.dwconv1, self.dwconv2, self.dwconv3), self.norms, strict=True)
+        return {
+            'x'.join(map(str, conv.kernel_size)): norm_after(read(conv), read_norm(norm)) for conv, norm in branches
+        }
+
+    def kernel(self) -> Kernel:
+        return add(*(embed(kernel, WINDOW) for kernel in self.branch_kernels().values()))
+
+    def branches(self, x: Tensor) -> Tensor:
+        return self.norm1(self.dwconv1(x)) + self.norm2(self.dwconv2(x)) + self.norm3(self.dwconv3(x))
+
+
+class RepUnit2(SummedUnit):
+    """7x7, 5x5 and 3x3."""
+
+    sizes = ((5, 5), (3, 3))
+
+
+class RepUnit3(SummedUnit):
+    """7x7, 1x5 and 3x1."""
+
+    sizes = ((1, 5), (3, 1))
+
+
+REP_UNITS: dict[str, type[RepUnit1 | SummedUnit]] = {'u1': RepUnit1, 'u2': RepUnit2, 'u3': RepUnit3}
+
+
+class UnitBlock(Fusible):
+    """``gelu(x) + pwconv2(gelu(pwconv1(feature(x))))``: the shortcut is activated too.
+
+    Fused, its unit is one convolution; outside of training and graph capture, activation and shortcut are then written
+    over the convolutions' outputs, unless a hook has seen those: the same numbers, with less memory to fetch.
+    """
+
+    forms = (*Fusible.forms, 'no_shortcut')
+
+    def __init__(
+        self, feature: nn.Module, pwconv1: nn.Module, pwconv2: nn.Module, drop_path: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.feature = feature
+        self.pwconv1 = pwconv1
+        self.act = nn.GELU()
+        self.pwconv2 = pwconv2
+        self.drop_path = drop_path  # None once fused: in eval mode nothing is left of it
+
+    @classmethod
+    def train_form(cls, channels: int, feature: RepUnit, *, drop_path: float = 0.0) -> UnitBlock:
+        """With a unit of ``channels`` channels, four times as many inside."""
+        expand, project = nn.Conv2d(channels, 4 * channels, 1), nn.Conv2d(4 * channels, channels, 1)
+        return cls(feature, expand, project, stochastic_depth(drop_path))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C, H, W)``."""
+        y = self.pwconv1(self.feature(x))
+        if self.drop_path is not None:
+            return self.act(x) + self.drop_path(self.pwconv2(self.act(y)))
+        if not torch.jit.is_scripting():  # scripts write over nothing
+            y = self.pwconv2(gelu(y, self.act, made_by=self.pwconv1))
+            return add_shortcut(y, self.act(x), made_by=self.pwconv2)
+        return self.pwconv2(self.act(y)) + self.act(x)
+
+    def fused(self, form: str) -> nn.Module:
+        """A single branch with ``no_shortcut`` (law ``eliminate_shortcut``); other forms keep the shortcut."""
+        feature = fused_or_kept(self.feature, form)
+        if not isinstance(feature, nn.Conv2d) or any(reason for _, reason in self.obstacles('default')):
+            return self
+        block = self
+        if feature is not self.feature or self.drop_path is not None:
+            block = UnitBlock(feature, self.pwconv1, self.pwconv2)
+        if form != 'no_shortcut' or any(reason for _, reason in block.obstacles(form)):
+            return block
+        convs = cast(tuple[nn.Conv2d, ...], (feature, self.pwconv1, self.pwconv2))
+        spatial, expand, project = (read(exact(conv)) for conv in convs)
+        kernels = eliminate_shortcut(spatial, expand, project)
+        return SingleBranch(*(to_conv(kernel, like=conv) for kernel, conv in zip(kernels, convs, strict=True)))
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        if self.drop_path is not None:
+            yield self.drop_path, why_not_dropped(self.drop_path)
+        if self.drop_path is not None or form == 'no_shortcut':
+            yield self.act, why_intercepted(self.act) or ('' if type(self.act) is nn.GELU else 'it is not the GELU')
+        if form == 'no_shortcut':
+            for conv in (self.feature, self.pwconv1, self.pwconv2):
+                yield conv, '' if isinstance(conv, RepUnit) else why_called(conv)
+
+
+class SingleBranch(nn.Module):
+    """``UnitBlock`` without a shortcut: nothing but convolutions and an activation, one after the other."""
+
+    def __init__(self, spatial: nn.Conv2d, expand: nn.Conv2d, project: nn.Conv2d) -> None:
+        super().__init__()
+        self.block = overwriting(nn.Sequential(spatial, expand, nn.GELU(), project))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C, H, W)``."""
+        return self.block(x)
+
+
+class UnitStage(nn.Sequential):
+    """Blocks one after the other; with ``with_cp`` each is recomputed in the backward pass, to save memory."""
+
+    def __init__(self, *blocks: nn.Module, with_cp: bool = False) -> None:
+        super().__init__(*blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C, H, W)``."""
+        if not torch.jit.is_scripting():  # scripts recompute nothing
+            recompute = self.with_cp and self.training and not called_one_by_one(x)
+            if recompute:
+                for block in self:
+                    x = recomputed(block, x)
+                return x
+        for block in self:
+            x = block(x)
+        return x
+
+
+class PatchStem(nn.Sequential, Fusible):
+    """4x4 patches, then a norm (law ``norm_after``)."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, channels, 4, 4, bias=False), nn.BatchNorm2d(channels))
+
+    def kernel(self) -> Kernel:
+        """The equivalent convolution; see ``mergeable`` for when there is one."""
+        conv, norm = cast(tuple[nn.Conv2d, nn.Module], tuple(self))
+        return norm_after(read(conv), read_norm(norm))
+
+    def mergeable(self) -> bool:
+        """Whether calling both layers is the convolution with ``kernel()``."""
+        return folds(self[1]) and is_plain(self[0]) and is_plain(self[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, I, H, W) -> (N, C, H // 4, W // 4)``."""
+        if not torch.jit.is_scripting():  # scripts call every layer
+            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            if kernel is not None:
+                return convolve(x, kernel, like=cast(nn.Conv2d, self[0]))
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def fused(self, form: str) -> nn.Module:
+        return to_conv(exact(self).kernel(), like=cast(nn.Conv2d, self[0])) if self.mergeable() else self
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        for layer in self if folds(self[1]) else ():
+            yield layer, why_called(layer)
+
+
+class PatchMerging(nn.Sequential, Fusible):
+    """A norm, then 2x2 patches, which no padding surrounds (law ``norm_before``)."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, channels, 2, 2))
+
+    def kernel(self) -> Kernel:
+        """The equivalent convolution; see ``mergeable`` for when there is one."""
+        norm, conv = cast(tuple[nn.Module, nn.Conv2d], tuple(self))
+        return norm_before(read_norm(norm), read(conv), unpadded=True)
+
+    def mergeable(self) -> bool:
+        """Whether calling both layers is the convolution with ``kernel()``."""
+        norm, conv = self
+        return folds(norm) and is_plain(norm) and is_plain(conv) and conv.padding == (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, O, H // 2, W // 2)``."""
+        if not torch.jit.is_scripting():  # scripts call every layer
+            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            if kernel is not None:
+                return convolve(x, kernel, like=cast(nn.Conv2d, self[1]))
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def fused(self, form: str) -> nn.Module:
+        return to_conv(exact(self).kernel(), like=cast(nn.Conv2d, self[1])) if self.mergeable() else self
+
+    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        norm, conv = self
+        if folds(norm):
+            yield norm, why_called(norm)
+            yield conv, why_called(conv) or ('' if conv.padding == (0, 0) else 'its geometry was changed')
+
+
+@register()
 class RepNeXtU(StagedBackbone):
     """RepNeXt-u1, -u2 and -u3: patches, and blocks ``gelu(x) + mlp(unit(x))`` on a multi-branch depthwise unit.
 
@@ -57,14 +393,14 @@ class RepNeXtU(StagedBackbone):
         norm_eval: keep batch norms (SyncBN included) in eval mode while training; they are then folded on the fly.
         with_cp: recompute activations in the backward pass to save memory.
         deploy: build the deploy form, for inference with a fused checkpoint.
-        keep_shortcut: of the deploy form that ``deploy`` and ``switch_to_deploy`` make. Without shortcuts a block is a
+        keep_shortcut: for the deploy form that ``deploy`` and ``switch_to_deploy`` make. Without shortcuts a block is a
             plain chain of layers, with almost twice the weights. ``reparam.fuse(model, form='no_shortcut')`` too.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, ema=False, trust_pickle=False)`` loads a file
             strictly, heads and necks left out; other entries are mmengine's.
         pretrained: not supported; present because stock mmseg configs set it.
 
     Raises:
-        ValueError: an argument makes no RepNeXtU.
+        ValueError: an argument does not make a RepNeXtU.
     """
 
     if TYPE_CHECKING:  # TorchScript reads annotations
@@ -91,36 +427,23 @@ class RepNeXtU(StagedBackbone):
             in_channels=in_channels,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
+            drop_path_rate=drop_path_rate,
             norm_eval=norm_eval,
+            switches={'with_cp': with_cp, 'deploy': deploy, 'keep_shortcut': keep_shortcut},
             init_cfg=init_cfg,
             pretrained=pretrained,
         )
         if unit not in REP_UNITS:
             raise ValueError(f'unknown unit {unit!r}: choose one of {", ".join(REP_UNITS)}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate {drop_path_rate} must be in [0, 1)')
-        self.arch = _resolved(arch)
+        self.arch = resolve(arch, UNIT_ARCHITECTURES)
         self.unit = unit
         self.keep_shortcut = keep_shortcut
-        self.deploy = False
-        if deploy:
-            with torch.device('meta'):  # the deploy form is what fusing makes of the train form: build it that way
-                self._build(drop_path_rate, with_cp)
-            self.switch_to_deploy()
-            self.to_empty(device=torch.empty(0).device)
-        else:
-            self._build(drop_path_rate, with_cp)
+        self._assemble(partial(self._build, drop_path_rate, with_cp), deploy=deploy)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self._freeze()
-
-    @property
-    def out_channels(self) -> tuple[int, ...]:
-        """Channels of the returned levels: what a neck's ``in_channels`` must be."""
-        return tuple(self.arch.dims[i] for i in self.out_indices)
 
     def parts(self) -> list[list[nn.Module]]:
         stem, *between = self.downsample_layers
@@ -134,42 +457,25 @@ class RepNeXtU(StagedBackbone):
             found.append(x)
         return found
 
-    def switch_to_deploy(self) -> RepNeXtU:
-        """Fuse in place, with the running statistics whatever the mode; returns ``self``.
+    def place_of(self, name: str) -> tuple[int, int]:
+        found = re.match(r'(?:downsample_layers\.(\d+)|stages\.(\d+)\.(\d+))\.', name)
+        if not found or found[1] == '0':
+            return -1, 0
+        return int(found[1] or found[2]), int(found[3] or 0)
 
-        This is the name that mmdeploy, MMPretrain's converter and timm call. ``reparam.fuse`` keeps the train form.
-        """
-        training = self.training
-        fused, report = fuse(self.eval(), form='default' if self.keep_shortcut else 'no_shortcut')
-        self.downsample_layers = cast(nn.ModuleList, fused.downsample_layers)
-        self.stages = cast(nn.ModuleList, fused.stages)
-        self.deploy = True
-        self._warn_of_refused(report)
-        self.train(training)
-        return self
+    def deploy_form(self) -> str:
+        return 'default' if self.keep_shortcut else 'no_shortcut'
 
-    def load_pretrained(
-        self,
-        checkpoint: str,
-        *,
-        prefix: str | None = None,
-        ema: bool = False,
-        map_location: str = 'cpu',
-        trust_pickle: bool = False,
-    ) -> LoadReport:
-        """Load the backbone's part of a file strictly; ``map_location`` is mmengine's and does not matter here.
-
-        Raises:
-            FileNotFoundError, ValueError: the file cannot be read or does not fit; the backbone is then unchanged.
-        """
-        content = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
+    def fitted(
+        self, content: Mapping[str, Any], *, source: str, prefix: str | None, ema: bool
+    ) -> tuple[StateDict, LoadReport]:
         own = self.state_dict()
         try:
-            state, report = fit(
+            return fit(
                 content,
                 own,
                 name=type(self).__name__,
-                source=checkpoint,
+                source=source,
                 prefix=prefix,
                 ema=ema,
                 part=True,
@@ -178,32 +484,8 @@ class RepNeXtU(StagedBackbone):
         except WeightsError as error:
             found, wanted = _form(state_dict_of(content, prefix=prefix, ema=ema)), _form(own)
             if found and found != wanted:
-                raise WeightsError(f'{checkpoint} holds {found}, this backbone is {wanted}: {_HOW[found]}') from error
+                raise WeightsError(f'{source} holds {found}, this backbone is {wanted}: {_HOW[found]}') from error
             raise
-        self.load_state_dict(state, strict=True)
-        return report
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter for layer-wise learning-rate decay, after ConvNeXt's grouping.
-
-        The stem is layer 0, the first two stages are a layer each, the third stage is a layer per three blocks, the
-        fourth one more. What does not start with ``prefix`` (a neck, a head) comes last.
-
-        Returns:
-            The layer and the number of layers.
-        """
-        groups = -(-self.arch.depths[2] // 3)
-        last = groups + 3
-        if not param_name.startswith(prefix):
-            return last + 1, last + 2
-        kind, index, *rest = param_name.removeprefix(prefix).split('.')
-        stage = int(index)
-        if kind == 'downsample_layers' and stage == 0:
-            return 0, last + 2
-        if stage != 2:
-            return (stage + 1 if stage < 2 else last), last + 2
-        block = int(rest[0]) if kind == 'stages' else 0
-        return 3 + block // 3, last + 2
 
     def _build(self, drop_path_rate: float, with_cp: bool) -> None:
         dims, depths = self.arch.dims, self.arch.depths
@@ -212,25 +494,14 @@ class RepNeXtU(StagedBackbone):
         self.downsample_layers = nn.ModuleList([PatchStem(self.in_channels, dims[0]), *merging])
         self.stages = nn.ModuleList(
             UnitStage(
-                *(UnitBlock(width, REP_UNITS[self.unit](width), drop_path=rates.pop(0)) for _ in range(depth)),
+                *(
+                    UnitBlock.train_form(width, REP_UNITS[self.unit](width), drop_path=rates.pop(0))
+                    for _ in range(depth)
+                ),
                 with_cp=with_cp,
             )
             for width, depth in zip(dims, depths, strict=True)
         )
-
-
-def _resolved(arch: str | Mapping[str, Any] | UnitArch) -> UnitArch:
-    if isinstance(arch, UnitArch):
-        return arch
-    if isinstance(arch, str):
-        if arch not in UNIT_ARCHITECTURES:
-            raise ValueError(f'unknown arch {arch!r}: choose one of {", ".join(UNIT_ARCHITECTURES)}, or give a dict')
-        return UNIT_ARCHITECTURES[arch]
-    if not isinstance(arch, Mapping):
-        raise ValueError(f'arch must be a name or a dict, not {type(arch).__name__}')
-    if set(arch) != {'dims', 'depths'}:
-        raise ValueError(f'arch dict with fields {sorted(arch)}: dims and depths are needed, and nothing else is known')
-    return UnitArch(tuple(arch['dims']), tuple(arch['depths']))
 
 
 _HOW = {

@@ -344,7 +344,7 @@ class TestWithoutRunner:
         assert model.backbone.training
 
     def test_a_wrong_fusing_is_caught(self, monkeypatch):
-        from repnext_mm.models.rep_dw import RepDWConvS
+        from repnext_mm.models.repnext import RepDWConvS
 
         original = RepDWConvS.fused
 

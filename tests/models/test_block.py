@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.models.block import Downsample, MetaNeXtBlock
 from repnext_mm.models.layers import depthwise
-from repnext_mm.models.stage import Stage
-from repnext_mm.models.token_mixer import ChunkConv, CopyConv
+from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage
 from repnext_mm.reparam import count_norms, fuse
 from tests.conftest import randomise, worst_error
 
@@ -21,14 +19,14 @@ CHANNELS = 8
 def block(single: bool = False, **options) -> MetaNeXtBlock:
     mixer = depthwise(CHANNELS, (11, 11)) if single else ChunkConv.train_form(CHANNELS)
     options = {'mlp_ratio': 2, 'norm_cfg': {'type': 'BN'}, 'act_cfg': {'type': 'GELU'}} | options
-    return randomise(MetaNeXtBlock(CHANNELS, mixer, **options).double())
+    return randomise(MetaNeXtBlock.train_form(CHANNELS, mixer, **options).double())
 
 
 def downsample(single: bool = False, **options) -> Downsample:
     half = CHANNELS // 2
     mixer = depthwise(half, (7, 7), stride=(2, 2), expansion=2) if single else CopyConv.train_form(half)
     options = {'mlp_ratio': 2, 'norm_cfg': {'type': 'BN'}, 'act_cfg': {'type': 'GELU'}} | options
-    return randomise(Downsample(CHANNELS, mixer, **options).double())
+    return randomise(Downsample.train_form(CHANNELS, mixer, **options).double())
 
 
 def definition(module: nn.Module, x: torch.Tensor) -> torch.Tensor:

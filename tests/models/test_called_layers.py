@@ -15,18 +15,14 @@ from torch.nn.utils import parametrizations, prune
 
 from repnext_mm import RepNeXt
 from repnext_mm.models import FORMS, RepNeXtU
-from repnext_mm.models.block import MetaNeXtBlock
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.conv_norm import ConvNorm
 from repnext_mm.models.heads import NormLinear, TwoHeadLinear
-from repnext_mm.models.merged_mixer import DenseMixer
-from repnext_mm.models.rep_dw import RepDWConvM
-from repnext_mm.models.rep_unit import REP_UNITS
-from repnext_mm.models.token_mixer import CopyConv
-from repnext_mm.models.unit_block import PatchMerging, PatchStem, UnitBlock
+from repnext_mm.models.mixer_forms import DenseMixer
+from repnext_mm.models.repnext import ConvNorm, CopyConv, MetaNeXtBlock, RepDWConvM
+from repnext_mm.models.repnext_u import REP_UNITS, PatchMerging, PatchStem, UnitBlock
 from repnext_mm.reparam import fuse, fused_or_kept
 from tests.conftest import randomise, worst_error
-from tests.nn.test_block import CHANNELS, block, downsample
+from tests.models.test_block import CHANNELS, block, downsample
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 NETWORKS = {
@@ -145,7 +141,7 @@ PARTS = {
     'E block': lambda: block(True),
     'downsample': lambda: downsample(),
     'E downsample': lambda: downsample(True),
-    'unit block': lambda: randomise(UnitBlock(6, REP_UNITS['u3'](6), drop_path=0.2)).double(),
+    'unit block': lambda: randomise(UnitBlock.train_form(6, REP_UNITS['u3'](6), drop_path=0.2)).double(),
     'u1': lambda: randomise(REP_UNITS['u1'](6)).double(),
     'stem': lambda: randomise(RepNeXt(TINY).stem).double(),
     'patches': lambda: randomise(PatchStem(3, 8)).double(),

@@ -11,8 +11,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from repnext_mm import RepNeXt
 from repnext_mm.models import FORMS
-from repnext_mm.models.deploy_block import FusedBlock, FusedDownsample
 from repnext_mm.models.layers import may_overwrite, overwriting
+from repnext_mm.models.repnext import Downsample, MetaNeXtBlock
 from repnext_mm.reparam import fuse
 from tests.conftest import randomise, worst_error
 
@@ -31,14 +31,16 @@ def deploy(train_form) -> nn.Module:
 
 
 def parts(deploy: nn.Module) -> list[nn.Module]:
-    return [m for m in deploy.modules() if isinstance(m, FusedBlock | FusedDownsample)]
+    return [m for m in deploy.modules() if isinstance(m, MetaNeXtBlock | Downsample)]
 
 
 def test_inputs_of_blocks_stay_as_they_are(deploy):
     assert len(parts(deploy)) == 7
     for part in parts(deploy):
         first = next(m for m in part.modules() if isinstance(m, nn.Conv2d))
-        channels = sum(c.in_channels for c in (part.token_mixer.conv_s,)) * (4 if isinstance(part, FusedBlock) else 1)
+        channels = sum(c.in_channels for c in (part.token_mixer.conv_s,)) * (
+            4 if isinstance(part, MetaNeXtBlock) else 1
+        )
         x = torch.randn(2, channels, 12, 9, dtype=first.weight.dtype)
         before = x.clone()
         with torch.inference_mode():
@@ -67,13 +69,13 @@ def test_gradients_of_the_image_are_those_of_the_train_form(deploy, train_form):
 
 
 def test_a_half_precision_branch_does_not_round_the_shortcut(deploy):
-    block = next(part for part in parts(deploy) if isinstance(part, FusedBlock))
+    block = next(part for part in parts(deploy) if isinstance(part, MetaNeXtBlock))
 
     class Halved(nn.Module):
         def forward(self, x):
             return x.to(torch.bfloat16)
 
-    mixed = FusedBlock(nn.Identity(), nn.Sequential(nn.Identity(), nn.Identity(), Halved()))
+    mixed = MetaNeXtBlock(nn.Identity(), nn.Identity(), nn.Sequential(nn.Identity(), nn.Identity(), Halved()))
     x = torch.randn(1, block.token_mixer.conv_s.in_channels * 4, 5, 5)
     assert mixed(x).dtype == torch.float32
 

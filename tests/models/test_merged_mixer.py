@@ -7,7 +7,7 @@ import torch
 
 from repnext_mm import RepNeXt
 from repnext_mm.models import FORMS
-from repnext_mm.models.token_mixer import ChunkConv
+from repnext_mm.models.repnext import ChunkConv
 from repnext_mm.reparam import count_norms, fuse, relative_error
 from tests.conftest import randomise, worst_error
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
+from repnext_mm.models.repnext import RepDWConvM, RepDWConvS
 from repnext_mm.reparam import fuse
 from tests.conftest import worst_error
 

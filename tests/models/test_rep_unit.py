@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.models.rep_unit import REP_UNITS
-from repnext_mm.models.unit_block import PatchMerging, PatchStem, UnitBlock
+from repnext_mm.models.repnext_u import REP_UNITS, PatchMerging, PatchStem, UnitBlock
 from repnext_mm.reparam import count_norms, count_parameters, fuse
 from tests.conftest import randomise, worst_error
 
@@ -100,7 +99,7 @@ def test_merging_under_autocast_rounds_once(name):
 @pytest.mark.parametrize('form', ['default', 'no_shortcut'])
 @pytest.mark.parametrize('name', UNITS)
 def test_blocks_fuse_exactly(name, form):
-    block = randomise(UnitBlock(6, REP_UNITS[name](6), drop_path=0.2)).double().eval()
+    block = randomise(UnitBlock.train_form(6, REP_UNITS[name](6), drop_path=0.2)).double().eval()
     x = torch.randn(2, 6, 9, 7).double()
     before, expected = x.clone(), by_definition(block, x)
     fused, report = fuse(block, form=form)
@@ -114,7 +113,7 @@ def test_blocks_fuse_exactly(name, form):
 
 
 def test_a_kept_shortcut_can_be_eliminated_later():
-    block, x = randomise(UnitBlock(6, REP_UNITS['u3'](6))).double().eval(), torch.randn(2, 6, 9, 7).double()
+    block, x = randomise(UnitBlock.train_form(6, REP_UNITS['u3'](6))).double().eval(), torch.randn(2, 6, 9, 7).double()
     kept, _ = fuse(block)
     again, nothing = fuse(kept)
     assert again is kept

@@ -198,7 +198,7 @@ def test_strides_for_any_size(size):
 
 def test_train_and_branch_sum_agree_in_training_mode():
     """Online merging against the definition, over the whole network with batch statistics."""
-    from repnext_mm.models.rep_dw import RepDWConv
+    from repnext_mm.models.repnext import RepDWConv
 
     model = randomise(RepNeXt(TINY)).double().train()
     x = torch.randn(2, 3, 40, 56).double()
@@ -279,12 +279,8 @@ class TestContract:
         grads = {name: p.grad.clone() for name, p in model.named_parameters()}
         assert all(torch.isfinite(g).all() for g in grads.values())
         model.zero_grad()
-        import repnext_mm.models.block as block_module
-        import repnext_mm.models.conv_norm as conv_norm_module
-
         with pytest.MonkeyPatch.context() as patch:
-            for module in (block_module, conv_norm_module):
-                patch.setattr(module, 'folds', lambda norm: False)
+            patch.setattr('repnext_mm.models.repnext.folds', lambda norm: False)
             sum(f.pow(2).mean() for f in model(x)).backward()
         scale = max(p.grad.abs().max() for p in model.parameters())
         for name, p in model.named_parameters():

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.lab.bench.complexity import count_macs
-from repnext_mm.models import UNIT_ARCHITECTURES, RepNeXtU, UnitArch
+from repnext_mm.models.repnext_u import UNIT_ARCHITECTURES, RepNeXtU, UnitArch
 from repnext_mm.reparam import count_norms, count_parameters, fuse
 from tests.conftest import randomise, worst_error
 
@@ -39,8 +39,7 @@ def published_form(arch: str, form: str) -> nn.Module:
 def by_definition(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Every branch and every norm run apart: otherwise both forms would merge by the same code."""
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        for module in ('rep_unit', 'unit_block'):
-            patch.setattr(f'repnext_mm.models.{module}.folds', lambda norm: False)
+        patch.setattr('repnext_mm.models.repnext_u.folds', lambda norm: False)
         return model(x)
 
 
@@ -72,7 +71,7 @@ def test_published_macs(arch, monkeypatch):
 
     assert round(gmacs('no_shortcut'), 2) == PUBLISHED[arch][3]
     assert gmacs('train') == gmacs('default') < PUBLISHED[arch][2]  # merged on the fly
-    monkeypatch.setattr('repnext_mm.models.rep_unit.folds', lambda norm: False)  # in training the branches run
+    monkeypatch.setattr('repnext_mm.models.repnext_u.folds', lambda norm: False)  # in training the branches run
     assert round(gmacs('train'), 2) == PUBLISHED[arch][2]
 
 
@@ -222,11 +221,7 @@ class TestContract:
         sum(f.pow(2).mean() for f in model(x)).backward()
         grads = {name: p.grad.clone() for name, p in model.named_parameters()}
         model.zero_grad()
-        import repnext_mm.models.rep_unit as rep_unit
-        import repnext_mm.models.unit_block as unit_block
-
-        for module in (rep_unit, unit_block):
-            monkeypatch.setattr(module, 'folds', lambda norm: False)
+        monkeypatch.setattr('repnext_mm.models.repnext_u.folds', lambda norm: False)
         sum(f.pow(2).mean() for f in model(x)).backward()
         scale = max(p.grad.abs().max() for p in model.parameters())
         for name, p in model.named_parameters():

@@ -14,10 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from repnext_mm import RepNeXt
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import FORMS
-from repnext_mm.models.block import Downsample, MetaNeXtBlock
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
-from repnext_mm.models.token_mixer import ChunkConv, CopyConv
+from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, RepDWConvM, RepDWConvS
 from repnext_mm.reparam import count_norms, fuse, relative_error, within
 from tests.conftest import randomise, worst_error
 

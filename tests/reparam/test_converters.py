@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.models import RepNeXt
-from repnext_mm.models.conv_norm import ConvNorm
+from repnext_mm.models.repnext import ConvNorm
 from repnext_mm.reparam import count_norms, fuse, relative_error
 from tests.conftest import randomise
 

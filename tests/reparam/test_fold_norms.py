@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.models.conv_norm import ConvNorm
+from repnext_mm.models.repnext import ConvNorm
 from repnext_mm.reparam import count_norms, fuse, relative_error
 from tests.conftest import randomise
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from repnext_mm.models.heads import TwoHeadLinear
 from repnext_mm.models.layers import depthwise
-from repnext_mm.models.merged_mixer import DenseMixer
+from repnext_mm.models.mixer_forms import DenseMixer
 from repnext_mm.reparam import (
     Fusible,
     add,

@@ -17,7 +17,7 @@ from repnext_mm.errors import UserError
 from repnext_mm.lab.bench.networks import memory_format_of, randomise
 from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.rep_dw import RepDWConv
+from repnext_mm.models.repnext import RepDWConv
 from repnext_mm.reparam import fuse, replaced
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 

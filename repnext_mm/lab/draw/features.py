@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import new_figure, save_png
-from repnext_mm.models.token_mixer import ChunkConv
+from repnext_mm.models.repnext import ChunkConv
 from repnext_mm.reparam import fuse
 
 SCALES = ('identity', 'small', 'medium', 'large')

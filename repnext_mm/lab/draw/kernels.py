@@ -12,10 +12,9 @@ from torch import nn
 
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import COLORS, new_grid, save_png
-from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
-from repnext_mm.models.rep_unit import SummedUnit
-from repnext_mm.models.token_mixer import ChunkConv
-from repnext_mm.reparam import Kernel, chain, chain_biased, dilate, embed, exact, norm_after, read, read_norm
+from repnext_mm.models.repnext import ChunkConv, RepDWConvM, RepDWConvS
+from repnext_mm.models.repnext_u import SummedUnit
+from repnext_mm.reparam import Kernel, chain_biased, embed, exact, read
 
 _CELL = 0.85  # inches of a panel
 _TITLE = 7.5  # inches that the title needs
@@ -35,7 +34,7 @@ def effective_kernels(backbone: nn.Module) -> dict[str, dict[str, Kernel]]:
     for name, module in backbone.named_modules():
         if isinstance(module, RepDWConvS | RepDWConvM | SummedUnit):
             module = exact(module).requires_grad_(False)
-            found[name] = {**_branches(module), '=': module.kernel()}
+            found[name] = {**module.branch_kernels(), '=': module.kernel()}
         elif isinstance(module, ChunkConv):
             row, col = (
                 read(cast(nn.Conv2d, conv)) for conv in exact(cast(nn.Sequential, module.conv_l)).requires_grad_(False)
@@ -92,30 +91,6 @@ def draw_kernels(
                 _draw(axis, kernel, branch, size=size, channel=channel)
     _legend(figure, axes, channel)
     return save_png(figure, path)
-
-
-def _branches(module: RepDWConvS | RepDWConvM | SummedUnit) -> dict[str, Kernel]:
-    """What is added up, under names that give its size."""
-    if isinstance(module, SummedUnit):
-        convs = (module.dwconv1, module.dwconv2, module.dwconv3)
-        return {
-            _size(conv): norm_after(read(conv), read_norm(norm)) for conv, norm in zip(convs, module.norms, strict=True)
-        }
-    if isinstance(module, RepDWConvM):
-        return {
-            '7x7': read(module.conv_7_7),
-            '5x3': read(module.conv_5_3),
-            '3x5': read(module.conv_3_5),
-            '1x7 7x1': chain(read(module.conv_7_w), read(module.conv_7_h)),
-            '1x5 5x1': chain(read(module.conv_5_w), read(module.conv_5_h)),
-        }
-    row, col = read(module.conv_3_w), read(module.conv_3_h)
-    cross = {'1x3': row, '3x1': col} if module.parallel else {'1x3 3x1': chain(row, col)}
-    return {'3x3': read(module.conv_3_3), **cross, '2x2 wide': dilate(read(module.conv_2_2), 2)}
-
-
-def _size(conv: nn.Conv2d) -> str:
-    return 'x'.join(map(str, conv.kernel_size))
 
 
 def _by_block(

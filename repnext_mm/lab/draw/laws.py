@@ -10,22 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, new_grid, save_png
-from repnext_mm.models.merged_mixer import DenseMixer
-from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
-from repnext_mm.models.token_mixer import ChunkConv
-from repnext_mm.reparam import (
-    Kernel,
-    add,
-    chain,
-    chain_biased,
-    convolve,
-    dilate,
-    eliminate_shortcut,
-    embed,
-    exact,
-    read,
-    to_conv,
-)
+from repnext_mm.models.mixer_forms import DenseMixer
+from repnext_mm.models.repnext import ChunkConv, RepDWConvM, RepDWConvS
+from repnext_mm.reparam import Kernel, chain_biased, convolve, eliminate_shortcut, embed, exact, read, to_conv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,21 +27,6 @@ _EDGE = 24  # pixels of the image that shows the border
 def draw_sum(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
     """The small and the medium scale of a mixer: each branch in its window, and their sum, for one channel."""
     small, medium = cast(RepDWConvS, exact(mixer.conv_s)), cast(RepDWConvM, exact(mixer.conv_m))
-    rows: list[dict[str, Kernel]] = [
-        {
-            '3x3': read(small.conv_3_3),
-            '1x3': read(small.conv_3_w),
-            '3x1': read(small.conv_3_h),
-            '2x2, dilated by 2': dilate(read(small.conv_2_2), 2),
-        },
-        {
-            '7x7': read(medium.conv_7_7),
-            '5x3': read(medium.conv_5_3),
-            '3x5': read(medium.conv_3_5),
-            '1x7, then 7x1': chain(read(medium.conv_7_w), read(medium.conv_7_h)),
-            '1x5, then 5x1': chain(read(medium.conv_5_w), read(medium.conv_5_h)),
-        },
-    ]
     figure, axes = new_grid(
         2,
         6,
@@ -62,11 +34,9 @@ def draw_sum(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
         'Branches of the small and of the medium scale, and the one kernel that they are\n'
         '(red is positive, blue negative, strongest at the largest value of the row)',
     )
-    for line, branches, merged, size in zip(axes, rows, (small, medium), (3, 7), strict=True):
+    for line, scale, size in zip(axes, (small, medium), (3, 7), strict=True):
         window = (size, size)
-        whole = add(*(embed(kernel, window) for kernel in branches.values()))
-        assert torch.allclose(whole.weight, merged.kernel().weight)  # the image shows what runs
-        drawn = {**branches, f'= one {size}x{size}': whole}
+        drawn = {**scale.branch_kernels(), f'= one {size}x{size}': scale.kernel()}
         limit = max(kernel.weight[channel].abs().max().item() for kernel in drawn.values())
         for place, (name, kernel) in enumerate(drawn.items()):
             axis = line[place]

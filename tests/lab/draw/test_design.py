@@ -20,8 +20,7 @@ from repnext_mm.lab.draw.design import (
     words_of,
 )
 from repnext_mm.models import ARCHITECTURES, RepNeXt
-from repnext_mm.models.rep_dw import RepDWConvM, RepDWConvS
-from repnext_mm.models.token_mixer import ChunkConv, CopyConv
+from repnext_mm.models.repnext import ChunkConv, CopyConv, RepDWConvM, RepDWConvS
 from repnext_mm.reparam import embed
 from tests.conftest import randomise
 

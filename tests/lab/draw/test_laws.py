@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from repnext_mm.lab.draw.laws import _roles, draw_chain, draw_shortcut, draw_sum
-from repnext_mm.models.token_mixer import ChunkConv
+from repnext_mm.models.repnext import ChunkConv
 from repnext_mm.reparam import Kernel, eliminate_shortcut
 from tests.tools.running import ROOT
 

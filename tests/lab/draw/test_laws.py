@@ -42,7 +42,7 @@ def test_roles_of_an_eliminated_shortcut():
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (('--block', 'stages.9'), 'error: --block stages.9 is no block of RepNeXt in train form'),
+        (('--block', 'stages.9'), 'error: --block stages.9 is not a block of RepNeXt in train form'),
         (('--config', 'nowhere.py'), 'error: give --config and --checkpoint together, or neither'),
         (('--channel', '40'), 'error: --channel 40: the scales have channels 0 to 39'),
     ],

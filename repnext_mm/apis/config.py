@@ -1,4 +1,4 @@
-"""Reading a config file with a user's overrides."""
+"""Reading a config file with a user's overrides, and what its parts mean."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
 
-from repnext_mm.apis.config_shape import check_shape
+from repnext_mm.checkpoints import plain_dict
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import type_name
 
 SCOPE_PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+class NotBuiltError(UserError):
+    """A config from which something cannot be built, in one sentence."""
 
 
 def load_config(path: str | Path, *, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:
@@ -45,7 +50,7 @@ def load_config(path: str | Path, *, options: Mapping[str, Any] | None = None, w
         raise UserError(
             f"--cfg-options {options} do not fit config '{path}' ({error}): name keys as in the file, joined by dots"
         ) from error
-    check_shape(config._cfg_dict, path=str(path))
+    _check_shape(config._cfg_dict, path=str(path))
     if not config.get('default_scope'):
         config.default_scope = _scope_of(config.get('model') or {})
     for loader in LOADERS:  # torch refuses persistent workers where there are none
@@ -61,17 +66,17 @@ def building(config: Config) -> Iterator[None]:
     """Say in one sentence what is wrong with a config from which a library cannot build something.
 
     Raises:
-        UserError: in the library's words, whatever it raised.
+        NotBuiltError: in the library's words, whatever it raised.
     """
     try:
         yield
     except UserError:
         raise
     except (OSError, TypeError, ValueError) as error:  # with a sentence of their own
-        raise UserError(' '.join(str(error).split())) from error
+        raise NotBuiltError(' '.join(str(error).split())) from error
     except Exception as error:  # registries pass on whatever a constructor raises
         reason = ' '.join(str(error).split())[:300]
-        raise UserError(
+        raise NotBuiltError(
             f"config '{config.filename}' cannot be built ({type(error).__name__}: {reason}): fix that part of it"
         ) from error
 
@@ -104,6 +109,42 @@ def replace_type(node: Any, replacements: Mapping[str, str]) -> int:
     elif isinstance(node, list | tuple):
         renamed += sum(replace_type(value, replacements) for value in node)
     return renamed
+
+
+def unwrapped(model: Mapping[str, Any]) -> Any:
+    """The model's own config inside wrappers: for test-time augmentation (`module`), for distillation (`student`)."""
+    while inner := next((model[key] for key in ('module', 'student') if isinstance(model.get(key), dict)), None):
+        model = inner
+    return model
+
+
+def drop_initial_weights(model: Any) -> None:
+    """Forget, in place, the file a backbone starts training from: the tested checkpoint holds all weights."""
+    model = unwrapped(model)
+    model.pop('pretrained', None)
+    if isinstance(model.get('backbone'), dict):
+        model['backbone'].pop('init_cfg', None)
+
+
+def classes_in_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
+    """``classes``, and perhaps ``palette``, that mmengine or the mm packages before it wrote; empty if they did not."""
+    meta = content.get('meta')
+    if not isinstance(meta, Mapping):
+        return {}
+    meta = plain_dict(meta)
+    known = meta.get('dataset_meta')
+    if isinstance(known, Mapping):
+        known = plain_dict(known)
+    else:
+        known = {name.lower(): meta[name] for name in ('CLASSES', 'PALETTE') if name in meta}
+    return dict(known) if isinstance(known.get('classes'), list | tuple) else {}
+
+
+def classes_of_config(config: Config) -> dict[str, Any]:
+    """``classes``, perhaps ``palette``, and what else the config's test data set knows; its files are not read."""
+    init_default_scope(config.default_scope)
+    dataset = next(innermost_datasets(config.test_dataloader['dataset']))
+    return dict(DATASETS.build({**dataset, 'lazy_init': True}).metainfo)
 
 
 def _move_root(config: Config, new: str) -> None:
@@ -145,3 +186,94 @@ def _check_scope(config: Config) -> None:
             f"default_scope='{scope}' needs the package {scope}, which is not installed: run tools/check_env.py, "
             'it prints the command that installs it'
         )
+
+
+class _Rule(NamedTuple):
+    keys: tuple[str, ...]
+    kinds: tuple[type, ...]  # None is always allowed: it stands for "not there"
+    words: str
+
+
+_STAGES = ('train', 'val', 'test')
+_RULES = (
+    _Rule(('model', 'tta_model'), (dict,), 'a dict with a `type`'),
+    _Rule(
+        (*(f'{stage}_cfg' for stage in _STAGES), 'optim_wrapper', 'default_hooks', 'visualizer', 'auto_scale_lr'),
+        (dict,),
+        'a dict',
+    ),
+    _Rule(tuple(f'{stage}_dataloader' for stage in _STAGES), (dict,), 'a dict with a `dataset`'),
+    _Rule(tuple(f'{stage}_evaluator' for stage in _STAGES), (dict, list, tuple), 'a dict, or a list of them'),
+    _Rule(('custom_hooks', 'tta_pipeline'), (list, tuple), 'a list of dicts with a `type` each'),
+    _Rule(('param_scheduler',), (dict, list, tuple), 'a dict, or a list of them'),
+    _Rule(('default_scope', 'work_dir', 'load_from'), (str,), 'a string'),
+    _Rule(('resume',), (bool,), 'True or False'),
+)
+
+
+def _check_shape(config: Mapping[str, Any], *, path: str) -> None:
+    """Refuse a config whose parts are of another type than they must be.
+
+    Args:
+        config: the whole config.
+        path: what it is called in errors.
+
+    Raises:
+        UserError: the key, its value, and what it must be.
+    """
+
+    def refuse(key: str, value: Any, words: str) -> None:
+        shown = repr(value)
+        shown = shown if len(shown) < 80 else f'{shown[:76]} ...'
+        raise UserError(f"config '{path}' has {key}={shown}, which must be {words}: fix it there")
+
+    for keys, kinds, words in _RULES:
+        for key in keys:
+            value = config.get(key)
+            if value is not None and not isinstance(value, kinds):
+                refuse(key, value, words)
+            for index, part in enumerate(value if isinstance(value, list | tuple) else ()):
+                if not isinstance(part, Mapping) or ('`type`' in words and 'type' not in part):
+                    refuse(f'{key}[{index}]', part, 'a dict with a `type`')
+            if words.startswith('a dict with a `type`') and value and 'type' not in value:
+                refuse(key, dict(value), words)
+    for name, hook in (config.get('default_hooks') or {}).items():
+        if hook is not None and not isinstance(hook, Mapping):
+            refuse(f'default_hooks.{name}', hook, 'a dict, or None')
+    for stage in _STAGES:
+        loader = config.get(f'{stage}_dataloader')
+        if not loader:
+            continue
+        workers = loader.get('num_workers', 0)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            refuse(f'{stage}_dataloader.num_workers', workers, 'a number of processes, 0 or more')
+        for key, part in _datasets(f'{stage}_dataloader.dataset', loader.get('dataset')):
+            if not isinstance(part, Mapping):
+                refuse(key, part, 'a dict that names a data set')
+    for key, part in _model_parts(config.get('model') or {}):
+        if not isinstance(part, Mapping):
+            refuse(key, part, 'a dict')
+
+
+def _datasets(key: str, dataset: Any) -> list[tuple[str, Any]]:
+    """A data set and those inside it, under their keys in the config."""
+    found = [(key, dataset)]
+    if isinstance(dataset, Mapping):
+        if 'dataset' in dataset:
+            found += _datasets(f'{key}.dataset', dataset['dataset'])
+        elif 'datasets' in dataset:
+            parts = dataset['datasets']
+            if not isinstance(parts, list | tuple):
+                return [*found, (f'{key}.datasets', parts)]
+            for index, part in enumerate(parts):
+                found += _datasets(f'{key}.datasets[{index}]', part)
+    return found
+
+
+def _model_parts(model: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The parts of a model that checks look into, under their keys in the config."""
+    return [
+        (f'model.{key}', model[key])
+        for key in ('backbone', 'data_preprocessor', 'student', 'module')
+        if model.get(key) is not None
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,24 +12,45 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
+from numpy.typing import NDArray
 
-from repnext_mm._files import writing
+from repnext_mm._files import drafted
+from repnext_mm.apis.build import build_model
 from repnext_mm.apis.checks import check_checkpoint, check_model
-from repnext_mm.apis.classes import classes_in_checkpoint, classes_of_config
-from repnext_mm.apis.classify import draw_classes, top_classes
-from repnext_mm.apis.config import building, innermost_datasets, load_config
+from repnext_mm.apis.config import (
+    building,
+    classes_in_checkpoint,
+    classes_of_config,
+    drop_initial_weights,
+    innermost_datasets,
+    load_config,
+)
 from repnext_mm.apis.image_file import existing, fit_picture, found_images, renamed
 from repnext_mm.apis.safe_loading import reading_safely, resolved
-from repnext_mm.apis.test import drop_initial_weights
-from repnext_mm.apis.weight_files import load_model
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook
+from repnext_mm.models import type_name
 from repnext_mm.models.base import deployed_like, fit_to_model
+
+_LEGIBLE = 320  # pixels of an image's short side
+
+
+class ClassScore(NamedTuple):
+    """One class and how sure a classifier is of it."""
+
+    label: int
+    name: str | None  # None where nobody named the classes
+    score: float  # 0 to 1
+
+    def __str__(self) -> str:
+        return f'{self.score:.4f} {self.label}' + ('' if self.name is None else f' ({self.name})')
 
 
 class _Source(NamedTuple):
@@ -124,17 +145,75 @@ def annotate_images(
         if len(found) > 1:
             say(str(image))
         try:
-            with fit_picture(image) as picture:
+            with fit_picture(image) as picture, TemporaryDirectory() as scratch:
                 path = place / _free_name(picture.name, written)
-                there = path.exists()
-                with _drafted(path) as draft:
-                    annotate(_Source(image, picture), draft, say)
+                there, drawn = path.exists(), Path(scratch, 'vis', path.name)
+                drawn.parent.mkdir()
+                annotate(_Source(image, picture), drawn, say)
+                if not drawn.is_file():
+                    raise UserError(f"no image can be written under the name '{path.name}': give a JPEG or PNG file")
+                with drafted(path) as draft:
+                    place.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(drawn, draft)
         except UserError as error:
             failed[str(image)] = str(error)
             continue
         written.append(path)
         replaced += [path] * there
     return AnnotatedImages(tuple(written), tuple(replaced), failed)
+
+
+def top_classes(
+    model: Any,
+    image: str | Path,
+    *,
+    pipeline: Sequence[Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+    count: int = 5,
+) -> tuple[ClassScore, ...]:
+    """The ``count`` surest classes of one picture, best first, by an MMPretrain classifier in eval mode.
+
+    ``pipeline`` is that of the test data. One without a step that loads files belongs to data in memory (CIFAR); it is
+    given the picture so that the network sees RGB. A photograph is turned as its EXIF says, as the drawn one is, where
+    the test data (ImageNet, as the authors read it) are not. ``names`` of another number of classes are ignored.
+
+    Raises:
+        UserError: the model gives no scores.
+    """
+    pipeline = [
+        {**step, 'color_type': 'color'} if step.get('color_type') == 'color_ignore_orientation' else step
+        for step in pipeline
+    ]
+    with torch.no_grad():
+        sample = model.test_step(pseudo_collate([Compose(pipeline)(_loaded(model, image, pipeline))]))[0]
+    if 'pred_score' not in sample:
+        raise UserError(f'{type(model).__name__} gives no score for each class: take a model that classifies pictures')
+    scores = sample.pred_score.flatten().cpu()
+    names = names if names is not None and len(names) == len(scores) else None
+    best = scores.topk(min(count, len(scores)))
+    return tuple(
+        ClassScore(label, None if names is None else str(names[label]), score)
+        for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    )
+
+
+def draw_classes(image: str | Path, found: Sequence[ClassScore]) -> NDArray[np.uint8]:
+    """The picture, (H, W, 3) in BGR, with its classes written on it; a small one is enlarged to be legible."""
+    import cv2
+    from mmpretrain.structures import DataSample
+    from mmpretrain.visualization import UniversalVisualizer
+
+    scores = torch.zeros(1 + max(item.label for item in found))
+    scores[[item.label for item in found]] = torch.tensor([item.score for item in found])
+    sample = DataSample().set_pred_score(scores).set_pred_label([item.label for item in found])
+    # ImageNet's names list synonyms, which a picture has no room for
+    names = {item.label: item.name.split(',')[0] for item in found if item.name is not None}
+    picture: Any = cv2.imread(str(image))
+    small = min(picture.shape[:2]) < _LEGIBLE
+    drawn = UniversalVisualizer().visualize_cls(
+        picture[..., ::-1], sample, classes=names or None, draw_gt=False, resize=_LEGIBLE if small else None
+    )
+    return np.ascontiguousarray(drawn[..., ::-1])
 
 
 def _annotator(
@@ -175,10 +254,10 @@ def _annotator(
         inferencer.model = _fused(inferencer.model)
     settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
 
-    def annotate(source: _Source, draft: Path, say: _Say) -> None:
+    def annotate(source: _Source, out: Path, say: _Say) -> None:
         # the library keeps the name of what it reads
-        with renamed(source.file, draft.name) as file, _told_of(source.given):
-            inferencer(str(file), out_dir=str(draft.parents[1]), **settings)
+        with renamed(source.file, out.name) as file, _told_of(source.given):
+            inferencer(str(file), out_dir=str(out.parents[1]), **settings)
 
     return annotate
 
@@ -209,29 +288,6 @@ def _told_of(image: str | Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _folder_beside(path: Path) -> Iterator[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix='.draft-') as folder:
-        yield folder
-
-
-@contextmanager
-def _drafted(path: Path) -> Iterator[Path]:
-    """A path ``.../vis/NAME`` to write to; what is there afterwards is put into its place at one stroke.
-
-    Raises:
-        UserError: nothing was written.
-    """
-    with writing(path), _folder_beside(path) as folder:
-        draft = Path(folder) / 'vis' / path.name
-        draft.parent.mkdir()
-        yield draft
-        if not draft.is_file():
-            raise UserError(f"no image can be written under the name '{path.name}': give a JPEG or PNG file")
-        os.replace(draft, path)
-
-
 def _free_name(name: str, written: Sequence[Path]) -> str:
     """The name, or one with a number, that no other image of this call has taken."""
     taken, path = {path.name for path in written}, Path(name)
@@ -243,20 +299,20 @@ def _classifier(
     config: Config, checkpoint: str, *, device: str, fuse: bool, ema: bool, trust_pickle: bool
 ) -> _Annotate:
     file = resolved(checkpoint)
-    model: Any = load_model(config, file, ema=ema, testing=True, trust_pickle=trust_pickle).to(device).eval()
+    model: Any = build_model(config, file, ema=ema, testing=True, trust_pickle=trust_pickle).to(device).eval()
     if fuse:
         model = _fused(model)
     known = classes_in_checkpoint(read_checkpoint(file, trust_pickle=trust_pickle)) or classes_of_config(config)
     pipeline = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
 
-    def annotate(source: _Source, draft: Path, say: _Say) -> None:
+    def annotate(source: _Source, out: Path, say: _Say) -> None:
         import cv2
 
         with _told_of(source.given):
             found = top_classes(model, source.file, pipeline=pipeline, names=known.get('classes'))
         for item in found:
             say(str(item))
-        cv2.imwrite(str(draft), draw_classes(source.file, found))
+        cv2.imwrite(str(out), draw_classes(source.file, found))
 
     return annotate
 
@@ -297,3 +353,15 @@ def _usable(device: str | None) -> str:
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"device '{device}' cannot be used here ({error}): choose cpu or omit it") from error
     return device
+
+
+def _loaded(model: Any, image: str | Path, pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a test pipeline starts with: a path, or the pixels."""
+    if any('Load' in type_name(step['type']) for step in pipeline):
+        return {'img_path': str(image)}
+    import cv2
+
+    pixels: Any = cv2.imread(str(image))
+    if not getattr(model.data_preprocessor, 'to_rgb', False):
+        pixels = np.ascontiguousarray(pixels[..., ::-1])
+    return {'img': pixels, 'img_shape': pixels.shape[:2], 'ori_shape': pixels.shape[:2]}

@@ -19,7 +19,7 @@ from mmengine.runner.checkpoint import (
 )
 from torch import Tensor
 
-from repnext_mm.apis.build import NotBuiltError
+from repnext_mm.apis.config import NotBuiltError
 from repnext_mm.checkpoints import WeightsError, model_state, read_checkpoint, weights_in
 from repnext_mm.models import type_name
 

@@ -15,11 +15,9 @@ from mmengine.hooks import LoggerHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from repnext_mm.apis.build import build_runner, earlier_files
-from repnext_mm.apis.built import check_built
-from repnext_mm.apis.checks import check_checkpoint, check_files, check_model, unwrapped
-from repnext_mm.apis.class_counts import check_class_counts
-from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
+from repnext_mm.apis.build import build_runner, check_built
+from repnext_mm.apis.checks import check_checkpoint, check_class_counts, check_files, check_model, earlier_files
+from repnext_mm.apis.config import drop_initial_weights, innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.launch import check_precision, fit_to_machine, set_launcher
 from repnext_mm.apis.safe_loading import load_strictly, reading_safely
 from repnext_mm.errors import UserError
@@ -114,14 +112,6 @@ def log_once(runner: Runner) -> None:
     """Leave mmengine's LoggerHook to the first process: after a test, all would write one file of metrics at once."""
     if not is_main_process():
         runner.hooks[:] = [hook for hook in runner.hooks if not isinstance(hook, LoggerHook)]
-
-
-def drop_initial_weights(model: Any) -> None:
-    """Forget, in place, the file a backbone starts training from: the tested checkpoint holds all weights."""
-    model = unwrapped(model)
-    model.pop('pretrained', None)
-    if isinstance(model.get('backbone'), dict):
-        model['backbone'].pop('init_cfg', None)
 
 
 def _is_fuse_hook(hook: Any) -> bool:

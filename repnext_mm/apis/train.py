@@ -10,10 +10,16 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from repnext_mm.apis.build import build_runner, earlier_files
-from repnext_mm.apis.built import check_built
-from repnext_mm.apis.checks import check_checkpoint, check_files, check_initial_weights, check_model, check_teacher
-from repnext_mm.apis.class_counts import check_class_counts
+from repnext_mm.apis.build import build_runner, check_built
+from repnext_mm.apis.checks import (
+    check_checkpoint,
+    check_class_counts,
+    check_files,
+    check_initial_weights,
+    check_model,
+    check_teacher,
+    earlier_files,
+)
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.launch import check_precision, check_strategy, fit_to_machine, set_launcher
 from repnext_mm.apis.safe_loading import load_strictly, reading_safely

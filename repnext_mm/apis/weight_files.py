@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections import Counter
@@ -13,13 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from repnext_mm.apis.classes import classes_in_checkpoint
-from repnext_mm.apis.config import building, load_config, without_teacher
-from repnext_mm.apis.safe_loading import reading_safely
-from repnext_mm.apis.test import drop_initial_weights
+from repnext_mm._files import drafted
+from repnext_mm.apis.build import build_model
+from repnext_mm.apis.config import classes_in_checkpoint, drop_initial_weights, load_config, without_teacher
 from repnext_mm.checkpoints import (
     Recognised,
     WeightsError,
@@ -38,9 +37,10 @@ from repnext_mm.checkpoints import (
 )
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES, type_name
-from repnext_mm.models.base import deployed_like, fit_to_model
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam import FusionReport, fuse, relative_error, within
+
+load_model = build_model  # its former name, kept for one release
 
 _TOLERANCE = 1e-6  # of a fused file, in float64: far above rounding, far below what a wrong fusing gives
 
@@ -141,7 +141,7 @@ def fuse_file(
         UserError: the file cannot be read, or does not fit the config.
     """
     config = load_config(config_path)
-    model = load_model(config, path, ema=ema, trust_pickle=trust_pickle)
+    model = build_model(config, path, ema=ema, trust_pickle=trust_pickle)
     model.eval()  # of some backbones, it returns None
     exact = _double(_compared(model))
     probe = torch.randn(1, _input_channels(exact), 65, 97).double()
@@ -159,37 +159,9 @@ def fuse_file(
     meta = _kept_metadata(read_checkpoint(path, trust_pickle=trust_pickle))
     written = write_checkpoint(out, fused.state_dict(), meta=meta)
     deploy = Path(out).with_suffix('.py')
-    _deploy_config(config).dump(str(deploy))
+    with drafted(deploy) as draft:
+        draft.write_text(_deploy_config(config).pretty_text, encoding='utf-8')
     return FusedFile(weights=written, config=deploy, report=report, errors=errors)
-
-
-def load_model(
-    config: Config, path: str | Path, *, ema: bool = False, testing: bool = False, trust_pickle: bool = False
-) -> nn.Module:
-    """Build a config's model and load a file of the whole model into it, strictly.
-
-    Args:
-        config: of the model.
-        path: its weights.
-        ema: take the averaged weights.
-        testing: the model is not to be trained: fused weights make it the deploy form.
-        trust_pickle: see ``read_checkpoint``.
-
-    Raises:
-        UserError: the file cannot be read, or does not fit.
-    """
-    init_default_scope(config.get('default_scope') or 'mmengine')
-    settings = without_teacher(config.model).copy()
-    drop_initial_weights(settings)
-    settings.pop('init_cfg', None)
-    with building(config), reading_safely(trust_pickle=trust_pickle):  # some read weights while they are built
-        model: nn.Module = MODELS.build(settings)
-    content = read_checkpoint(path, trust_pickle=trust_pickle)
-    if testing:
-        deployed_like(model, content, ema=ema)
-    kept, _ = fit_to_model(model, content, source=str(path), ema=ema)
-    model.load_state_dict(kept, strict=True)
-    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +209,7 @@ def compare_outputs(
         UserError: a file cannot be read or does not fit its config, or the outputs differ in shape.
     """
     pairs = ((first, first_config), (second, second_config))
-    models = [load_model(load_config(config), path) for path, config in pairs]
+    models = [build_model(load_config(config), path) for path, config in pairs]
     for model in models:
         model.eval()
     reference, other = (_double(_compared(model)) for model in models)
@@ -271,8 +243,6 @@ def _compared(model: nn.Module) -> nn.Module:
 
 
 def _double(module: nn.Module) -> nn.Module:
-    import copy
-
     return copy.deepcopy(module).cpu().double()
 
 

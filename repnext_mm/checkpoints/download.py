@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
-from uuid import uuid4
 
 import torch
 
+from repnext_mm._files import drafted
 from repnext_mm.checkpoints._reader import NotReadError, format_of
 from repnext_mm.checkpoints.errors import WeightsError
+from repnext_mm.errors import UserError
 
 TIMEOUT_S = 60  # without a byte
 _SAFE = "%/:=&?~+!$,;'@()*[]"  # what addresses may hold as it is
@@ -33,13 +36,7 @@ def downloaded(address: str) -> Path:
     fetched_by_torch = folder / _last_part(address)
     if _proves_its_content(fetched_by_torch):
         return fetched_by_torch
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _download(address, local)
-    except (OSError, HTTPException, ValueError) as error:
-        raise WeightsError(
-            f'{address} was not downloaded ({error}): check the address, or fetch the file and give its path'
-        ) from error
+    _download(address, local)
     return local
 
 
@@ -90,8 +87,8 @@ def _proves_its_content(path: Path) -> bool:
 
 def _download(address: str, local: Path) -> None:
     """Not ``torch.hub``'s: that keeps what came before a connection broke, and waits for ever."""
-    draft = local.with_name(f'.{local.name}-{uuid4().hex}')
-    try:
+    with drafted(local) as draft, _said_of(address):
+        local.parent.mkdir(parents=True, exist_ok=True)
         with urlopen(Request(_plain(address), headers={'User-Agent': 'repnext_mm'}), timeout=TIMEOUT_S) as answer:
             with draft.open('wb') as file:
                 shutil.copyfileobj(answer, file, 1 << 20)
@@ -102,6 +99,15 @@ def _download(address: str, local: Path) -> None:
             format_of(draft)
         except (NotReadError, EOFError) as error:  # a login page, say, which would stay in the cache for good
             raise OSError(f'what came from there is not a weight file: {error}') from error
-        draft.replace(local)
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _said_of(address: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        raise WeightsError(
+            f'{address} was not downloaded ({error}): check the address, or download the file and give its path'
+        ) from error

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from repnext_mm._files import drafted
 from repnext_mm.checkpoints.errors import WeightsError
 from repnext_mm.checkpoints.read import StateDict
 from repnext_mm.errors import MissingFileError, UserError
@@ -36,7 +35,7 @@ _MAX_PARTS, _MAX_DEPTH = 100_000, 50  # of metadata
 def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, Any] | None = None) -> Path:
     """Write tensors and plain metadata so that ``weights_only=True`` reads them; atomic.
 
-    The file is written beside its place and then renamed: an interrupted call leaves the old file, or none.
+    An interrupted call leaves the old file, or none, see ``repnext_mm._files.drafted``.
 
     Args:
         path: where to; ``.safetensors`` writes that format, which holds ``meta`` as text.
@@ -48,6 +47,7 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
 
     Raises:
         MissingFileError: the folder does not exist.
+        NotWrittenError: the disk is full, or the folder takes no file.
         WeightsError: a tensor is of a type that the format does not hold.
     """
     path = Path(path)
@@ -55,17 +55,12 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
         raise MissingFileError(f'no folder {path.parent} to write {path.name} to: make it first')
     _check_types(state, path.suffix)
     tensors = {key: _plain(value) for key, value in state.items()}
-    draft = path.with_name(f'.{path.name}-{uuid4().hex}')
-    try:
+    with drafted(path) as draft:
         if path.suffix == '.safetensors':
             draft.write_bytes(_safetensors(tensors, {key: str(value) for key, value in (meta or {}).items()}))
         else:
-            torch.save({'state_dict': tensors, 'meta': dict(meta or {})}, draft)
-        with open(draft, 'rb') as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+            with draft.open('wb') as file:  # torch's own opening hides the system's reason
+                torch.save({'state_dict': tensors, 'meta': dict(meta or {})}, file)
     return path
 
 

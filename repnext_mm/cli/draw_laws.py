@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from repnext_mm.apis import load_config
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum
 from repnext_mm.models import RepNeXt
@@ -39,7 +39,7 @@ def mixer_of(args: argparse.Namespace) -> ChunkConv:
     torch.manual_seed(0)
     backbone: nn.Module = RepNeXt('m0')
     if args.config is not None:
-        model = load_model(load_config(args.config), args.checkpoint)
+        model = build_model(load_config(args.config), args.checkpoint)
         backbone = cast(nn.Module, getattr(model, 'backbone', model))
     mixer = dict(backbone.named_modules()).get(f'{args.block}.token_mixer')
     if not isinstance(mixer, ChunkConv) or not isinstance(mixer.conv_s, RepDWConvS):

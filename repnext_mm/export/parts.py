@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import nn
 
-from repnext_mm.apis.checks import check_checkpoint, check_model, unwrapped
-from repnext_mm.apis.config import load_config, without_teacher
-from repnext_mm.apis.safe_loading import reading_safely
-from repnext_mm.apis.test import drop_initial_weights
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
+from repnext_mm.apis.checks import check_checkpoint, check_model
+from repnext_mm.apis.config import load_config, unwrapped, without_teacher
 from repnext_mm.export.graphs import IMAGENET, Normalisation, Normalised, SegmentorLogits, without_frozen_sizes
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import ARCHITECTURES, Classifier, RepNeXt, load_classifier, type_name
@@ -134,14 +132,7 @@ def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Mod
             f"a whole '{type_name(config.model.get('type'))}' is not exported here, since its boxes need operators "
             'of their own: use mmdeploy, which calls switch_to_deploy() itself, or export its backbone (part=backbone)'
         )
-    if checkpoint is not None:
-        return load_model(config, checkpoint, trust_pickle=trust_pickle).eval()
-    init_default_scope(config.get('default_scope') or 'mmengine')
-    settings = config.model.copy()
-    drop_initial_weights(settings)
-    with reading_safely(trust_pickle=trust_pickle):
-        network: nn.Module = MODELS.build(settings)
-    return network.eval()
+    return build_model(config, checkpoint, trust_pickle=trust_pickle).eval()
 
 
 def _output_name(network: nn.Module) -> str:

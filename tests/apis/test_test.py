@@ -9,6 +9,7 @@ from mmengine.hooks import IterTimerHook, LoggerHook
 
 from repnext_mm.apis import launch, prepare_test, prepare_training, train
 from repnext_mm.apis import test as testing
+from repnext_mm.apis.config import drop_initial_weights
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = CONFIGS / 'mask_rcnn_repnext_m4_coco.py'
@@ -113,7 +114,7 @@ def test_resume(weights):
 
 def test_drop_initial_weights_looks_into_wrappers():
     config = Config(dict(model=dict(module=dict(pretrained='x', backbone=dict(type='A', init_cfg=dict(type='B'))))))
-    testing.drop_initial_weights(config.model)
+    drop_initial_weights(config.model)
     assert config.model.module == dict(backbone=dict(type='A'))
 
 

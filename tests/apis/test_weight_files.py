@@ -13,12 +13,12 @@ from mmengine.registry import MODELS, init_default_scope
 
 from repnext_mm import RepNeXt
 from repnext_mm.apis.weight_files import (
+    build_model,
     compare_files,
     compare_outputs,
     convert_file,
     fuse_file,
     inspect_file,
-    load_model,
 )
 from repnext_mm.checkpoints import load_strictly, plain_metadata, read_checkpoint, write_checkpoint
 from repnext_mm.models import ARCHITECTURES
@@ -90,7 +90,7 @@ def test_round_trip_of_every_task(task, tmp_path):
         0 if hasattr(model, 'head') else count_norms(model) - 53,
     )
     deploy_config = Config.fromfile(written.config)
-    again = load_model(deploy_config, written.weights).eval()
+    again = build_model(deploy_config, written.weights).eval()
     backbones = [getattr(network, 'backbone', network) for network in (again, model)]
     assert count_norms(backbones[0]) == 0
     with torch.no_grad():

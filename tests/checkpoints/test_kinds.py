@@ -8,7 +8,7 @@ from mmengine.config import Config
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
 from repnext_mm.checkpoints import (
     check_fits,
     load_strictly,
@@ -130,7 +130,7 @@ class TestAuthorsFusedFile:
     def test_whole_models_refuse_it(self, path):
         for config in ('mask_rcnn_repnext_m0_coco.py', 'semantic_fpn_repnext_m0_ade20k.py'):
             with pytest.raises(ValueError, match='does not fit this .*holds a fused network'):
-                load_model(Config.fromfile(CONFIGS / config), path)
+                build_model(Config.fromfile(CONFIGS / config), path)
 
 
 def test_a_deploy_backbone_refuses_the_train_form(file_of):
@@ -159,7 +159,7 @@ class TestWholeModels:
 
     def test_it_fits_our_config_strictly(self, path, kind, package, base, config):
         """The contract that no key was renamed since those versions."""
-        model = load_model(Config.fromfile(CONFIGS / config), path)
+        model = build_model(Config.fromfile(CONFIGS / config), path)
         state = read_checkpoint(path)['state_dict']
         ours = model.state_dict()
         assert ours.keys() == state.keys()
@@ -170,12 +170,12 @@ class TestWholeModels:
         head = settings.model.roi_head.bbox_head if package == 'mmdet' else settings.model.decode_head
         head.num_classes = 7
         with pytest.raises(ValueError, match=r'has shape .*num_classes'):
-            load_model(settings, path)
+            build_model(settings, path)
 
     def test_the_backbone_alone_is_refused(self, path, kind, package, base, config, tmp_path, weights):
         alone = files.authors_published(tmp_path / 'alone.pth', weights)
         with pytest.raises(ValueError, match='the file is a classifier, the model a'):
-            load_model(Config.fromfile(CONFIGS / config), alone)
+            build_model(Config.fromfile(CONFIGS / config), alone)
 
 
 def test_reset_lets_a_head_start_anew():

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
 from tests.configs import CONFIGS
 from tests.conftest import worst_error
 
@@ -73,7 +73,7 @@ def test_same_outputs(kind, names, tmp_path):
     torch.save({'model': state, 'epoch': 119}, tmp_path / 'femto.pth')
     config = Config.fromfile(CONFIGS / f'convnext_femto_{kind}_imagenet.py')
     config.model.train_cfg = None
-    model = load_model(config, tmp_path / 'femto.pth').double().eval()
+    model = build_model(config, tmp_path / 'femto.pth').double().eval()
     model.load_state_dict(load_exactly(model, tmp_path / 'femto.pth'))
     image = torch.randn(2, 3, 65, 97).double()
     with torch.no_grad():
@@ -94,5 +94,5 @@ def test_a_file_of_the_other_kind_is_refused(tmp_path):
     torch.save({'model': published('baseline').state_dict()}, tmp_path / 'femto.pth')
     config = Config.fromfile(CONFIGS / 'convnext_femto_modified_a_imagenet.py')
     with pytest.raises(ValueError, match='does not fit this ImageClassifier') as error:
-        load_model(config, tmp_path / 'femto.pth')
+        build_model(config, tmp_path / 'femto.pth')
     assert 'arch' not in str(error.value)

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
+from repnext_mm.apis.build import build_model
 from repnext_mm.apis.safe_loading import reading_safely
-from repnext_mm.apis.weight_files import load_model
 from repnext_mm.hooks import StrictLoadHook
 from repnext_mm.reparam import count_norms, fuse
 from tests.checkpoints import files
@@ -78,7 +78,7 @@ def same(model, source):
 
 @pytest.mark.parametrize('deploy', [False, True])
 def test_loads_for_testing(deploy, fused_file, source):
-    model = load_model(config(deploy=deploy), fused_file, testing=True).eval()
+    model = build_model(config(deploy=deploy), fused_file, testing=True).eval()
     assert count_norms(model) == 0
     assert same(model, source)
 
@@ -109,17 +109,17 @@ def test_the_hook_tests_it(deploy, average, fused_file, source, tmp_path, caplog
 
 def test_only_testing_changes_the_form(fused_file):
     with pytest.raises(ValueError, match='fused network.*branches are gone'):
-        load_model(config(), fused_file)
+        build_model(config(), fused_file)
 
 
 def test_other_classes_are_still_refused(fused_file):
     with pytest.raises(ValueError, match='set num_classes'):
-        load_model(config(classes=7), fused_file, testing=True)
+        build_model(config(classes=7), fused_file, testing=True)
 
 
 def test_the_train_form_stays_what_it_is(source, tmp_path):
     torch.save({'state_dict': source.state_dict()}, tmp_path / 'train.pth')
-    model = load_model(config(), tmp_path / 'train.pth', testing=True)
+    model = build_model(config(), tmp_path / 'train.pth', testing=True)
     assert not model.backbone.deploy
     assert same(model.eval(), source)
 
@@ -150,6 +150,6 @@ def test_averaged_weights_by_one_option(ema, source, tmp_path, caplog):
 def test_another_network_is_refused_with_ema_too(tmp_path):
     torch.save({'model': nn.Linear(2, 2).state_dict()}, tmp_path / 'other.pth')
     with pytest.raises(ValueError, match='no averaged weights'):
-        load_model(config(), tmp_path / 'other.pth', ema=True)
+        build_model(config(), tmp_path / 'other.pth', ema=True)
     with pytest.raises(ValueError, match='another network'):
-        load_model(config(), tmp_path / 'other.pth')
+        build_model(config(), tmp_path / 'other.pth')

@@ -80,7 +80,7 @@ REFUSALS = {
 ELSEWHERE = {
     'demo.py': 'test_demos_trust_no_training',
     'demo_reparam.py': 'test_demos_trust_no_training',
-    'demo_app.py': 'its models come from repnext_mm.apis.weight_files.load_model, as those of fuse do',
+    'demo_app.py': 'its models come from repnext_mm.apis.build.build_model, as those of fuse do',
     'profile_backbone.py': 'random weights',
 }
 

@@ -13,8 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from repnext_mm.apis import annotate_image, annotate_images
-from repnext_mm.apis.classify import ClassScore, draw_classes, top_classes
 from repnext_mm.apis.image_file import found_images
+from repnext_mm.apis.infer import ClassScore, draw_classes, top_classes
 from repnext_mm.data.scene import compose_scene
 from tests.tools.running import ROOT, run_tool
 

@@ -11,9 +11,9 @@ from typing import Any
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from repnext_mm.apis.config import SCOPE_PACKAGES, load_config, without_teacher
+from repnext_mm.apis.build import build_model
+from repnext_mm.apis.config import SCOPE_PACKAGES, load_config
 from repnext_mm.apis.safe_loading import reading_safely
-from repnext_mm.apis.test import drop_initial_weights
 from repnext_mm.errors import UserError
 from repnext_mm.models import ARCHITECTURES
 
@@ -109,9 +109,6 @@ def _from_config(path: str, options: dict[str, Any]) -> nn.Module:
     config = load_config(path, options=options)
     if config.get('model') is None:
         raise UserError(f"config '{path}' has no `model`: give a config of a model, or name a model")
-    settings = without_teacher(config.model)
-    drop_initial_weights(settings)
-    with reading_safely(), DefaultScope.overwrite_default_scope(config.get('default_scope')):
-        model = MODELS.build(settings)
+    model = build_model(config)
     classifier = hasattr(getattr(model, 'head', None), 'pre_logits')
     return model if classifier else getattr(model, 'backbone', model)

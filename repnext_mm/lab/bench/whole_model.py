@@ -17,14 +17,11 @@ import cv2
 import numpy as np
 import torch
 from mmengine.dataset import Compose
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from repnext_mm.apis.build import build_model
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
-from repnext_mm.apis.safe_loading import reading_safely
-from repnext_mm.apis.test import drop_initial_weights
-from repnext_mm.apis.weight_files import load_model
 from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.bench.networks import error, randomise
@@ -266,16 +263,13 @@ def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) ->
             'config of a detector or a segmentor, or time a backbone alone'
         )
     if checkpoint is not None:
-        return load_model(config, checkpoint, trust_pickle=trust_pickle)
-    init_default_scope(config.get('default_scope') or 'mmengine')
-    drop_initial_weights(config.model)
+        return build_model(config, checkpoint, trust_pickle=trust_pickle)
     test_cfg = config.model.get('test_cfg') or {}
     for part in (test_cfg, test_cfg.get('rcnn') or {}):
         if 'score_thr' in part:
             part['score_thr'] = 0.0
     torch.manual_seed(0)
-    with reading_safely(trust_pickle=trust_pickle):
-        model = MODELS.build(config.model).eval()
+    model: Any = build_model(config, trust_pickle=trust_pickle).eval()
     randomise(model.backbone)
     return model
 

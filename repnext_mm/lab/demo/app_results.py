@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from numpy.typing import NDArray
 from torch import nn
 
-from repnext_mm.apis.classes import classes_in_checkpoint, classes_of_config
+from repnext_mm.apis.config import classes_in_checkpoint, classes_of_config
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from repnext_mm.apis import prepare_test
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
 from repnext_mm.errors import UserError
 from repnext_mm.lab.bench.law_table import BRANCHES, FUSED, LIBRARY, TRAIN, contestants
 from repnext_mm.lab.demo.run import TOLERANCE, quick_options, trained
@@ -172,7 +172,7 @@ def check_unchanged(report: ReparamReport) -> None:
 def _compared(name: str, config: Config, checkpoint: Path, *, rounds: int) -> tuple[list[FormRow], float, int]:
     """A model's rows, the error of its fused scores, and the number of test images."""
     device = get_device()
-    model = load_model(config, checkpoint).eval()
+    model = build_model(config, checkpoint).eval()
     loader = Runner.build_dataloader(config.test_dataloader)
     images = _images(model, loader, count=max(BATCHES))
     forms = contestants(model, shape=(1, *images.shape[1:]))

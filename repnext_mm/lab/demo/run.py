@@ -17,7 +17,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
 from repnext_mm.apis import prepare_test, prepare_training, run_test, run_training
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.draw.predictions import draw_sheet
 from repnext_mm.lab.table import markdown_table
@@ -156,7 +156,7 @@ def _compare_backbones(
     config: Config, checkpoint: Path, *, rounds: int
 ) -> tuple[torch.nn.Module, tuple[int, ...], dict[str, tuple[float, float]]]:
     """The model with its backbone fused, the shape timed, and the backbone's size and speed in both forms."""
-    model: Any = load_model(config, checkpoint)
+    model: Any = build_model(config, checkpoint)
     model.to(get_device()).eval()
     fused: Any
     fused, report = FuseBackboneHook().fuse_backbone(model)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repnext_mm.apis.classes import classes_of_config
+from repnext_mm.apis.config import classes_of_config
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import new_grid, save_png
 from repnext_mm.lab.draw.subject import Seen, Subject

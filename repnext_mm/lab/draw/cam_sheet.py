@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from repnext_mm.apis.config import building, load_config
-from repnext_mm.apis.test import drop_initial_weights
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
+from repnext_mm.apis.config import load_config
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.cam import ActivationMap, NothingToExplain, activation_map
 from repnext_mm.lab.draw.canvas import new_grid, save_png
@@ -71,15 +69,13 @@ def detector(config: Config, network: str, weights: str | Path | None = None, *,
     """
     changed = with_backbone(config, network)
     if weights is not None:
-        model = load_model(changed, weights, trust_pickle=trust_pickle)
-        return Subject(name=network, model=model.eval(), config=changed)
-    drop_initial_weights(changed.model)
-    init_default_scope(changed.get('default_scope') or 'mmdet')
-    with torch.random.fork_rng(devices=[]), building(changed):
+        trained = build_model(changed, weights, trust_pickle=trust_pickle).eval()
+        return Subject(name=network, model=trained, config=changed)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = MODELS.build(changed.model)
+        model: Any = build_model(changed)
     if 'rcnn' in (model.test_cfg or {}):
-        model.roi_head.test_cfg.score_thr = 0.0  # type: ignore[union-attr]
+        model.roi_head.test_cfg.score_thr = 0.0
     return Subject(name=f'{network}\nrandom weights', model=model.eval(), config=changed)
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from repnext_mm.apis import prepare_test
+from repnext_mm.apis.build import build_model
 from repnext_mm.apis.config import innermost_datasets
 from repnext_mm.apis.safe_loading import reading_safely
-from repnext_mm.apis.weight_files import load_model
 from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.draw.canvas import legend_below, new_grid, save_png
@@ -53,7 +53,7 @@ def draw_predictions(
     if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
         raise UserError(f"default_scope={scope!r} has no sheet: give a config of 'mmdet', 'mmseg' or 'mmpretrain'")
     init_default_scope(scope)
-    model: Any = load_model(config, checkpoint, trust_pickle=trust_pickle).eval()
+    model: Any = build_model(config, checkpoint, trust_pickle=trust_pickle).eval()
     missing = missing_truth(config, model)
     if missing is not None:
         raise UserError(

@@ -16,10 +16,10 @@ from mmengine.registry import MODELS, init_default_scope
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from repnext_mm.apis.build import build_model
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.image_file import existing
 from repnext_mm.apis.safe_loading import reading_safely
-from repnext_mm.apis.weight_files import load_model
 from repnext_mm.errors import UserError
 from repnext_mm.models import RepNeXt, type_name
 
@@ -71,7 +71,7 @@ def load_subject(
             torch.manual_seed(0)
             return Subject(name=f'RepNeXt-{arch.upper()}, random weights', model=RepNeXt(arch).eval())
     config = load_config(config_path, options=options)
-    model = load_model(config, checkpoint, trust_pickle=trust_pickle).eval()
+    model = build_model(config, checkpoint, trust_pickle=trust_pickle).eval()
     return Subject(name=Path(config_path).stem, model=model, config=config)
 
 

@@ -11,7 +11,7 @@ import torch
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from repnext_mm.apis import load_config
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
 from repnext_mm.lab.draw.predictions import draw_predictions, draw_sheet, drawn_pair, marked_classes
 from tests.layouts import write_ade20k
 from tests.tools.running import ROOT
@@ -74,7 +74,7 @@ def test_masks_need_true_masks_and_boxes_true_boxes(made, tmp_path):
 
 
 def pairs_of(config, weights):
-    model = load_model(config, weights).eval()
+    model = build_model(config, weights).eval()
     dataset = DATASETS.build(config.test_dataloader.dataset)
     return [drawn_pair(model, dataset, index) for index in range(2)]
 
@@ -116,7 +116,7 @@ def test_a_sheet_shows_every_pair(count, made, tmp_path):
     state['state_dict']['decode_head.conv_seg.weight'].zero_()
     state['state_dict']['decode_head.conv_seg.bias'].zero_()[4] = 1.0  # all pixels: class 4
     torch.save(state, weights)
-    model, dataset = load_model(config, weights).eval(), DATASETS.build(config.test_dataloader.dataset)
+    model, dataset = build_model(config, weights).eval(), DATASETS.build(config.test_dataloader.dataset)
     path = draw_sheet(model, dataset, tmp_path / 'sheet.png', count=count, title='t')
     color = np.array(dataset.metainfo['palette'][4])[::-1]
     direction = color - color.mean()
@@ -153,7 +153,7 @@ def test_the_first_class_of_ade20k_is_marked(tmp_path):
     torch.save({'state_dict': state}, tmp_path / 'weights.pth')
     config.test_dataloader.dataset.pipeline[1].scale = (96, 96)
     dataset = DATASETS.build(config.test_dataloader.dataset)
-    pair = drawn_pair(load_model(config, tmp_path / 'weights.pth').eval(), dataset, 0)
+    pair = drawn_pair(build_model(config, tmp_path / 'weights.pth').eval(), dataset, 0)
     gray = cv2.imread(str(next((tmp_path / 'ade/ADEChallengeData2016/images/validation').iterdir())), 0)
     wall = np.array(dataset.metainfo['palette'][0])
     expected = 0.45 * gray[..., None] + 0.55 * wall

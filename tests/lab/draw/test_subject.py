@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from repnext_mm.apis import load_config
-from repnext_mm.apis.weight_files import load_model
+from repnext_mm.apis.build import build_model
 from repnext_mm.lab.draw.subject import load_subject, see, untrained
 from tests.tools.running import ROOT
 
@@ -59,7 +59,7 @@ def test_as_the_config_sees_it(image, weights):
     preprocessor = subject.model.data_preprocessor
     expected = (torch.tensor([200.0, 0, 0]) - preprocessor.mean.flatten()) / preprocessor.std.flatten()
     assert torch.allclose(seen.inputs[0, :, 0, 0], expected)
-    loaded = load_model(load_config(CONFIG), weights).backbone.stem.stem[0].conv.weight
+    loaded = build_model(load_config(CONFIG), weights).backbone.stem.stem[0].conv.weight
     assert torch.equal(subject.backbone.stem.stem[0].conv.weight, loaded)
     assert not torch.equal(untrained(subject).stem.stem[0].conv.weight, loaded)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from repnext_mm.apis import load_config
-from repnext_mm.apis.classes import classes_in_checkpoint, classes_of_config
+from repnext_mm.apis.config import classes_in_checkpoint, classes_of_config
 from repnext_mm.data.scene_files import CLASSES
 from tests.tools.running import ROOT
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils.data import DataLoader
 
-from repnext_mm.apis import built
+from repnext_mm.apis import build
 from repnext_mm.hooks import SeededSampler
 from repnext_mm.models import Classifier
 
@@ -54,25 +54,25 @@ def model(**parts):
 )
 def test_classes_as_one_string(wrap):
     with pytest.raises(ValueError, match=r"train_dataloader.*BaseDataset has classes='scar', one string.*\('scar',\)"):
-        built.check_same_classes({'train': wrap(data('scar'))}, model())
-    assert built.check_same_classes({'train': wrap(data(('scar',)))}, model()) == ('scar',)
+        build.check_same_classes({'train': wrap(data('scar'))}, model())
+    assert build.check_same_classes({'train': wrap(data(('scar',)))}, model()) == ('scar',)
 
 
 def test_data_sets_that_name_other_classes():
     sets = {'train': data(('cat', 'dog')), 'val': data(['cat', 'dog'])}
-    assert built.check_same_classes(sets, model()) == ('cat', 'dog')
-    assert built.check_same_classes({'train': data(None)}, model()) is None
+    assert build.check_same_classes(sets, model()) == ('cat', 'dog')
+    assert build.check_same_classes({'train': data(None)}, model()) is None
     sets['val'] = data(('dog', 'cat'))
     with pytest.raises(ValueError, match=r'val_dataloader.*2 classes \(dog, cat\), and that of train.*\(cat, dog\)'):
-        built.check_same_classes(sets, model())
-    assert built.check_same_classes(sets, model(language_model=nn.Identity()))
+        build.check_same_classes(sets, model())
+    assert build.check_same_classes(sets, model(language_model=nn.Identity()))
 
 
 def test_a_palette_of_fewer_colors():
     with pytest.raises(ValueError, match='has 2 classes, and 1 colors in its palette'):
-        built.check_same_classes({'test': data(('a', 'b'), palette=[(1, 2, 3)])}, model())
+        build.check_same_classes({'test': data(('a', 'b'), palette=[(1, 2, 3)])}, model())
     for palette in ([(1, 2, 3)] * 3, 'random'):
-        assert built.check_same_classes({'test': data(('a', 'b'), palette=palette)}, model())
+        assert build.check_same_classes({'test': data(('a', 'b'), palette=palette)}, model())
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_a_palette_of_fewer_colors():
     ],
 )
 def test_a_head_of_another_number_of_classes(name, make):
-    built.check_heads(make(SomeHead(2)), ('cat', 'dog'))
+    build.check_heads(make(SomeHead(2)), ('cat', 'dog'))
     with pytest.raises(ValueError, match=rf'num_classes=80 of {name} does not agree with the 2 classes \(cat, dog\)'):
-        built.check_heads(make(SomeHead(80)), ('cat', 'dog'))
+        build.check_heads(make(SomeHead(80)), ('cat', 'dog'))
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_a_head_of_another_number_of_classes(name, make):
     ids=['proposals', 'stuff', 'agnostic', 'teacher', 'words', 'panoptic'],
 )
 def test_heads_of_other_classes_are_left_alone(other):
-    built.check_heads(other, ('cat', 'dog'))
+    build.check_heads(other, ('cat', 'dog'))
 
 
 def test_a_metric_of_another_number_of_classes():
-    built.check_metrics([SimpleNamespace(num_classes=None), SimpleNamespace(num_classes=2)], ('a', 'b'), stage='val')
+    build.check_metrics([SimpleNamespace(num_classes=None), SimpleNamespace(num_classes=2)], ('a', 'b'), stage='val')
     with pytest.raises(ValueError, match='num_classes=3 of SimpleNamespace in val_evaluator .* 2 classes'):
-        built.check_metrics([SimpleNamespace(num_classes=3)], ('a', 'b'), stage='val')
+        build.check_metrics([SimpleNamespace(num_classes=3)], ('a', 'b'), stage='val')
 
 
 CONFIG = Config(dict(model={}, train_dataloader=dict(dataset=dict(pipeline=[dict(type='Resize', scale=64)]))))
@@ -143,10 +143,10 @@ def test_a_batch_of_one(loaded, words):
     network = Classifier('m0')
     before = {key: value.clone() for key, value in network.state_dict().items()}
     if words is None:
-        built.check_batches(network, loaded, CONFIG)
+        build.check_batches(network, loaded, CONFIG)
     else:
         with pytest.raises(ValueError, match=words):
-            built.check_batches(network, loaded, CONFIG)
+            build.check_batches(network, loaded, CONFIG)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert network.training
 
@@ -182,18 +182,18 @@ def segmentor(head, **options):
     ids=['psp', 'aspp', 'uper', 'group norm', 'fcn'],
 )
 def test_the_norm_of_a_pooled_branch(head, options, norm):
-    assert built.norm_of_one_value(segmentor(head, **options), size=(64, 64)) == norm
+    assert build.norm_of_one_value(segmentor(head, **options), size=(64, 64)) == norm
 
 
 def test_where_no_norm_sees_one_value():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    assert built.norm_of_one_value(network, size=(32, 32)) is None
+    assert build.norm_of_one_value(network, size=(32, 32)) is None
 
     class Uncopied(nn.Module):
         def __deepcopy__(self, memo):
             raise TypeError('no')
 
-    assert built.norm_of_one_value(nn.Sequential(Uncopied()), size=(32, 32)) is None
+    assert build.norm_of_one_value(nn.Sequential(Uncopied()), size=(32, 32)) is None
 
 
 @pytest.mark.parametrize(
@@ -210,4 +210,4 @@ def test_the_size_of_training_images(given, size):
     preprocessor = given.pop('data_preprocessor', None)
     dataset = dict(dataset=dict(pipeline=[dict(type='Load'), dict(type='Any', **given), dict(type='Pack')]))
     config = Config(dict(model=dict(data_preprocessor=preprocessor), train_dataloader=dict(dataset=dataset)))
-    assert built._image_size(config) == size
+    assert build._image_size(config) == size

@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 
 from repnext_mm.apis import prepare_test, prepare_training
-from repnext_mm.apis.class_counts import check_class_counts
+from repnext_mm.apis.checks import check_class_counts
 from tests.configs import CONFIGS
 
 pytest.importorskip('mmpretrain')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from repnext_mm.cli.options import add_cfg_options, add_trust_pickle
+from repnext_mm.cli import options
 from repnext_mm.export import DEFAULT_OPSET, OPSETS, PARTS, SUFFIXES, ExportedPart, export_part
 
 
@@ -42,8 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
     parser.add_argument('--threads', type=int, help='CPU threads of the runtime that --form auto measures in')
-    add_trust_pickle(parser)
-    add_cfg_options(parser)
+    options.add_trust_pickle(parser)
+    options.add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.reparam import forms_of, fuse
 
 Calls = Mapping[str, Callable[[], object]]
@@ -57,7 +58,7 @@ def warm_up(calls: Calls, *, rounds: int, seconds: float, device: torch.device |
     if not calls:
         raise ValueError('nothing to time: give at least one named callable')
     if rounds < 0 or seconds < 0:
-        raise ValueError(f'a warm-up of {rounds} rounds and {seconds} s: give numbers that are not negative')
+        raise UserError(f'a warm-up of {rounds} rounds and {seconds} s: give numbers that are not negative')
     device, made, start = torch.device(device), 0, time.perf_counter()
     while made < rounds or time.perf_counter() - start < seconds:
         for call in calls.values():
@@ -132,7 +133,7 @@ def _wait(device: torch.device) -> None:
 
 def _check_rounds(rounds: int) -> None:
     if rounds < 1:
-        raise ValueError(f'rounds={rounds}: measure at least one round')
+        raise UserError(f'rounds={rounds}: measure at least one round')
 
 
 def fastest_form(

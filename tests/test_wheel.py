@@ -107,6 +107,16 @@ def test_what_is_imported_is_the_wheel(fresh, elsewhere):
     assert Path(version).parent == fresh.site
 
 
+def test_the_command_is_installed_with_it(fresh, elsewhere):
+    command = fresh.python.parent / 'repnext'
+    assert 'usage: repnext VERB' in fresh.run(command, '--help', cwd=elsewhere)
+    assert 'wrote design' in fresh.run(command, 'visualize', 'design', '--out', 'design', cwd=elsewhere)
+    script, verb = (
+        fresh.run(*words, '--help', cwd=elsewhere) for words in ((fresh.mim / 'tools/test.py',), (command, 'test'))
+    )
+    assert script.split()[2:] == verb.split()[3:]
+
+
 def test_it_trains_tests_and_draws_with_its_own_tools(fresh, elsewhere):
     config = fresh.mim / 'configs' / SEGMENTER
     output = fresh.run(

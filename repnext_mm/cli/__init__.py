@@ -16,7 +16,6 @@ from repnext_mm.version import __version__
 
 SHELLS = ('bash', 'zsh', 'tcsh')
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
-UNCONVERTED = (ImportError, OSError, RuntimeError, TypeError, ValueError)  # until all that users cause is a UserError
 BARE = ('check env', 'ops')  # verbs for environments in which the package may not be importable yet
 
 
@@ -85,7 +84,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 def is_mistake(error: Exception) -> bool:
     """Whether a user caused it: a ``UserError``, or what the system says about a file that was named."""
-    return isinstance(error, (UserError, *UNCONVERTED)) or (isinstance(error, OSError) and error.filename is not None)
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None)
 
 
 def parser_of(verb: str, *, prog: str | None = None) -> argparse.ArgumentParser:

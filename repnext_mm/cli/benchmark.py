@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from repnext_mm.cli.options import add_cfg_options, add_threads, add_trust_pickle
+from repnext_mm.cli import options
 from repnext_mm.errors import FileInTheWayError, UserError
 from repnext_mm.lab.bench.chart import plot_record
 from repnext_mm.lab.bench.environment import environment
@@ -66,8 +66,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument('--config', help='time a whole detector or segmentor instead, part by part')
     what.add_argument('--checkpoint', help='weights of --config; random ones by default')
     what.add_argument('--image', help='image file for --config; a synthetic one by default')
-    add_cfg_options(what)
-    add_trust_pickle(what)
+    options.add_cfg_options(what)
+    options.add_trust_pickle(what)
     how = parser.add_argument_group('how')
     how.add_argument('--runtime', nargs='+', default=['eager'], metavar='RUNTIME', help=f'from {", ".join(RUNTIMES)}')
     how.add_argument('--dtype', nargs='+', default=['float32'], metavar='DTYPE', help=f'from {", ".join(DTYPES)}')
@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         '--memory-format', nargs='+', default=['contiguous'], metavar='FORMAT', help=f'from {", ".join(MEMORY_FORMATS)}'
     )
     how.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
-    add_threads(how)
+    options.add_threads(how)
     how.add_argument('--tf32', action='store_true', help='let float32 run in TF32 on a GPU')
     how.add_argument('--rounds', type=int, help='timed calls of each variant (default: 30 on a CPU, 100 on a GPU)')
     how.add_argument('--repeats', type=int, default=3, help='processes per setting, to see the spread between them')
@@ -223,7 +223,7 @@ def training_calls(args: argparse.Namespace) -> list[Callable[..., Any]]:
 def device_of(args: argparse.Namespace) -> str:
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise UserError('--device cuda: PyTorch sees no GPU here, choose --device cpu')
-    return args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    return args.device or options.best_device()
 
 
 def output_of(args: argparse.Namespace, kind: str) -> Path:

@@ -165,98 +165,80 @@ def installed_lane() -> str:
 def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
     """Each with one command that fixes it, most fundamental first."""
     pip = f'{shlex.quote(sys.executable)} -m pip'
+    hopeless = nothing_else_counts(facts, lane, pip)
+    if hopeless:
+        return [hopeless]
+    problems: list[Problem] = []
+    if not installed('pip'):
+        command = f'{shlex.quote(sys.executable)} -m ensurepip --upgrade --default-pip'
+        problems.append(Problem('pip is missing, which the commands below use.', command))
+    problems += torch_problems(facts, lane, pip) + numpy_problems(facts, lane, pip)
+    setuptools = numbers(installed('setuptools'))
+    if not [77] <= setuptools < [81]:
+        what = (
+            f'setuptools {installed("setuptools") or "is missing"}: the mm packages need 77 to 80 (older ones reject '
+            'them, newer ones lack pkg_resources).'
+        )
+        problems.append(Problem(what, f'{pip} install "setuptools>=77,<81"'))
+    if 'error' in facts['cv2'] and 'error' not in facts['numpy'] and not facts['cv2'].get('missing'):
+        command = f'{pip} install --force-reinstall --no-deps {pins_of(lane)["cv2"]}'
+        problems.append(Problem(f'OpenCV does not import: {facts["cv2"]["error"]}', command))
+    return problems + mm_problems(facts, lane, pip) + own_problems(facts, pip) + operator_problems(facts, lane, pip)
+
+
+def nothing_else_counts(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> Problem | None:
+    """What has to be fixed before anything else can be said."""
     oldest, newest = PYTHONS
     if not (3, oldest) <= sys.version_info[:2] <= (3, newest):
-        return [
-            Problem(
-                f'Python {platform.python_version()}: the mm packages need 3.{oldest} to 3.{newest}.',
-                another_python(oldest, newest),
-            )
-        ]
+        what = f'Python {platform.python_version()}: the mm packages need 3.{oldest} to 3.{newest}.'
+        return Problem(what, another_python(oldest, newest))
     if installed('mmcv-full'):
-        return [
-            Problem(
-                'mmcv-full is mmcv 1.x: it hides mmcv 2.x, which repnext_mm needs.',
-                f'{pip} uninstall -y mmcv-full mmcv',
-            )
-        ]
+        what = 'mmcv-full is mmcv 1.x: it hides mmcv 2.x, which repnext_mm needs.'
+        return Problem(what, f'{pip} uninstall -y mmcv-full mmcv')
     if ' and ' in lane:
         both = [name(module, each) for each in PINS for module in MM if installed(name(module, each))]
-        return [
-            Problem(
-                'Both lanes are installed, over one another in the same folders: remove both, run this again.',
-                f'{pip} uninstall -y {" ".join(both)}',
-            )
-        ]
+        what = 'Both lanes are installed, over one another in the same folders: remove both, run this again.'
+        return Problem(what, f'{pip} uninstall -y {" ".join(both)}')
     if CLONE and lane == 'none' and all(facts[module].get('missing') for module in ('torch', *MM)):
-        return [
-            Problem(
-                f'Nothing is installed for {sys.executable}: make the environment, then ask its own Python.',
-                f'make -C {shlex.quote(str(ROOT))} env && {ROOT / ".venv" / "bin" / "python"} {SCRIPT}',
-            )
-        ]
+        what = f'Nothing is installed for {sys.executable}: make the environment, then ask its own Python.'
+        return Problem(what, f'make -C {shlex.quote(str(ROOT))} env && {ROOT / ".venv/bin/python"} {SCRIPT}')
+    return None
+
+
+def torch_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> list[Problem]:
     pins, problems = pins_of(lane), []
-    if not installed('pip'):
-        problems.append(
-            Problem(
-                'pip is missing, which the commands below use.',
-                f'{shlex.quote(sys.executable)} -m ensurepip --upgrade --default-pip',
-            )
-        )
-
-    def reinstall(*requirements: str) -> str:
-        return f'{pip} install --force-reinstall --no-deps {" ".join(requirements)}'
-
     torch, torchvision = installed('torch').split('+')[0], installed('torchvision').split('+')[0]
-    both_torch = f'{pip} install {pins["torch"]} {pins["torchvision"]}'
+    both = f'{pip} install {pins["torch"]} {pins["torchvision"]}'
     if facts['torch'].get('missing'):
-        problems.append(Problem('PyTorch is not installed.', both_torch))
+        problems.append(Problem('PyTorch is not installed.', both))
     elif 'error' in facts['torch']:
-        problems.append(Problem(f'torch does not import: {facts["torch"]["error"]}', f'{both_torch} --force-reinstall'))
+        problems.append(Problem(f'torch does not import: {facts["torch"]["error"]}', f'{both} --force-reinstall'))
     elif numbers(torch) and numbers(torch) < [2, 1]:
-        problems.append(Problem(f'torch {torch} is too old: repnext_mm needs 2.1 or newer.', both_torch))
+        problems.append(Problem(f'torch {torch} is too old: repnext_mm needs 2.1 or newer.', both))
     wanted = torch_of_torchvision()
     if torch and torchvision and wanted and wanted != torch:
         # pip knows which torchvision belongs to a torch; the numbers do not tell
-        problems.append(
-            Problem(
-                f'torchvision {torchvision} was built for torch {wanted}, but torch {torch} is there.',
-                f'{pip} install --upgrade torch=={installed("torch")} torchvision',
-            )
-        )
+        what = f'torchvision {torchvision} was built for torch {wanted}, but torch {torch} is there.'
+        problems.append(Problem(what, f'{pip} install --upgrade torch=={installed("torch")} torchvision'))
     elif 'error' in facts['torchvision'] and 'error' not in facts['torch']:
-        problems.append(Problem(f'torchvision does not import: {facts["torchvision"]["error"]}', both_torch))
+        problems.append(Problem(f'torchvision does not import: {facts["torchvision"]["error"]}', both))
+    return problems
 
-    numpy = numbers(installed('numpy'))
+
+def numpy_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> list[Problem]:
+    pins, numpy = pins_of(lane), numbers(installed('numpy'))
+    install = f'{pip} install {pins["numpy"]}'
     if facts['numpy'].get('missing'):
-        problems.append(Problem('numpy is not installed.', f'{pip} install {pins["numpy"]}'))
-    elif 'error' in facts['numpy']:
-        problems.append(Problem(f'numpy does not import: {facts["numpy"]["error"]}', reinstall(pins['numpy'])))
-    elif lane == 'OneDL' and numpy and numpy[0] < 2:
-        problems.append(
-            Problem(
-                f'numpy {installed("numpy")} is too old: the OneDL lane needs 2.x.', f'{pip} install {pins["numpy"]}'
-            )
-        )
-    elif lane == 'OpenMMLab' and numpy and numpy[0] >= 2:
-        problems.append(
-            Problem(
-                f'numpy {installed("numpy")} is too new: the OpenMMLab lane needs 1.x.',
-                f'{pip} install {pins["numpy"]} {pins["cv2"]}',
-            )
-        )
-    setuptools = numbers(installed('setuptools'))
-    if not [77] <= setuptools < [81]:
-        problems.append(
-            Problem(
-                f'setuptools {installed("setuptools") or "is missing"}: the mm packages need 77 to 80 '
-                '(older ones reject them, newer ones lack pkg_resources).',
-                f'{pip} install "setuptools>=77,<81"',
-            )
-        )
-    if 'error' in facts['cv2'] and 'error' not in facts['numpy'] and not facts['cv2'].get('missing'):
-        problems.append(Problem(f'OpenCV does not import: {facts["cv2"]["error"]}', reinstall(pins['cv2'])))
-    return problems + mm_problems(facts, lane, pip) + own_problems(facts, pip) + operator_problems(facts, lane, pip)
+        return [Problem('numpy is not installed.', install)]
+    if 'error' in facts['numpy']:
+        command = f'{pip} install --force-reinstall --no-deps {pins["numpy"]}'
+        return [Problem(f'numpy does not import: {facts["numpy"]["error"]}', command)]
+    if lane == 'OneDL' and numpy and numpy[0] < 2:
+        return [Problem(f'numpy {installed("numpy")} is too old: the OneDL lane needs 2.x.', install)]
+    if lane == 'OpenMMLab' and numpy and numpy[0] >= 2:
+        what = f'numpy {installed("numpy")} is too new: the OpenMMLab lane needs 1.x.'
+        return [Problem(what, f'{install} {pins["cv2"]}')]
+    return []
 
 
 def pins_of(lane: str) -> dict[str, str]:

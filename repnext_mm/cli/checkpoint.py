@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from repnext_mm.apis.weight_files import compare_files, compare_outputs, convert_file, inspect_file
 from repnext_mm.checkpoints import published_name
-from repnext_mm.cli import fuse
-from repnext_mm.cli.options import add_ema, add_trust_pickle
+from repnext_mm.cli import fuse, options
 
 SHOWN = 10  # names that a list holds
 
@@ -17,14 +16,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
     inspect = commands.add_parser('inspect', help='say what a file is')
-    add_trust_pickle(inspect)
+    options.add_trust_pickle(inspect)
     inspect.add_argument('file')
     inspect.set_defaults(command=run_inspect)
 
     convert = commands.add_parser('convert', help='write plain tensors')
-    add_trust_pickle(convert)
+    options.add_trust_pickle(convert)
     fuse.add_publish(convert)
-    add_ema(convert)
+    options.add_ema(convert)
     convert.add_argument('file')
     convert.add_argument('--prefix', help='the entry (model_ema) or the start of the keys (model.) to take')
     convert.add_argument('out', help='.pth, or .safetensors')
@@ -35,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     fusing.set_defaults(command=fuse.run)
 
     compare = commands.add_parser('compare', help='tensor by tensor, and by outputs')
-    add_trust_pickle(compare)
+    options.add_trust_pickle(compare)
     compare.add_argument('first')
     compare.add_argument('second')
     compare.add_argument('--configs', nargs=2, metavar=('FIRST', 'SECOND'), help="compare the backbones' outputs too")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from repnext_mm.apis import load_config
 from repnext_mm.apis.safe_loading import reading_safely
-from repnext_mm.cli.options import add_cfg_options
+from repnext_mm.cli import options
 from repnext_mm.lab.bench.complexity import Complexity, model_complexity, repnext_complexity
 from repnext_mm.lab.table import markdown_table
 from repnext_mm.models import ARCHITECTURES, FORMS
@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         '--shape', type=int, nargs=2, metavar=('H', 'W'), help='default: 800 1344 (mmdet), 512 512 (mmseg), 224 224'
     )
     parser.add_argument('--json', metavar='FILE', help='write the counts to this file too')
-    add_cfg_options(parser)
+    options.add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,8 +56,8 @@ def count(args: argparse.Namespace) -> tuple[tuple[int, int], Counts]:
         shape = tuple(args.shape or SHAPES.get(config.get('default_scope'), (224, 224)))
         return shape, {Path(args.config).stem: model_complexity(config, shape=shape, forms=args.forms)}
     shape = tuple(args.shape or (224, 224))
-    options = dict(shape=shape, num_classes=args.num_classes, forms=args.forms)
-    return shape, {arch: repnext_complexity(arch, **options) for arch in args.arch}
+    settings = dict(shape=shape, num_classes=args.num_classes, forms=args.forms)
+    return shape, {arch: repnext_complexity(arch, **settings) for arch in args.arch}
 
 
 def table(found: Counts) -> str:

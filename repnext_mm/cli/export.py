@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from repnext_mm.cli.options import add_cfg_options, add_trust_pickle
+from repnext_mm.cli import options
+from repnext_mm.errors import UserError
 from repnext_mm.export import DEFAULT_OPSET, OPSETS, PARTS, SUFFIXES, ExportedPart, export_part
 
 
@@ -42,26 +43,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
     parser.add_argument('--threads', type=int, help='CPU threads of the runtime that --form auto measures in')
-    add_trust_pickle(parser)
-    add_cfg_options(parser)
+    options.add_trust_pickle(parser)
+    options.add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    done = export_part(
-        args.source,
-        args.out,
-        checkpoint=args.checkpoint,
-        part=args.part,
-        form=args.form,
-        shape=args.shape,
-        dynamic=not args.static,
-        normalize=args.normalize,
-        threads=args.threads,
-        opset=args.opset,
-        half=args.half,
-        trust_pickle=args.trust_pickle,
-        options=args.cfg_options,
-    )
+    try:
+        done = export_part(
+            args.source,
+            args.out,
+            checkpoint=args.checkpoint,
+            part=args.part,
+            form=args.form,
+            shape=args.shape,
+            dynamic=not args.static,
+            normalize=args.normalize,
+            threads=args.threads,
+            opset=args.opset,
+            half=args.half,
+            trust_pickle=args.trust_pickle,
+            options=args.cfg_options,
+        )
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # until export raises UserError itself
+        raise UserError(str(error)) from error
     show(done, random=args.checkpoint is None)
 
 

@@ -6,13 +6,13 @@ import argparse
 
 from repnext_mm.apis.weight_files import fuse_file
 from repnext_mm.checkpoints import published_name
-from repnext_mm.cli.options import add_ema, add_trust_pickle
+from repnext_mm.cli import options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_trust_pickle(parser)
+    options.add_trust_pickle(parser)
     add_publish(parser)
-    add_ema(parser)
+    options.add_ema(parser)
     parser.add_argument('file', help='weights of the whole model')
     parser.add_argument('config', help='its config')
     parser.add_argument('out', help='.pth, or .safetensors; the deploy config is written beside it')

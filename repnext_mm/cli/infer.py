@@ -6,20 +6,20 @@ import argparse
 import sys
 
 from repnext_mm.apis import annotate_images
-from repnext_mm.cli.options import add_cfg_options, add_ema, add_no_fuse, add_trust_pickle
+from repnext_mm.cli import options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('image', nargs='+', help="image files, folders of images, or quoted patterns: 'in/*.jpg'")
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    options.add_config(parser)
+    options.add_checkpoint(parser)
     parser.add_argument('--out-dir', default='work_dirs/infer', help='images go to OUT_DIR/vis/')
-    parser.add_argument('--device', help="such as 'cpu' or 'cuda:0' (default: the best there is)")
+    options.add_device(parser, default=None)
     parser.add_argument('--score-threshold', type=float, default=0.3, help='hide weaker detections')
-    add_no_fuse(parser)
-    add_ema(parser)
-    add_trust_pickle(parser)
-    add_cfg_options(parser)
+    options.add_no_fuse(parser)
+    options.add_ema(parser)
+    options.add_trust_pickle(parser)
+    options.add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

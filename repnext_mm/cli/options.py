@@ -5,9 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 
+import torch
 from mmengine.config import DictAction
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def add_config(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument('config', help='config file')
+
+
+def add_checkpoint(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument('checkpoint', help='checkpoint file')
 
 
 def add_trust_pickle(parser: argparse._ActionsContainer) -> None:
@@ -28,6 +37,14 @@ def add_cfg_options(parser: argparse._ActionsContainer, *, examples: str = '') -
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=f'overrides of the config{examples}'
     )
+
+
+def add_device(parser: argparse._ActionsContainer, *, default: str | None) -> None:
+    parser.add_argument('--device', default=default, help="such as 'cpu' or 'cuda:0' (default: the best there is)")
+
+
+def best_device() -> str:
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def add_threads(parser: argparse._ActionsContainer) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from repnext_mm.cli.options import add_threads
+from repnext_mm.cli import options
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.jobs import parse_shape
@@ -37,8 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--norm-eval', action='store_true', help='with --train: norms in eval mode')
     parser.add_argument('--memory-format', choices=MEMORY_FORMATS, default='contiguous')
     parser.add_argument('--dtype', choices=DTYPES, default='float32')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    add_threads(parser)
+    options.add_device(parser, default=options.best_device())
+    options.add_threads(parser)
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument(
         '--trace',

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from repnext_mm.apis import prepare_test, run_test
-from repnext_mm.cli.options import add_cfg_options, add_ema, add_launcher, add_no_fuse, add_trust_pickle, use_local_rank
+from repnext_mm.cli import options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    options.add_config(parser)
+    options.add_checkpoint(parser)
     parser.add_argument('--work-dir', help='where metrics and logs go (default: work_dirs/<config name>)')
     parser.add_argument('--out', help='write the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='write annotated images to this folder')
@@ -19,8 +19,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help="test-time augmentation by the config's tta_model and tta_pipeline; detectors give boxes only",
     )
-    add_no_fuse(parser)
-    add_ema(parser)
+    options.add_no_fuse(parser)
+    options.add_ema(parser)
     parser.add_argument('--img-size', type=int, metavar='N', help='classification: pixels of the central crop')
     parser.add_argument(
         '--crop-pct',
@@ -28,13 +28,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar='P',
         help="classification: the crop's share of the short edge, as timm's validate.py has it",
     )
-    add_cfg_options(parser, examples=', such as data_root=/data/coco')
-    add_trust_pickle(parser)
-    add_launcher(parser)
+    options.add_cfg_options(parser, examples=', such as data_root=/data/coco')
+    options.add_trust_pickle(parser)
+    options.add_launcher(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    use_local_rank(args)
+    options.use_local_rank(args)
     config = prepare_test(
         args.config,
         args.checkpoint,

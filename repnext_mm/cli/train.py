@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from repnext_mm.apis import prepare_training, run_training
-from repnext_mm.cli.options import add_cfg_options, add_launcher, add_trust_pickle, use_local_rank
+from repnext_mm.cli import options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('config', help='config file')
+    options.add_config(parser)
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument(
@@ -21,15 +21,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const='auto',
         help='go on from this checkpoint; without a value, from the newest one in the working directory',
     )
-    add_cfg_options(
+    options.add_cfg_options(
         parser, examples=', such as data_root=/data/coco train_dataloader.batch_size=4 model.neck.in_channels="[1,2]"'
     )
-    add_trust_pickle(parser)
-    add_launcher(parser)
+    options.add_trust_pickle(parser)
+    options.add_launcher(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    use_local_rank(args)
+    options.use_local_rank(args)
     config = prepare_training(
         args.config,
         work_dir=args.work_dir,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import DictAction
 
-from repnext_mm.cli.options import add_threads
+from repnext_mm.cli import options
 from repnext_mm.errors import UserError
 from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.exactness import (
@@ -71,8 +71,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group('how')
     how.add_argument('--tolerance-float64', type=float, default=TOLERANCE_FLOAT64, help='relative, per output level')
     how.add_argument('--tolerance-float32', type=float, default=TOLERANCE_FLOAT32, help='relative, per output level')
-    how.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    add_threads(how)
+    options.add_device(how, default=options.best_device())
+    options.add_threads(how)
     how.add_argument('--rounds', type=int, default=30, help='timed calls of each form, in turn')
     how.add_argument('--warmup-s', type=float, default=2.0, help='shortest warm-up of all forms, in seconds')
     how.add_argument('--seed', type=int, default=0, help='seed of weights, norm statistics and image')

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from repnext_mm.cli.options import add_cfg_options, add_no_fuse, add_trust_pickle
+from repnext_mm.cli import options
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.cam import METHODS, activation_map, draw_activation_maps
 from repnext_mm.lab.draw.cam_sheet import PAPER, draw_cam_sheet, load_detectors
@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     predictions = _command(commands, 'predictions', predictions_of, 'results beside the truth, from the test data')
     predictions.add_argument('--count', type=int, default=6, help='number of images')
-    add_no_fuse(predictions)
+    options.add_no_fuse(predictions)
 
     cam = _command(commands, 'cam', cam_of, 'class activation maps (needs grad-cam)')
     cam.add_argument('image', help='image file')
@@ -80,8 +80,8 @@ def _command(
     if name in ('features', 'kernels', 'erf'):
         command.add_argument('--arch', default='m0', help='without a config: a RepNeXt with random weights')
     command.add_argument('--out', type=Path, default=Path(f'work_dirs/visualize/{name}.png'), help='PNG file')
-    add_trust_pickle(command)
-    add_cfg_options(command)
+    options.add_trust_pickle(command)
+    options.add_cfg_options(command)
     return command
 
 

@@ -16,6 +16,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.reparam import (
     Form,
     Fusible,
@@ -74,11 +75,11 @@ class FuseBackboneHook(Hook):
         if form != 'auto':
             check_form(form)
         if not _is_size(auto_size):
-            raise ValueError(f'auto_size {auto_size!r} must be the height and width of an image, at least 32 pixels')
+            raise UserError(f'auto_size {auto_size!r} must be the height and width of an image, at least 32 pixels')
         if not _is_number(tolerance) or not 0 < tolerance < math.inf:
-            raise ValueError(f'tolerance {tolerance!r} must be a positive number')
+            raise UserError(f'tolerance {tolerance!r} must be a positive number')
         if not isinstance(compile, bool):
-            raise ValueError(f'compile {compile!r} must be True or False')
+            raise UserError(f'compile {compile!r} must be True or False')
         self.form = form
         self.tolerance = tolerance
         self.compile = compile

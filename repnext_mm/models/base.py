@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
 from repnext_mm.checkpoints import LoadReport, StateDict, fit, read_checkpoint, recognise, state_dict_of
+from repnext_mm.errors import UserError
 from repnext_mm.models.layers import called_one_by_one
 from repnext_mm.models.registry import BaseModule, log, type_name
 from repnext_mm.reparam import fuse
@@ -67,19 +68,19 @@ class StagedBackbone(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if pretrained is not None:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__} takes no pretrained={pretrained!r}: set pretrained=None in the model and '
                 "init_cfg=dict(type='Pretrained', checkpoint=...) in the backbone"
             )
         if type(in_channels) is not int or in_channels < 1:
-            raise ValueError(f'in_channels {in_channels!r} must be the number of channels of the image, at least 1')
+            raise UserError(f'in_channels {in_channels!r} must be the number of channels of the image, at least 1')
         if frozen_stages not in range(-1, 5):
-            raise ValueError(f'frozen_stages {frozen_stages} must be -1 (none), 0 (stem) or 1 to 4 (stem and stages)')
+            raise UserError(f'frozen_stages {frozen_stages} must be -1 (none), 0 (stem) or 1 to 4 (stem and stages)')
         if type(drop_path_rate) not in (int, float) or not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate {drop_path_rate!r} must be in [0, 1)')
+            raise UserError(f'drop_path_rate {drop_path_rate!r} must be in [0, 1)')
         for name, value in {'norm_eval': norm_eval, **switches}.items():
             if not isinstance(value, bool):
-                raise ValueError(f'{name} {value!r} must be True or False')
+                raise UserError(f'{name} {value!r} must be True or False')
         self.in_channels = in_channels
         self.out_indices = _checked_out_indices(out_indices)
         self.frozen_stages = frozen_stages
@@ -246,12 +247,12 @@ class StagedBackbone(BaseModule):
         if called_one_by_one(x):  # sizes are not numbers while a graph is recorded
             return
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
+            raise UserError(
                 f'input of shape {tuple(x.shape)}: {type(self).__name__} takes (N, {self.in_channels}, H, W), '
                 'set in_channels for images with other channels'
             )
         if min(x.shape[2:]) < MIN_SIZE:
-            raise ValueError(
+            raise UserError(
                 f'input of {x.shape[2]}x{x.shape[3]} pixels: {type(self).__name__} needs at least '
                 f'{MIN_SIZE}x{MIN_SIZE}, resize or pad the image'
             )
@@ -272,16 +273,16 @@ def resolve(arch: str | Mapping[str, Any] | ArchT, table: Mapping[str, ArchT]) -
         return arch
     if isinstance(arch, str):
         if arch not in table:
-            raise ValueError(f'unknown arch {arch!r}: choose one of {", ".join(table)}, or give a dict')
+            raise UserError(f'unknown arch {arch!r}: choose one of {", ".join(table)}, or give a dict')
         return table[arch]
     if not isinstance(arch, Mapping):
-        raise ValueError(f'arch must be a name or a dict, not {type(arch).__name__}')
+        raise UserError(f'arch must be a name or a dict, not {type(arch).__name__}')
     every = fields(kind)  # type: ignore[arg-type]
     needed = [field.name for field in every if field.default is MISSING]
     optional = [field.name for field in every if field.default is not MISSING]
     if set(arch) - {*needed, *optional} or set(needed) - set(arch):
         extra = f'{" and ".join(optional)} are optional, ' if optional else ''
-        raise ValueError(
+        raise UserError(
             f'arch dict with fields {sorted(arch)}: {" and ".join(needed)} are needed, {extra}and nothing else is known'
         )
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in arch.items()})
@@ -399,5 +400,5 @@ def _below(state: Mapping[str, Tensor], where: str) -> StateDict:
 def _checked_out_indices(indices: Sequence[int]) -> tuple[int, ...]:
     chosen = tuple(indices) if isinstance(indices, Sequence) else (indices,)
     if not chosen or any(i not in range(4) for i in chosen) or list(chosen) != sorted(set(chosen)):
-        raise ValueError(f'out_indices {indices} must be ascending, different stages from 0 to 3')
+        raise UserError(f'out_indices {indices} must be ascending, different stages from 0 to 3')
     return chosen

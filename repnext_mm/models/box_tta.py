@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.models.registry import register, type_name
 
 
@@ -31,7 +32,7 @@ def without_masks(model: dict[str, Any]) -> dict[str, Any]:
     if len(kept) < len(head):
         return type(model)({**model, 'roi_head': type(head)(kept)})
     if predicts_masks(model):
-        raise ValueError(
+        raise UserError(
             f"BoxTTAModel cannot take the masks out of a '{type_name(model.get('type'))}': it knows "
             '`roi_head.mask_head` only; test this model without --tta'
         )

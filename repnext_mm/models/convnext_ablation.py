@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.models.registry import register
 
 SHORTCUTS = ('before_norm', 'after_norm')
@@ -52,12 +53,12 @@ def build_convnext_with_mixed_downsample(*, shortcut: str, **convnext: Any) -> n
     from mmpretrain.models.utils import build_norm_layer
 
     if shortcut not in SHORTCUTS:
-        raise ValueError(f'shortcut {shortcut!r} is unknown: choose one of {", ".join(SHORTCUTS)}')
+        raise UserError(f'shortcut {shortcut!r} is unknown: choose one of {", ".join(SHORTCUTS)}')
     backbone = ConvNeXt(**convnext)
     norm_cfg = convnext.get('norm_cfg', {'type': 'LN2d', 'eps': 1e-6})
     for index, (channels, following) in enumerate(zip(backbone.channels, backbone.channels[1:], strict=False), start=1):
         if following != 2 * channels:
-            raise ValueError(f'channels {backbone.channels} must double from stage to stage')
+            raise UserError(f'channels {backbone.channels} must double from stage to stage')
         norm = build_norm_layer(norm_cfg, following)
         backbone.downsample_layers[index] = DownsampleMixer(channels, norm, shortcut=shortcut)
     return backbone

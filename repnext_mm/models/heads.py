@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import LoadReport, load_strictly, read_checkpoint, state_dict_of
+from repnext_mm.errors import UserError
 from repnext_mm.models.registry import register
 from repnext_mm.models.repnext import RepNeXt
 from repnext_mm.reparam import (
@@ -175,7 +176,7 @@ def build_cls_head(
         ValueError: ``num_classes`` or ``in_channels`` is not positive.
     """
     if num_classes < 1 or in_channels < 1:
-        raise ValueError(f'num_classes={num_classes} and in_channels={in_channels} must be positive')
+        raise UserError(f'num_classes={num_classes} and in_channels={in_channels} must be positive')
     options = {
         'loss': {'type': 'CrossEntropyLoss'} if loss is None else loss,
         'topk': topk,

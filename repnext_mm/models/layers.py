@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
+from repnext_mm.errors import UserError
 from repnext_mm.reparam import hooks_of_all_modules, is_intercepted, is_plain, why_intercepted
 
 if hasattr(torch.compiler, 'is_compiling'):
@@ -161,7 +162,7 @@ def depthwise(
 
 def _options(cfg: Config, *, name: str, known: Mapping[str, type[nn.Module]]) -> dict[str, Any]:
     if not isinstance(cfg, Mapping) or not isinstance(cfg.get('type'), str | type):
-        raise ValueError(f'{name}={cfg!r} must be a dict with a type, such as dict(type={next(iter(known))!r})')
+        raise UserError(f'{name}={cfg!r} must be a dict with a type, such as dict(type={next(iter(known))!r})')
     return dict(cfg)
 
 
@@ -171,6 +172,6 @@ def _known_type(cfg: Config, *, name: str, known: Mapping[str, type[nn.Module]])
     try:
         yield
     except KeyError as error:
-        raise ValueError(
+        raise UserError(
             f'{name} type {cfg["type"]!r} is unknown: take one of {", ".join(known)}, or one of mmcv'
         ) from error

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import StateDict, recognise
+from repnext_mm.errors import UserError
 from repnext_mm.models.base import StagedBackbone, recomputed, resolve
 from repnext_mm.models.layers import (
     Config,
@@ -74,19 +75,19 @@ class Arch:
     def __post_init__(self) -> None:
         for name, values in (('embed_dims', self.embed_dims), ('depths', self.depths)):
             if not isinstance(values, tuple) or not all(type(value) is int for value in values):
-                raise ValueError(f'{name} {values!r} must be whole numbers, one per stage')
+                raise UserError(f'{name} {values!r} must be whole numbers, one per stage')
         if len(self.embed_dims) != 4 or len(self.depths) != 4:
-            raise ValueError(f'embed_dims {self.embed_dims} and depths {self.depths} must have one entry per stage: 4')
+            raise UserError(f'embed_dims {self.embed_dims} and depths {self.depths} must have one entry per stage: 4')
         if any(a * 2 != b for a, b in zip(self.embed_dims, self.embed_dims[1:], strict=False)):
-            raise ValueError(f'embed_dims {self.embed_dims} must double from stage to stage')
+            raise UserError(f'embed_dims {self.embed_dims} must double from stage to stage')
         if self.embed_dims[0] <= 0 or self.embed_dims[0] % 4:
-            raise ValueError(f'embed_dims {self.embed_dims} must be positive multiples of 4: four scales share them')
+            raise UserError(f'embed_dims {self.embed_dims} must be positive multiples of 4: four scales share them')
         if min(self.depths) < 1:
-            raise ValueError(f'depths {self.depths} must be at least 1')
+            raise UserError(f'depths {self.depths} must be at least 1')
         if type(self.mlp_ratio) not in (int, float) or not 1 <= self.mlp_ratio * self.embed_dims[0] < math.inf:
-            raise ValueError(f'mlp_ratio {self.mlp_ratio!r} must be a positive number that leaves hidden channels')
+            raise UserError(f'mlp_ratio {self.mlp_ratio!r} must be a positive number that leaves hidden channels')
         if self.token_mixer not in ('multi', 'single'):
-            raise ValueError(f"token_mixer {self.token_mixer!r} must be 'multi' or 'single'")
+            raise UserError(f"token_mixer {self.token_mixer!r} must be 'multi' or 'single'")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -258,7 +259,7 @@ class ChunkConv(Fusible):
     def train_form(cls, channels: int) -> ChunkConv:
         """Over ``channels`` channels, with every branch."""
         if channels % 4:
-            raise ValueError(f'{channels} channels cannot be cut into four scales: embed_dims must be divisible by 4')
+            raise UserError(f'{channels} channels cannot be cut into four scales: embed_dims must be divisible by 4')
         quarter = channels // 4
         large = nn.Sequential(depthwise(quarter, (1, 11)), depthwise(quarter, (11, 1)))
         return cls(RepDWConvS(quarter), RepDWConvM(quarter), large)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import LoadReport, StateDict, WeightsError, fit, state_dict_of
+from repnext_mm.errors import UserError
 from repnext_mm.models.base import StagedBackbone, recomputed, resolve
 from repnext_mm.models.layers import (
     add_shortcut,
@@ -61,7 +62,7 @@ class UnitArch:
 
     def __post_init__(self) -> None:
         if len(self.dims) != 4 or len(self.depths) != 4 or min(*self.dims, *self.depths) < 1:
-            raise ValueError(f'dims {self.dims} and depths {self.depths} must have one positive entry per stage: 4')
+            raise UserError(f'dims {self.dims} and depths {self.depths} must have one positive entry per stage: 4')
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -140,7 +141,7 @@ class RepUnit1(RepUnit):
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels % 3:
-            raise ValueError(
+            raise UserError(
                 f"{channels} channels cannot be cut into three sizes: unit 'u1' needs dims divisible by 3, "
                 "choose others, or unit 'u2' or 'u3'"
             )
@@ -434,7 +435,7 @@ class RepNeXtU(StagedBackbone):
             pretrained=pretrained,
         )
         if unit not in REP_UNITS:
-            raise ValueError(f'unknown unit {unit!r}: choose one of {", ".join(REP_UNITS)}')
+            raise UserError(f'unknown unit {unit!r}: choose one of {", ".join(REP_UNITS)}')
         self.arch = resolve(arch, UNIT_ARCHITECTURES)
         self.unit = unit
         self.keep_shortcut = keep_shortcut

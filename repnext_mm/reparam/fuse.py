@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from repnext_mm.errors import UserError
 from repnext_mm.reparam.converters import convert
 from repnext_mm.reparam.fold_norms import fold_pairs
 from repnext_mm.reparam.frozen_norms import looks_frozen
@@ -74,7 +75,7 @@ def fuse(
     forms = {'': form} if isinstance(form, str) else dict(form)
     unknown = forms.keys() - dict(model.named_modules(remove_duplicate=False)).keys()
     if unknown:
-        raise ValueError(f'form names {", ".join(sorted(unknown))}, which {type(model).__name__} does not have')
+        raise UserError(f'form names {", ".join(sorted(unknown))}, which {type(model).__name__} does not have')
     if pieces := sharded(model):
         raise ValueError(
             f'{pieces} is sharded (FSDP), and each process holds pieces of its weights only: gather a full state dict, '

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.reparam.plain_layers import is_intercepted, why_intercepted
 
 Form = str | Mapping[str, str]
@@ -79,10 +80,10 @@ def check_form(form: Form) -> None:
     known = tuple(dict.fromkeys(_named_from(Fusible)))
     given: object = form  # from a config it may be anything
     if not isinstance(given, str | Mapping):
-        raise ValueError(f'form {form!r} must be one of {", ".join(known)}, or a dict from parts to them')
+        raise UserError(f'form {form!r} must be one of {", ".join(known)}, or a dict from parts to them')
     for name in (form,) if isinstance(form, str) else form.values():
         if name not in known:
-            raise ValueError(f'unknown form {name!r}: choose one of {", ".join(known)}')
+            raise UserError(f'unknown form {name!r}: choose one of {", ".join(known)}')
 
 
 def _named_from(kind: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingFileError, UserError
 
 MAX_PIXELS = 4_000_000  # a segmentor of 150 classes holds 2.4 GB of logits for it
 MAX_RATIO = 20  # of the sides: a longer strip is scaled to nothing before a network sees it
@@ -42,7 +42,7 @@ def given_pairs(paths: Sequence[str | Path]) -> Offer:
     for config, checkpoint in zip(paths[::2], paths[1::2], strict=True):
         for path, what in ((config, 'config'), (checkpoint, 'checkpoint')):
             if not Path(path).is_file():
-                raise UserError(f"{what} '{path}' does not exist: give the path of a file on this machine")
+                raise MissingFileError(f"{what} '{path}' does not exist: give the path of a file on this machine")
         offer.setdefault(str(config), {})[str(checkpoint)] = Pair(Path(config), Path(checkpoint))
     return offer
 
@@ -64,7 +64,7 @@ def pairs_under(root: str | Path) -> Offer:
             name = config.relative_to(root).as_posix()
             offer.setdefault(name, {})[path.name] = Pair(config, path)
     if not offer:
-        raise UserError(
+        raise MissingFileError(
             f"no config lies beside a checkpoint under '{root}': train one (make demo-seg), give another folder with "
             '--runs, or give CONFIG CHECKPOINT'
         )

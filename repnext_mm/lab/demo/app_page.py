@@ -9,7 +9,7 @@ from functools import lru_cache, wraps
 from importlib import import_module
 from typing import Any
 
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.lab.demo.app_inputs import MAX_FILE, MAX_PIXELS, Offer, Pair, check_upload, chosen
 from repnext_mm.lab.demo.app_results import FUSED, TRAIN, BothForms, Outcome, for_screen, load_forms, run_forms
 from repnext_mm.timing import Latency
@@ -217,4 +217,6 @@ def _gradio() -> Any:
     try:
         return import_module('gradio')
     except ImportError as error:
-        raise UserError(f"the page needs the package gradio ({error}): pip install 'repnext_mm[demo]'") from error
+        raise MissingPackageError(
+            f"the page needs the package gradio ({error}): pip install 'repnext_mm[demo]'"
+        ) from error

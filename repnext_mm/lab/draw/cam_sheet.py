@@ -15,7 +15,7 @@ from torch import nn
 from repnext_mm.apis.config import building, load_config
 from repnext_mm.apis.test import drop_initial_weights
 from repnext_mm.apis.weight_files import load_model
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.lab.draw.cam import ActivationMap, NothingToExplain, activation_map
 from repnext_mm.lab.draw.canvas import new_grid, save_png
 from repnext_mm.lab.draw.subject import Seen, Subject, see
@@ -188,7 +188,7 @@ def _widths(network: str) -> list[int]:
     try:
         import timm
     except ImportError as error:
-        raise UserError(f'{network} needs the package timm ({error}): pip install timm') from error
+        raise MissingPackageError(f'{network} needs the package timm ({error}): pip install timm') from error
     if not timm.is_model(network):
         family = ', '.join(timm.list_models(f'{network.split("_")[0]}*')[:8]) or 'a name of timm.list_models()'
         raise UserError(f"network '{network}' is unknown: take one of {', '.join(PAPER)}, or of timm ({family})")
@@ -203,6 +203,6 @@ def _need_mmpretrain(network: str) -> None:
     try:
         import mmpretrain  # noqa: F401
     except ImportError as error:
-        raise UserError(
+        raise MissingPackageError(
             f'{network} is built by mmpretrain.TIMMBackbone ({error}): install mmpretrain beside mmdet'
         ) from error

@@ -1,4 +1,4 @@
-"""What a measurement ran on: hardware, software and the switches that change speed."""
+"""What a measurement was made on: hardware, software and the switches that change speed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def environment(device: torch.device | str = 'cpu') -> dict[str, object]:
 
 
 def _cpu_name() -> str:
-    """The CPU's own name where the system tells it, else its architecture."""
+    """The CPU's model name where the system gives it, else its architecture."""
     with suppress(OSError):
         for line in Path('/proc/cpuinfo').read_text().splitlines():
             if line.startswith('model name'):

@@ -243,7 +243,7 @@ def error(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float:
 
 
 def tolerance(dtype: torch.dtype, *, tf32: bool = False) -> float:
-    """The largest error that is put down to rounding; TF32 rounds like float16."""
+    """The largest error that counts as rounding; TF32 rounds like float16."""
     if tf32 and dtype == torch.float32:
         dtype = torch.float16
     if dtype == torch.float32:

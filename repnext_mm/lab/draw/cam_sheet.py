@@ -125,7 +125,7 @@ def draw_cam_sheet(
         UserError: the package grad-cam is missing, there is nothing to draw, or see ``activation_map``.
     """
     if not subjects or not images:
-        raise UserError(f'{len(subjects)} detectors and {len(images)} images make no sheet: give at least one of each')
+        raise UserError(f'{len(subjects)} detectors and {len(images)} images: give at least one of each')
     columns = 1 + len(subjects)
     figure, grid = new_grid(len(images), columns, (2.5 * columns + 0.9, 2.55 * len(images) + 0.9), title)
     drawn = None
@@ -177,7 +177,7 @@ def load_detectors(
 
 
 def _explained(subject: Subject, seen: Seen, *, method: str, level: int, label: str | None) -> ActivationMap | str:
-    """The map, or in words why there is none: one detector that misses an object must not cost the sheet."""
+    """The map, or in words why there is none: one detector that misses an object must not prevent the sheet."""
     try:
         return activation_map(subject, seen, method=method, layer=level_layer(subject.backbone, level), label=label)
     except NothingToExplain as nothing:

@@ -91,7 +91,7 @@ def test_predictions(task, run, tmp_path):
         (('kernels', '--config', 'a.py'), 'error: give a config and a checkpoint together, or neither'),
         (('erf', '--count', '0'), 'error: 0 images of 224 pixels'),
         (('predictions',), 'error: predictions need --config and --checkpoint'),
-        (('predictions', '--config', 'a.py', '--checkpoint', 'b', '--count', '0'), 'error: count=0 images make no'),
+        (('predictions', '--config', 'a.py', '--checkpoint', 'b', '--count', '0'), 'error: count=0: draw at least 1'),
     ],
     ids=['image', 'arch', 'equivalent', 'config', 'count', 'predictions', 'sheet'],
 )

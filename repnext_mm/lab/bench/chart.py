@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from repnext_mm.errors import UserError
 from repnext_mm.lab.bench.networks import PEER_FORM, REFERENCE_FORM, TRAIN_FORM
-from repnext_mm.lab.bench.published import COMPACT, PHONE_512_MS, PHONE_MS, PHONE_PLAIN_MS, REPORTED, Reported
+from repnext_mm.lab.bench.published import COMPACT, REPORTED, Reported
 from repnext_mm.lab.bench.record import Record
 from repnext_mm.lab.bench.tables import Row, Setting, settings
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, save_png
@@ -117,13 +117,13 @@ def reported_panel(metric: str) -> Panel:
     """Reported accuracy against reported latency."""
     top1 = metric == TOP1
     lines: dict[str, list[Point]] = {}
-    for name, latency_ms in (PHONE_MS if top1 else PHONE_512_MS).items():
-        reported = REPORTED[name]
+    for name, reported in REPORTED.items():
         ours = REPORTED_E if name.endswith('e') else REPORTED_LINE
         line = ours if reported.family == 'RepNeXt' else reported.family
-        lines.setdefault(line, []).extend(_points([(reported, latency_ms)], METRICS[metric]))
+        found = [(reported, reported.phone_ms if top1 else reported.phone_512_ms)]
+        lines.setdefault(line, []).extend(_points(found, METRICS[metric]))
     if top1:
-        plain = [(REPORTED[name], latency_ms) for name, latency_ms in PHONE_PLAIN_MS.items()]
+        plain = [(reported, reported.phone_plain_ms) for reported in REPORTED.values()]
         lines[REPORTED_PLAIN] = _points(plain, lambda reported: reported.top1_plain)
     title = f'reported: iPhone 12, Core ML, {"224x224" if top1 else "512x512, backbone"}'
     return Panel(title, metric, {name: points for name, points in lines.items() if points})
@@ -176,17 +176,17 @@ def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _points(
-    found: Sequence[tuple[Reported, float]],
+    found: Sequence[tuple[Reported, float | None]],
     accuracy_of: Callable[[Reported], float | None],
     *,
     forms: Sequence[str] = (),
 ) -> list[Point]:
-    """Networks with an accuracy; their forms are named where these differ."""
+    """Networks with a latency and an accuracy; their forms are named where these differ."""
     ends = [f' ({form})' for form in forms] if len(set(forms)) > 1 else [''] * len(found)
     return [
         Point(reported.label.removeprefix(f'{reported.family} ') + end, latency_ms, accuracy)
         for (reported, latency_ms), end in zip(found, ends, strict=True)
-        if (accuracy := accuracy_of(reported)) is not None
+        if latency_ms is not None and (accuracy := accuracy_of(reported)) is not None
     ]
 
 

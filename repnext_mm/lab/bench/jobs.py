@@ -188,7 +188,7 @@ def run_jobs(
 def run_job(
     job: Job, *, progress: Progress = lambda text, made: None, worker: Sequence[str] = WORKER
 ) -> dict[str, Any]:
-    """Run one job in a process of its own; a death of that process becomes a reported failure."""
+    """Run one job in a process of its own; when that process dies, this is reported as a failure."""
     threads = str(job.threads)
     environment = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads}
     result: dict[str, Any] = {}

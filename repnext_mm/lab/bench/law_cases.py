@@ -44,7 +44,7 @@ Layers = Sequence[nn.Module]
 
 @dataclass(frozen=True)
 class LawCase:
-    """A law at work."""
+    """A law as layers, before and after."""
 
     layers: Callable[[], Layers]  # with their own initial weights
     run: Callable[..., Tensor]  # (x, *layers): the definition

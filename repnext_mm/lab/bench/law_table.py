@@ -163,7 +163,7 @@ def contestants(
 
 
 def library_fused(model: nn.Module) -> nn.Module | None:
-    """What the model's own library makes of a copy of it; None where it has no converter.
+    """A copy of the model, fused by its own library; None where that has no converter.
 
     For RepNeXt, alone or in a classifier, that is the form that its authors call fused.
     """

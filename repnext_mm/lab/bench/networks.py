@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import optimization
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.models import ARCHITECTURES, FORMS, Classifier
 from repnext_mm.reparam import Form, fuse
 from repnext_mm.timing import fastest_form
@@ -139,7 +139,7 @@ def build_peer(name: str, *, whole: bool = False) -> Trunk:
     if name not in PEERS:
         raise UserError(f'unknown peer {name!r}: choose from {", ".join(PEERS)}')
     if not has_timm():
-        raise UserError('timm is not installed, and builds the peers: pip install timm')
+        raise MissingPackageError('timm is not installed, and builds the peers: pip install timm')
     import timm
 
     return Trunk(timm.create_model(name, pretrained=False, num_classes=1000 if whole else 0), whole=whole).eval()
@@ -243,7 +243,7 @@ def error(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float:
 
 
 def tolerance(dtype: torch.dtype, *, tf32: bool = False) -> float:
-    """The largest error that is put down to rounding; TF32 rounds like float16."""
+    """The largest error that counts as rounding; TF32 rounds like float16."""
     if tf32 and dtype == torch.float32:
         dtype = torch.float16
     if dtype == torch.float32:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from repnext_mm._files import drafted
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingFileError, UserError
 
 FORMAT = 1
 SAME_MACHINE = ('device', 'cpu', 'cpu_cores', 'threads', 'torch', 'python')
@@ -46,7 +46,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f'no benchmark record at {path}: give the JSON file that tools/benchmark.py wrote')
+        raise MissingFileError(f'no benchmark record at {path}: give the JSON file that tools/benchmark.py wrote')
     try:
         record = json.loads(path.read_text())
     except ValueError as failure:

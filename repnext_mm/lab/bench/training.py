@@ -187,7 +187,7 @@ def merged_once(online: nn.Module, *, norm_eval: bool) -> Way:
 
 
 def loss_of(outputs: Any) -> Tensor:
-    """A scalar that every output value has a part in."""
+    """A scalar loss that depends on every output value."""
     losses = [level.float().square().sum() / level.numel() for level in outputs]  # mean() stores its input in torch 2.1
     return torch.stack(losses).sum()
 

@@ -125,7 +125,7 @@ def measure_whole_model(
 
 
 class Observed:
-    """One form of a model, and what it was seen to do."""
+    """One form of a model, and what was recorded of its test steps."""
 
     def __init__(self, model: Any, pipeline: Callable[[dict[str, Any]], Any], image: np.ndarray) -> None:
         self.model, self.pipeline, self.image = model, pipeline, image
@@ -137,12 +137,12 @@ class Observed:
         self.input_shape = (0, 0)
 
     def looked_at(self, handed_on: Mapping[str, Any]) -> Any:
-        """The result of a run that notes what passes by."""
+        """Run once, record what the parts return, and return the result."""
         self.tensors.clear()
         return self._run(Stopwatch(self.device), handed_on, look=True)
 
     def timed(self, handed_on: Mapping[str, Any]) -> None:
-        """A run that notes the time of every part."""
+        """Run once and record the time of every part."""
         watch = Stopwatch(self.device)
         self._run(watch, handed_on, look=False)
         parts = {part: watch.ms[part] for part in PARTS if part in watch.ms}

@@ -51,7 +51,7 @@ def measure(job: Job, say: Say) -> dict[str, Any]:
 
 
 def set_up(job: Job) -> None:
-    """Fix threads, seed and the switches that change speed."""
+    """Set threads, seed and the switches that change speed."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
     torch.backends.cudnn.benchmark = True  # shapes are fixed
@@ -94,7 +94,7 @@ def _prepare_all(job: Job, say: Say) -> tuple[list[dict[str, Any]], dict[str, Ru
             run = _prepare_one(job, variant, image, row)
             if run is not None:
                 calls[variant.name] = run
-        except Exception as failure:  # one variant's failure must not cost the others their turn
+        except Exception as failure:  # one variant's failure must not prevent the others from being timed
             if job.search_batch and job.shape[0] > 1 and _out_of_memory(failure):
                 raise DoesNotFit from None
             row['reason'] = _sentence(failure)

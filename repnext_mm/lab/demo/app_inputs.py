@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingFileError, UserError
 
 MAX_PIXELS = 4_000_000  # a segmentor of 150 classes holds 2.4 GB of logits for it
 MAX_RATIO = 20  # of the sides: a longer strip is scaled to nothing before a network sees it
@@ -42,7 +42,7 @@ def given_pairs(paths: Sequence[str | Path]) -> Offer:
     for config, checkpoint in zip(paths[::2], paths[1::2], strict=True):
         for path, what in ((config, 'config'), (checkpoint, 'checkpoint')):
             if not Path(path).is_file():
-                raise UserError(f"{what} '{path}' does not exist: give the path of a file on this machine")
+                raise MissingFileError(f"{what} '{path}' does not exist: give the path of an existing file")
         offer.setdefault(str(config), {})[str(checkpoint)] = Pair(Path(config), Path(checkpoint))
     return offer
 
@@ -64,7 +64,7 @@ def pairs_under(root: str | Path) -> Offer:
             name = config.relative_to(root).as_posix()
             offer.setdefault(name, {})[path.name] = Pair(config, path)
     if not offer:
-        raise UserError(
+        raise MissingFileError(
             f"no config lies beside a checkpoint under '{root}': train one (make demo-seg), give another folder with "
             '--runs, or give CONFIG CHECKPOINT'
         )
@@ -72,14 +72,14 @@ def pairs_under(root: str | Path) -> Offer:
 
 
 def chosen(offer: Offer, config: str, checkpoint: str) -> Pair:
-    """The files that stand behind two names of the page.
+    """The files behind two names chosen on the page.
 
     Raises:
         UserError: they are not on offer.
     """
     pair = offer.get(config, {}).get(checkpoint)
     if pair is None:
-        raise UserError(f"checkpoint '{checkpoint}' of config '{config}' is not on offer any more: reload the page")
+        raise UserError(f"checkpoint '{checkpoint}' of config '{config}' is no longer offered: reload the page")
     return pair
 
 
@@ -92,7 +92,7 @@ def check_upload(path: str | Path | None) -> Path:
     if path is None:
         raise UserError('no image yet: drop one into the field above')
     name = Path(path).name
-    too_many = f'more than {MAX_PIXELS:,} pixels, the most that is taken here: scale it down'
+    too_many = f'more than {MAX_PIXELS:,} pixels, the most that is accepted here: scale it down'
     try:
         with Image.open(path, formats=FORMATS) as opened:
             width, height = opened.size
@@ -104,7 +104,7 @@ def check_upload(path: str | Path | None) -> Path:
         raise UserError(f"'{name}' is {width} x {height}, {too_many}")
     if max(width, height) > MAX_RATIO * min(width, height):
         raise UserError(
-            f"'{name}' is {width} x {height}, but one side may be at most {MAX_RATIO} times the other: cut it"
+            f"'{name}' is {width} x {height}, but one side may be at most {MAX_RATIO} times the other: crop it"
         )
     return Path(path)
 

@@ -9,7 +9,7 @@ from functools import lru_cache, wraps
 from importlib import import_module
 from typing import Any
 
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.lab.demo.app_inputs import MAX_FILE, MAX_PIXELS, Offer, Pair, check_upload, chosen
 from repnext_mm.lab.demo.app_results import FUSED, TRAIN, BothForms, Outcome, for_screen, load_forms, run_forms
 from repnext_mm.timing import Latency
@@ -142,13 +142,13 @@ def latency_rows(outcome: Outcome) -> list[list[str]]:
 
 
 def note(forms: BothForms, outcome: Outcome) -> str:
-    """What the numbers are of, in Markdown."""
+    """What the numbers were measured on, in Markdown."""
     latency = outcome.latency['whole network'][TRAIN]
     lines = [
         f'Latency: median (first to last decile) of {latency.n} rounds in turns, input '
         f'{"x".join(map(str, outcome.input_shape))}, {forms.device}, threads: {outcome.threads}; reading and scaling '
         'the image are not in it. The train form of RepNeXt merges its branches at every pass and runs one '
-        'convolution; a network that runs branch by branch is slower.',
+        'convolution; running the branches one by one is slower.',
         f'Backbone: {forms.report}.' if forms.report else 'Nothing to fuse: the backbone is fused already, or plain.',
     ]
     if outcome.findings.left_out:
@@ -157,7 +157,7 @@ def note(forms: BothForms, outcome: Outcome) -> str:
 
 
 def _errors_as_sentences(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Whatever goes wrong is said on the page; what nobody foresaw is printed in full in the terminal too."""
+    """Show every error on the page; print an unexpected one with its traceback in the terminal too."""
 
     @wraps(function)
     def run(*values: Any) -> Any:
@@ -198,7 +198,7 @@ def _load(pair: Pair, *changed: int) -> BothForms:
 
 
 class _NothingFromElsewhere:
-    """Adds the policy to every answer (an ASGI middleware)."""
+    """Adds the content security policy to every response (an ASGI middleware)."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -217,4 +217,6 @@ def _gradio() -> Any:
     try:
         return import_module('gradio')
     except ImportError as error:
-        raise UserError(f"the page needs the package gradio ({error}): pip install 'repnext_mm[demo]'") from error
+        raise MissingPackageError(
+            f"the page needs the package gradio ({error}): pip install 'repnext_mm[demo]'"
+        ) from error

@@ -180,7 +180,7 @@ def _dataset_meta(pair: Pair, subject: Subject) -> Mapping[str, Any]:
     known = classes_in_checkpoint(read_checkpoint(pair.checkpoint))
     try:
         return known or classes_of_config(subject.config)
-    except Exception:  # without its data, a data set may raise anything; numbers will do for names
+    except Exception:  # without its data, a data set may raise anything; numbers serve as names then
         return {}
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from repnext_mm.apis import prepare_test
 from repnext_mm.apis.build import build_model
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.lab.bench.law_table import BRANCHES, FUSED, LIBRARY, TRAIN, contestants
 from repnext_mm.lab.demo.run import TOLERANCE, quick_options, trained
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, save_png
@@ -127,7 +127,7 @@ def data_options(data: str, root: str | None) -> dict[str, Any]:
         raise UserError(f"data '{data}' are unknown: choose digits, cifar10 or cifar100")
     root = root or f'data/{data}'
     if not (Path(root) / FOLDERS[data]).is_dir():
-        raise UserError(
+        raise MissingFileError(
             f'{data} is not in {root}: put its unpacked folder {FOLDERS[data]} there, or name another --data-root'
         )
     classes = 100 if data == 'cifar100' else 10

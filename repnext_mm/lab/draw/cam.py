@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repnext_mm.apis.config import classes_of_config
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.lab.draw.canvas import new_grid, save_png
 from repnext_mm.lab.draw.subject import Seen, Subject
 
@@ -189,6 +189,6 @@ def _grad_cam() -> Any:
     try:
         return import_module('pytorch_grad_cam')
     except ImportError as error:
-        raise UserError(
+        raise MissingPackageError(
             f"class activation maps need the package grad-cam ({error}): pip install 'repnext_mm[cam]'"
         ) from error

@@ -13,7 +13,7 @@ from torch import nn
 
 from repnext_mm.apis.build import build_model
 from repnext_mm.apis.config import load_config
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.lab.draw.cam import ActivationMap, NothingToExplain, activation_map
 from repnext_mm.lab.draw.canvas import new_grid, save_png
 from repnext_mm.lab.draw.subject import Seen, Subject, see
@@ -121,7 +121,7 @@ def draw_cam_sheet(
         UserError: the package grad-cam is missing, there is nothing to draw, or see ``activation_map``.
     """
     if not subjects or not images:
-        raise UserError(f'{len(subjects)} detectors and {len(images)} images make no sheet: give at least one of each')
+        raise UserError(f'{len(subjects)} detectors and {len(images)} images: give at least one of each')
     columns = 1 + len(subjects)
     figure, grid = new_grid(len(images), columns, (2.5 * columns + 0.9, 2.55 * len(images) + 0.9), title)
     drawn = None
@@ -173,7 +173,7 @@ def load_detectors(
 
 
 def _explained(subject: Subject, seen: Seen, *, method: str, level: int, label: str | None) -> ActivationMap | str:
-    """The map, or in words why there is none: one detector that misses an object must not cost the sheet."""
+    """The map, or in words why there is none: one detector that misses an object must not prevent the sheet."""
     try:
         return activation_map(subject, seen, method=method, layer=level_layer(subject.backbone, level), label=label)
     except NothingToExplain as nothing:
@@ -184,7 +184,7 @@ def _widths(network: str) -> list[int]:
     try:
         import timm
     except ImportError as error:
-        raise UserError(f'{network} needs the package timm ({error}): pip install timm') from error
+        raise MissingPackageError(f'{network} needs the package timm ({error}): pip install timm') from error
     if not timm.is_model(network):
         family = ', '.join(timm.list_models(f'{network.split("_")[0]}*')[:8]) or 'a name of timm.list_models()'
         raise UserError(f"network '{network}' is unknown: take one of {', '.join(PAPER)}, or of timm ({family})")
@@ -199,6 +199,6 @@ def _need_mmpretrain(network: str) -> None:
     try:
         import mmpretrain  # noqa: F401
     except ImportError as error:
-        raise UserError(
+        raise MissingPackageError(
             f'{network} is built by mmpretrain.TIMMBackbone ({error}): install mmpretrain beside mmdet'
         ) from error

@@ -1,4 +1,4 @@
-"""Effective kernels: every linear branch of every re-parameterized block, and the one kernel that they are."""
+"""Effective kernels: every linear branch of every re-parameterized block, and the one kernel that they equal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TITLE = 7.5  # inches that the title needs
 
 @torch.no_grad()
 def effective_kernels(backbone: nn.Module) -> dict[str, dict[str, Kernel]]:
-    """The branches of every re-parameterized module by their names, the last called ``'='``: what they are together.
+    """The branches of every re-parameterized module by their names, and as ``'='`` the one kernel that they equal.
 
     Kernels are float64 and each in its own window. The large scale's two convolutions are a chain; its ``'='`` is what
     they are where the border is further away than 5 rows.
@@ -77,7 +77,7 @@ def draw_kernels(
         (max(_CELL * (columns + 1.6), _TITLE), (_CELL + 0.28) * len(blocks) + 1.4),
         (
             f'{title}\n{values}, each panel scaled to its largest; gray: no weight\n'
-            '"=": the one kernel that the branches before it are'
+            '"=": the one kernel that the branches before it equal'
         ),
     )
     for line, (name, scales) in zip(axes, blocks.items(), strict=True):

@@ -31,7 +31,7 @@ def draw_sum(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
         2,
         6,
         (6 * _SIDE, 2 * _SIDE + 1.3),
-        'Branches of the small and of the medium scale, and the one kernel that they are\n'
+        'Branches of the small and of the medium scale, and the one kernel that they equal\n'
         '(red is positive, blue negative, strongest at the largest value of the row)',
     )
     for line, scale, size in zip(axes, (small, medium), (3, 7), strict=True):

@@ -47,18 +47,18 @@ def draw_predictions(
         UserError: one sentence with the value, the rule and the way out.
     """
     if count < 1:
-        raise UserError(f'count={count} images make no sheet: take at least 1')
+        raise UserError(f'count={count}: draw at least 1 image')
     config = prepare_test(config_path, checkpoint, options=options)
     scope = config.get('default_scope')
     if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
-        raise UserError(f"default_scope={scope!r} has no sheet: give a config of 'mmdet', 'mmseg' or 'mmpretrain'")
+        raise UserError(f"default_scope={scope!r} cannot be drawn: give a config of 'mmdet', 'mmseg' or 'mmpretrain'")
     init_default_scope(scope)
     model: Any = build_model(config, checkpoint, trust_pickle=trust_pickle).eval()
     missing = missing_truth(config, model)
     if missing is not None:
         raise UserError(
-            f"the test pipeline of '{config_path}' loads no truth, which the sheet shows: put {missing} into it, or "
-            'use tools/infer.py'
+            f"the test pipeline of '{config_path}' does not load the ground truth that the sheet shows: add {missing} "
+            'to it, or use tools/infer.py'
         )
     if fuse:
         model, _ = FuseBackboneHook().fuse_backbone(model)
@@ -128,7 +128,7 @@ def marked_classes(dataset: BaseDataset) -> set[int]:
 
 
 def missing_truth(config: Config, model: Any) -> str | None:
-    """The step that the test pipeline lacks to have a truth to compare with, if any."""
+    """The step that the test pipeline lacks to load the ground truth, if any."""
     steps = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
     loading = [step for step in steps if 'Annotations' in type_name(step['type'])]
     if config.default_scope == 'mmpretrain' or (config.default_scope == 'mmseg' and loading):

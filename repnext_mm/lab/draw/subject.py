@@ -1,4 +1,4 @@
-"""What is looked at: a model in train form, and images as it sees them."""
+"""The model to visualize, and images as its own config loads and preprocesses them."""
 
 from __future__ import annotations
 

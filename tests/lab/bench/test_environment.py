@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import repnext_mm
 from repnext_mm.lab.bench.environment import LIBRARIES, environment
 
 
@@ -20,3 +21,9 @@ def test_it_is_plain_and_names_what_counts():
 
 def test_it_names_no_folder():
     assert str(Path.home()) not in json.dumps(environment('cpu'))
+
+
+def test_it_names_the_commit_of_a_clone():
+    commit = environment('cpu')['commit']
+    assert (commit is not None) == (Path(repnext_mm.__file__).parents[1] / '.git').exists()
+    assert commit is None or len(commit.removesuffix('+changes')) == 12

@@ -66,7 +66,7 @@ def test_only_what_is_offered_is_read(tmp_path):
     offer = {'net.py': {'a.pth': Pair(tmp_path / 'net.py', tmp_path / 'a.pth')}}
     assert chosen(offer, 'net.py', 'a.pth').checkpoint == tmp_path / 'a.pth'
     for config, checkpoint in (('net.py', '../a.pth'), ('other.py', 'a.pth'), (str(tmp_path / 'net.py'), 'a.pth')):
-        with pytest.raises(ValueError, match='is not on offer any more: reload the page'):
+        with pytest.raises(ValueError, match='is no longer offered: reload the page'):
             chosen(offer, config, checkpoint)
 
 
@@ -86,7 +86,7 @@ def test_images_that_are_taken(tmp_path):
     ('width', 'height', 'words'),
     [
         (MAX_PIXELS // 1000, 1001, r"'a\.png' is 4000 x 1001, more than 4,000,000 pixels.*: scale it down"),
-        (30, 601, r"'a\.png' is 30 x 601, but one side may be at most 20 times the other: cut it"),
+        (30, 601, r"'a\.png' is 30 x 601, but one side may be at most 20 times the other: crop it"),
     ],
 )
 def test_images_that_are_too_large(width, height, words, tmp_path):

@@ -13,7 +13,7 @@ def test_table_is_aligned_markdown():
     rows = {'box AP': (0.51234, 0.5124), 'backbone parameters': (2073200, 2007080), 'latency, ms': (12.34, 9.8)}
     assert run.format_table(rows).splitlines() == [
         '|                     | train form |     fused |',
-        '|---------------------|-----------:|----------:|',
+        '| ------------------- | ---------: | --------: |',
         '| box AP              |      0.512 |     0.512 |',
         '| backbone parameters |  2,073,200 | 2,007,080 |',
         '| latency, ms         |       12.3 |       9.8 |',

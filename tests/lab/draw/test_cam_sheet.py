@@ -128,5 +128,5 @@ def test_other_configs_are_refused(tmp_path, image):
     subject = detector(load_config(CONFIG, options=digits(tmp_path)), 'repnext_m0')
     with pytest.raises(ValueError, match='level 4 does not exist: choose 0'):
         level_layer(subject.backbone, 4)
-    with pytest.raises(ValueError, match='0 detectors and 1 images make no sheet'):
+    with pytest.raises(ValueError, match='0 detectors and 1 images: give'):
         draw_cam_sheet([], [image], tmp_path / 'a.png', title='')

@@ -57,7 +57,9 @@ def made(tmp_path):
 def test_no_truth_to_show(made, tmp_path):
     pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
     _, weights, options = made(SEGMENTATION, **{'test_dataloader.dataset.pipeline': pipeline})
-    with pytest.raises(ValueError, match='loads no truth, which the sheet shows: put LoadAnnotations into it'):
+    with pytest.raises(
+        ValueError, match='does not load the ground truth that the sheet shows: add LoadAnnotations to it'
+    ):
         draw_predictions(SEGMENTATION, weights, tmp_path / 'sheet.png', options=options)
 
 
@@ -69,7 +71,7 @@ def test_masks_need_true_masks_and_boxes_true_boxes(made, tmp_path):
     pipeline = {'test_dataloader.dataset.pipeline': [dict(step) for step in steps]}
     for without, option in (({}, 'with_mask'), (BOXES_ONLY, 'with_bbox')):
         _, weights, options = made(DETECTION, **pipeline, **without)
-        with pytest.raises(ValueError, match=f'put LoadAnnotations with {option}=True into it'):
+        with pytest.raises(ValueError, match=f'add LoadAnnotations with {option}=True to it'):
             draw_predictions(DETECTION, weights, tmp_path / 'sheet.png', options=options)
 
 

@@ -1,8 +1,8 @@
-"""RepNeXt for detection, segmentation and classification with OpenMMLab 2.x.
+"""RepNeXt for detection, segmentation and classification with OpenMMLab 2.x, and the algebra that fuses any model.
 
-Importing this package registers everything that configs name in mmengine's root registries; it needs torch and
-mmengine only, and without mmengine it gives way to the parts that need torch alone. The command `repnext` registers
-when a verb runs: its help takes no seconds, and `repnext check env` works where torch is broken.
+The algebra, the networks and the reading of checkpoints need torch alone. Where mmengine is there, importing this
+package registers everything that configs name in mmengine's root registries. The command `repnext` registers when a
+verb runs: its help takes no seconds, and `repnext check env` works where torch is broken.
 """
 
 import sys
@@ -15,9 +15,30 @@ from typing import TYPE_CHECKING, Any
 from repnext_mm._moved import keep_former_paths
 from repnext_mm.version import __version__
 
-__all__ = ['__version__']
+if TYPE_CHECKING:
+    from repnext_mm.checkpoints import read_checkpoint
+    from repnext_mm.export import export_model
+    from repnext_mm.hooks import FuseBackboneHook
+    from repnext_mm.models import RepNeXt, RepNeXtU
+    from repnext_mm.reparam import FusionReport, Kernel, fuse, fuse_checked, relative_error
 
-keep_former_paths()
+__all__ = [
+    'FusionReport',
+    'Kernel',
+    'RepNeXt',
+    'RepNeXtU',
+    '__version__',
+    'fuse',
+    'fuse_checked',
+    'read_checkpoint',
+    'relative_error',
+]
+if _HAS_MMENGINE := find_spec('mmengine') is not None:
+    __all__ += ['FuseBackboneHook', 'export_model']
+
+_HOMES = {'FuseBackboneHook': 'hooks', 'export_model': 'export', 'read_checkpoint': 'checkpoints'}
+_HOMES |= dict.fromkeys(('RepNeXt', 'RepNeXtU'), 'models')
+_HOMES |= dict.fromkeys(('FusionReport', 'Kernel', 'fuse', 'fuse_checked', 'relative_error'), 'reparam')
 
 
 def _started_as_command() -> bool:
@@ -30,13 +51,18 @@ def _started_as_command() -> bool:
     return Path(program).name in ('repnext', 'repnext.exe', 'repnext-script.py')
 
 
-if find_spec('mmengine') is not None:
-    __all__ += ['FuseBackboneHook', 'RepNeXt', 'RepNeXtU']
-    if TYPE_CHECKING or not _started_as_command():
-        from repnext_mm._registered import FuseBackboneHook, RepNeXt, RepNeXtU
-
-
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module('repnext_mm._registered'), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    globals()[name] = value = getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+keep_former_paths()
+
+if _HAS_MMENGINE and not _started_as_command():
+    import_module('repnext_mm._registered')

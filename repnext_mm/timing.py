@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.errors import UserError
-from repnext_mm.reparam import forms_of, fuse
+from repnext_mm.reparam.checked import random_image
+from repnext_mm.reparam.fuse import fuse
+from repnext_mm.reparam.fusible import Form, Fusible, forms_of
 
 Calls = Mapping[str, Callable[[], object]]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,20 @@ def _wait(device: torch.device) -> None:
 def _check_rounds(rounds: int) -> None:
     if rounds < 1:
         raise UserError(f'rounds={rounds}: measure at least one round')
+
+
+def fastest_at(size: tuple[int, int]) -> Callable[[nn.Module], Form]:
+    """A choice for ``fuse_checked(form=...)``: the fastest form here and now, for an image of ``(height, width)``."""
+
+    def choose(backbone: nn.Module) -> Form:
+        if len(forms_of(backbone)) == len(Fusible.forms) or not fuse(backbone)[1]:
+            return 'default'  # nothing to choose from
+        form = fastest_form(backbone, random_image(backbone, size))
+        listed = ', '.join(f'{part or "all"}: {name}' for part, name in form.items())
+        _log.info('%s: fastest forms at %dx%d pixels: %s', type(backbone).__name__, *size, listed)
+        return form
+
+    return choose
 
 
 def fastest_form(

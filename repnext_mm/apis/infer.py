@@ -35,9 +35,9 @@ from repnext_mm.apis.image_file import existing, fit_picture, found_images, rena
 from repnext_mm.apis.safe_loading import reading_safely, resolved
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.errors import UserError
-from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import type_name
 from repnext_mm.models.base import deployed_like, fit_to_model
+from repnext_mm.reparam import fuse_checked
 
 _LEGIBLE = 320  # pixels of an image's short side
 
@@ -251,7 +251,7 @@ def _annotator(
     with building(config), reading_safely(trust_pickle=trust_pickle):
         inferencer = _inferencer(config, checkpoint, device=device, ema=ema)
     if fuse:
-        inferencer.model = _fused(inferencer.model)
+        inferencer.model, _ = fuse_checked(inferencer.model)
     settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
 
     def annotate(source: _Source, out: Path, say: _Say) -> None:
@@ -260,13 +260,6 @@ def _annotator(
             inferencer(str(file), out_dir=str(out.parents[1]), **settings)
 
     return annotate
-
-
-def _fused(model: Any) -> Any:
-    try:
-        return FuseBackboneHook().fuse_backbone(model)[0]
-    except RuntimeError as error:  # a sentence of the hook, for which a training has a traceback
-        raise UserError(str(error)) from error
 
 
 @contextmanager
@@ -301,7 +294,7 @@ def _classifier(
     file = resolved(checkpoint)
     model: Any = build_model(config, file, ema=ema, testing=True, trust_pickle=trust_pickle).to(device).eval()
     if fuse:
-        model = _fused(model)
+        model, _ = fuse_checked(model)
     known = classes_in_checkpoint(read_checkpoint(file, trust_pickle=trust_pickle)) or classes_of_config(config)
     pipeline = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,7 +112,7 @@ def plain_metadata(meta: Any) -> Any:
             )
         if isinstance(value, Mapping):
             return {str(key): plain(part, depth + 1) for key, part in value.items() if part is not None}
-        if isinstance(value, np.ndarray | np.generic | Tensor):
+        if isinstance(value, Tensor) or _is_of_numpy(value):
             if math.prod(max(size, 1) for size in value.shape) > _MAX_PARTS:  # also where one size is 0
                 return type(value).__name__
             value = value.tolist()
@@ -121,6 +121,11 @@ def plain_metadata(meta: Any) -> Any:
         return value if value is None or isinstance(value, str | int | float) else type(value).__name__
 
     return plain(meta, 0)
+
+
+def _is_of_numpy(value: Any) -> bool:
+    numpy = sys.modules.get('numpy')  # where it is absent, nothing is of it
+    return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
 
 
 def published_name(path: str | Path) -> Path:

@@ -15,10 +15,9 @@ from repnext_mm.apis.build import build_model
 from repnext_mm.apis.checks import check_checkpoint, check_model
 from repnext_mm.apis.config import load_config, unwrapped, without_teacher
 from repnext_mm.export.graphs import IMAGENET, Normalisation, Normalised, SegmentorLogits, without_frozen_sizes
-from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import ARCHITECTURES, Classifier, RepNeXt, load_classifier, type_name
 from repnext_mm.models.heads import TwoHeads
-from repnext_mm.reparam import Form, FusionReport, fuse, replaced
+from repnext_mm.reparam import Form, FusionReport, fuse, fuse_checked, replaced
 
 PARTS = ('backbone', 'classifier', 'model')
 
@@ -44,7 +43,7 @@ class Part:
         if isinstance(self.network, RepNeXt | Classifier):
             network, report = fuse(self.network, form=form)
         else:
-            network, report = FuseBackboneHook(form=form).fuse_backbone(self.network)
+            network, report = fuse_checked(self.network, form=form)
             network = replaced(network, lambda _, part: part.fused('default') if isinstance(part, TwoHeads) else None)
             if hasattr(network, 'decode_head'):
                 network = without_frozen_sizes(network)

@@ -2,6 +2,7 @@
 
 from repnext_mm.reparam.affine_laws import norm_after_transposed, norm_of_sum
 from repnext_mm.reparam.as_kernels import as_linear, as_pointwise, average_pool, norm_alone
+from repnext_mm.reparam.checked import FusionError, fuse_checked
 from repnext_mm.reparam.fuse import FusionReport, count_norms, count_parameters, fuse, sharded
 from repnext_mm.reparam.fusible import Form, Fusible, check_form, forms_of, fused_or_kept
 from repnext_mm.reparam.grouped import concat_grouped, ungroup
@@ -30,6 +31,7 @@ __all__ = [
     'Affine',
     'Form',
     'Fusible',
+    'FusionError',
     'FusionReport',
     'Kernel',
     'add',
@@ -53,6 +55,7 @@ __all__ = [
     'folds',
     'forms_of',
     'fuse',
+    'fuse_checked',
     'fused_or_kept',
     'generators_kept',
     'hooks_of_all_modules',

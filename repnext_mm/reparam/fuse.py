@@ -31,6 +31,7 @@ class FusionReport:
     norms_before: int
     norms_after: int
     refused: tuple[str, ...] = ()  # what was left as it is though it has a deploy form, and why
+    errors: tuple[float, ...] = ()  # of ``fuse_checked``: relative, per output level
 
     def __bool__(self) -> bool:
         return bool(self.modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -161,6 +162,5 @@ def _elements(shape: Sequence[int]) -> int:
 
 
 def _is_numpy_number(value: Any) -> bool:
-    import numpy as np
-
-    return isinstance(value, np.number | np.bool_)
+    numpy = sys.modules.get('numpy')
+    return numpy is not None and isinstance(value, numpy.number | numpy.bool_)

@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 
+try:
+    import numpy as np
+except ModuleNotFoundError:  # torch alone: arrays in a file are then refused as any other class is
+    np = None  # type: ignore[assignment]
+
 from repnext_mm.checkpoints._reader.budget import STEP, AttributeHolder, Budget
 from repnext_mm.checkpoints._reader.errors import NotReadError, RefusedGlobalError
 
@@ -35,8 +40,6 @@ class Standin:
 @cache
 def plain_objects() -> Mapping[str, Any]:
     """What stands for the globals that files may name beside their tensors."""
-    import numpy as np
-
     known: dict[str, Any] = {f'torch.{key}': value for key, value in vars(torch).items() if _is_constant(value)}
     functions: dict[str, Callable[..., Any]] = {
         'collections.OrderedDict': _ordered,
@@ -45,7 +48,6 @@ def plain_objects() -> Mapping[str, Any]:
         'torch.Size': _size,
         'torch.device': _device,
         'torch.serialization._get_layout': _layout,
-        'numpy.dtype': _dtype,
     }
     for module in _BUILTINS:
         functions |= {
@@ -55,14 +57,17 @@ def plain_objects() -> Mapping[str, Any]:
             f'{module}.bytearray': _bytearray,
             f'{module}.complex': _complex,
         }
-    for root in _NUMPY_ROOTS:
+    for root in _NUMPY_ROOTS if np is not None else ():
         functions |= {
             f'{root}.multiarray._reconstruct': _empty_array,
             f'{root}.multiarray.scalar': _number,
             f'{root}.numeric._frombuffer': _array,
+            'numpy.dtype': _dtype,
         }
     known |= {name: Standin(function) for name, function in functions.items()}
-    known |= {'argparse.Namespace': argparse.Namespace, 'numpy.ndarray': np.ndarray}
+    known['argparse.Namespace'] = argparse.Namespace
+    if np is not None:
+        known['numpy.ndarray'] = np.ndarray
     history = _history_buffer()
     return known | ({} if history is None else {_HISTORY_BUFFER: history})
 
@@ -78,11 +83,9 @@ def set_state(budget: Budget, made: Any, state: Any) -> None:
     Raises:
         pickle.UnpicklingError: it is not a state of such an object.
     """
-    import numpy as np
-
-    if isinstance(made, np.dtype):
+    if np is not None and isinstance(made, np.dtype):
         _set_byte_order(made, state)
-    elif type(made) is np.ndarray:
+    elif np is not None and type(made) is np.ndarray:
         _fill_array(budget, made, state)
     elif type(made) is OrderedDict or holds_attributes(type(made)):
         set_attributes(budget, made, state)
@@ -131,8 +134,6 @@ def _history_buffer() -> Any:
 
 
 def _check_history(made: Any) -> None:
-    import numpy as np
-
     state = vars(made)
     logged, counts = state.get('_log_history'), state.get('_count_history')
     both = type(logged) is np.ndarray and type(counts) is np.ndarray and logged.shape == counts.shape
@@ -238,8 +239,6 @@ def _layout(_: Budget, name: Any) -> torch.layout:
 
 
 def _dtype(_: Budget, code: Any, *_options: Any) -> Any:
-    import numpy as np
-
     if type(code) is not str or not re.fullmatch(r'[biufcSU]\d{1,6}', code):  # numbers and text
         shown = ascii(code[:20])[1:-1] if type(code) is str else type(code).__name__
         raise NotReadError(f"it holds an array of '{shown}', not of numbers or text: ask its author for plain tensors")
@@ -259,8 +258,6 @@ def _set_byte_order(made: Any, state: Any) -> None:
 
 
 def _number(budget: Budget, dtype: Any, content: Any) -> Any:
-    import numpy as np
-
     if not isinstance(dtype, np.dtype) or type(content) is not bytes or len(content) != dtype.itemsize:
         raise pickle.UnpicklingError('it holds an object as a number')
     budget.spend(len(content))
@@ -268,14 +265,10 @@ def _number(budget: Budget, dtype: Any, content: Any) -> Any:
 
 
 def _empty_array(*_: Any) -> Any:
-    import numpy as np
-
     return np.empty(0, 'b')
 
 
 def _fill_array(budget: Budget, made: Any, state: Any) -> None:
-    import numpy as np
-
     if type(state) is not tuple or len(state) != 5:
         raise pickle.UnpicklingError('it holds an array of an unknown kind')
     version, shape, dtype, by_columns, content = state
@@ -286,8 +279,6 @@ def _fill_array(budget: Budget, made: Any, state: Any) -> None:
 
 def _array(budget: Budget, content: Any, dtype: Any, shape: Any, order: Any) -> Any:
     """An array of protocol 5."""
-    import numpy as np
-
     if not isinstance(dtype, np.dtype) or dtype.hasobject or type(content) not in (bytes, bytearray):
         raise pickle.UnpicklingError('it holds an array of objects')
     shape = budget.spend_array(shape, dtype.itemsize)

@@ -27,6 +27,7 @@ from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.bench.networks import error, randomise
 from repnext_mm.lab.draw.subject import read_image
 from repnext_mm.models import type_name
+from repnext_mm.reparam import FusionReport, fuse_checked
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
 FORMS = ('train', 'fused')
@@ -71,9 +72,9 @@ def measure_whole_model(
 ) -> WholeModel:
     """Time the config's own test step on one image, the two forms in turn.
 
-    The backbone is fused through the config's ``FuseBackboneHook``, or a default one. What backbone, neck and heads
-    return is compared first. So that both forms do the same work, each round hands the heads behind them the
-    proposals and boxes that the trained form found, whichever form found others by rounding.
+    The backbone is fused as the config's ``FuseBackboneHook`` does it, or as ``fuse_checked`` does by default. What
+    backbone, neck and heads return is compared first. So that both forms do the same work, each round hands the heads
+    behind them the proposals and boxes that the trained form found, whichever form found others by rounding.
 
     Args:
         config_path: of a detector or a segmentor.
@@ -100,7 +101,7 @@ def measure_whole_model(
     model = _model(config, checkpoint, trust_pickle=trust_pickle).to(device).eval()
     pipeline = _pipeline(config)
     with torch.no_grad():
-        fused, report = _hook(config).fuse_backbone(model)
+        fused, report = _fused(config, model)
         runs = {form: Observed(m, pipeline, pixels) for form, m in zip(FORMS, (model, fused), strict=True)}
         found, agreement = _compared(runs, trained=checkpoint is not None)
         calls = {form: partial(run.timed, runs['train'].handed_on) for form, run in runs.items()}
@@ -274,12 +275,12 @@ def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) ->
     return model
 
 
-def _hook(config: Any) -> Any:
+def _fused(config: Any, model: Any) -> tuple[Any, FusionReport]:
     for settings in config.get('custom_hooks') or []:
         if type_name(settings['type']) == 'FuseBackboneHook':
             known = {key: value for key, value in settings.items() if key not in ('type', 'priority')}
-            return FuseBackboneHook(**known)
-    return FuseBackboneHook()
+            return FuseBackboneHook(**known).fuse_backbone(model)
+    return fuse_checked(model)
 
 
 def _pipeline(config: Any) -> Callable[[dict[str, Any]], Any]:

@@ -18,10 +18,9 @@ from torch import nn
 from repnext_mm.apis.config import classes_in_checkpoint, classes_of_config
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.errors import UserError
-from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.demo.app_inputs import Pair
 from repnext_mm.lab.draw.subject import Seen, Subject, load_subject, see
-from repnext_mm.reparam import FusionReport, relative_error
+from repnext_mm.reparam import FusionReport, fuse_checked, relative_error
 from repnext_mm.timing import Latency, measure_latency
 
 TRAIN, FUSED = 'train form', 'fused'
@@ -88,7 +87,7 @@ def load_forms(pair: Pair) -> BothForms:
         )
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     subject.model.to(device)
-    fused, report = FuseBackboneHook().fuse_backbone(subject.model)
+    fused, report = fuse_checked(subject.model)
     meta = _dataset_meta(pair, subject)
     classes = tuple(map(str, meta.get('classes') or ()))
     return BothForms(

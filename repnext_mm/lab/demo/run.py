@@ -18,9 +18,9 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from repnext_mm.apis import prepare_test, prepare_training, run_test, run_training
 from repnext_mm.apis.build import build_model
-from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.draw.predictions import draw_sheet
 from repnext_mm.lab.table import markdown_table
+from repnext_mm.reparam import fuse_checked
 from repnext_mm.timing import measure_latency
 
 TOLERANCE = 0.001  # of AP or IoU in 0..1: fusing must not change what the network says
@@ -159,7 +159,7 @@ def _compare_backbones(
     model: Any = build_model(config, checkpoint)
     model.to(get_device()).eval()
     fused: Any
-    fused, report = FuseBackboneHook().fuse_backbone(model)
+    fused, report = fuse_checked(model)
     size = _LATENCY_SIZE[config.default_scope]
     shape = (1, 3, size, size)
     image = torch.randn(shape, device=get_device())

@@ -20,9 +20,9 @@ from repnext_mm.apis.build import build_model
 from repnext_mm.apis.config import innermost_datasets
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.errors import UserError
-from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.lab.draw.canvas import legend_below, new_grid, save_png
 from repnext_mm.models import type_name
+from repnext_mm.reparam import fuse_checked
 
 MIN_SCORE = 0.5  # detections below it are not drawn
 PAIRS_IN_A_ROW = 2
@@ -61,7 +61,7 @@ def draw_predictions(
             'to it, or use tools/infer.py'
         )
     if fuse:
-        model, _ = FuseBackboneHook().fuse_backbone(model)
+        model, _ = fuse_checked(model)
     with reading_safely(trust_pickle=trust_pickle):
         dataset = DATASETS.build(config.test_dataloader.dataset)
     total = len(dataset)

@@ -38,7 +38,7 @@ from repnext_mm.checkpoints import (
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES, type_name
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import FusionReport, fuse, relative_error, within
+from repnext_mm.reparam import FusionReport, all_within, fuse, relative_error
 
 load_model = build_model  # its former name, kept for one release
 
@@ -150,7 +150,7 @@ def fuse_file(
     fused, report = fuse(model, foreign=False)  # what deploy=True builds, and no more
     if not report:
         raise UserError(f'{path} with {config_path} has nothing to fuse: it is fused already, or not RepNeXt')
-    if not within(errors, _TOLERANCE):
+    if not all_within(errors, _TOLERANCE):
         listed = ', '.join(f'{error:.1e}' for error in errors)
         raise UserError(
             f'{path} was not fused: outputs would differ by {listed} (relative, per level), more than '

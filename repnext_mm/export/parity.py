@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from repnext_mm.export.graphs import Normalised
 from repnext_mm.export.runtimes import Run
-from repnext_mm.reparam import relative_error
+from repnext_mm.reparam.verify import relative_error, worst
 
 
 def probes(model: nn.Module, shape: Sequence[int], *, dynamic: bool, batch: bool = True) -> list[Tensor]:
@@ -35,7 +34,7 @@ def parity(run: Run, reference: nn.Module, inputs: Sequence[Tensor]) -> tuple[fl
         ValueError: the outputs differ in number or shape.
     """
     errors = [relative_error(_Exported(run), reference, image) for image in inputs]
-    return tuple(_worst(each) for each in zip(*errors, strict=True))
+    return tuple(worst(each) for each in zip(*errors, strict=True))
 
 
 class _Exported(nn.Module):
@@ -45,10 +44,6 @@ class _Exported(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return self.run(image)
-
-
-def _worst(errors: Sequence[float]) -> float:
-    return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _other(size: int, eighths: int) -> int:

@@ -25,7 +25,7 @@ from repnext_mm.reparam.pointwise import pointwise_after, pointwise_before
 from repnext_mm.reparam.shortcut import eliminate_shortcut
 from repnext_mm.reparam.surgery import anchored, replaced
 from repnext_mm.reparam.unchanged import generators_kept, state_kept
-from repnext_mm.reparam.verify import relative_error, within
+from repnext_mm.reparam.verify import all_within, relative_error
 
 __all__ = [
     'Affine',
@@ -35,6 +35,7 @@ __all__ = [
     'FusionReport',
     'Kernel',
     'add',
+    'all_within',
     'anchored',
     'as_linear',
     'as_pointwise',
@@ -81,5 +82,4 @@ __all__ = [
     'ungroup',
     'why_called',
     'why_intercepted',
-    'within',
 ]

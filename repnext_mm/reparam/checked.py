@@ -16,7 +16,7 @@ from repnext_mm.reparam.fuse import FusionReport, count_norms, count_parameters,
 from repnext_mm.reparam.fusible import Form, check_form
 from repnext_mm.reparam.surgery import anchored, replaced
 from repnext_mm.reparam.unchanged import generators_kept, state_kept
-from repnext_mm.reparam.verify import relative_error, within
+from repnext_mm.reparam.verify import all_within, relative_error
 
 PROBE_SIZE = (65, 97)  # odd, and not square: borders and axes count
 USUAL_SIZE = (224, 224)  # for backbones that take one size
@@ -127,7 +127,7 @@ def _fused(module: nn.Module, form: Choice, tolerance: float, probe: Tensor | No
         errors = relative_error(fused, module, probe)
     if probe.dtype in (torch.float16, torch.bfloat16):
         tolerance = max(tolerance, HALF_PRECISION_ROUNDINGS * torch.finfo(probe.dtype).eps)
-    if not within(errors, tolerance):
+    if not all_within(errors, tolerance):
         raise FusionError(
             f'the fused {name} differs from the trained one by {", ".join(f"{error:.1e}" for error in errors)} '
             f'(relative, per level), more than {tolerance:.1e}: look for NaN or extreme norm statistics in the weights '

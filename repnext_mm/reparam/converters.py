@@ -17,7 +17,7 @@ from repnext_mm.reparam.kernel import exact, placed, refuse_training_norms
 from repnext_mm.reparam.plain_layers import on_the_instance
 from repnext_mm.reparam.surgery import anchored, replaced, sealed, skeleton
 from repnext_mm.reparam.unchanged import state_kept
-from repnext_mm.reparam.verify import relative_error, within
+from repnext_mm.reparam.verify import all_within, relative_error
 
 PROTOCOLS = ('switch_to_deploy', 'reparameterize', 'fuse')
 """Methods without arguments that convert a module in place, or return the deploy form; of several, the first counts.
@@ -128,7 +128,7 @@ class _Conversion:
             inner.training = modes.get(key, module.training)
         if given is not None:
             errors = relative_error(_Call(new, given), _Call(exact(module), given), torch.empty(0))
-            if not within(errors, TOLERANCE):
+            if not all_within(errors, TOLERANCE):
                 raise _Refused(f'it changes the output by {max(errors):.1e} (relative)')
         self.names.append(name)
         return _settled(self.walk(new, given, prefix=name, inside=True), module, kept)

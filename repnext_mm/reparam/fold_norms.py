@@ -39,7 +39,7 @@ from repnext_mm.reparam.plain_layers import (
 from repnext_mm.reparam.reached_by_code import Names, may_give, methods_with, reaches
 from repnext_mm.reparam.surgery import anchored, replaced, sealed
 from repnext_mm.reparam.unchanged import state_kept
-from repnext_mm.reparam.verify import relative_error, within
+from repnext_mm.reparam.verify import all_within, relative_error
 
 TOLERANCE = 1e-5  # relative. Checks run in float64, but a module may compute in float32 inside
 
@@ -191,9 +191,9 @@ def _agree(folded: nn.Module, model: nn.Module, probe: Tensor) -> bool:
             errors = relative_error(pair[0], pair[1], x)
         except Exception:  # whatever code raises where something is missing
             return False
-    if not within(expected, 0.0):
+    if not all_within(expected, 0.0):
         return True  # NaN, chance: nothing can be compared
-    return within(errors, TOLERANCE if x.dtype == torch.float64 else 1e-2)
+    return all_within(errors, TOLERANCE if x.dtype == torch.float64 else 1e-2)
 
 
 def _norms(model: nn.Module) -> set[nn.Module]:

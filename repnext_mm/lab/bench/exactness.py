@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repnext_mm.lab.bench.networks import randomise
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import Form, FusionReport, fuse, relative_error, within
-from repnext_mm.reparam.verify import _tensors as outputs_of
+from repnext_mm.reparam import Form, FusionReport, all_within, fuse, relative_error
+from repnext_mm.reparam.verify import outputs_of, randomise
 
 TOLERANCE_FLOAT64 = 1e-10
 TOLERANCE_FLOAT32 = 1e-4
@@ -44,7 +43,7 @@ class Consistency:
             f'{dtype}: relative error {", ".join(f"{level.relative:.1e}" for level in levels)}, '
             f'{self.tolerances[dtype]:.0e} is the limit'
             for dtype, levels in self.levels.items()
-            if not within([level.relative for level in levels], self.tolerances[dtype])
+            if not all_within([level.relative for level in levels], self.tolerances[dtype])
         )
 
 
@@ -91,19 +90,7 @@ def with_random_statistics(model: nn.Module, *, shape: Sequence[int] = (1, 3, 22
 
     They are fitted to images of ``shape``, so that activations stay in range.
     """
-    randomise(_OnImage(model, torch.randn(*shape, generator=torch.Generator().manual_seed(seed))), seed=seed)
-    return model
-
-
-class _OnImage(nn.Module):
-    """A network that sees an image of its own, whatever it is given: some networks take one size only."""
-
-    def __init__(self, network: nn.Module, image: Tensor) -> None:
-        super().__init__()
-        self.network, self.image = network, image
-
-    def forward(self, _: Tensor) -> object:
-        return self.network(self.image)
+    return randomise(model, seed=seed, image=torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
 def _levels(fused: nn.Module, reference: nn.Module, image: Tensor) -> tuple[LevelError, ...]:

@@ -19,7 +19,7 @@ from repnext_mm.lab.bench.named_models import build_named
 from repnext_mm.lab.table import markdown_table
 from repnext_mm.models import RepNeXt
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import Form, fuse, relative_error, within
+from repnext_mm.reparam import Form, all_within, fuse, relative_error
 from repnext_mm.timing import Latency, measure_latency
 
 BRANCHES, TRAIN, LIBRARY, FUSED = 'branches', 'train form', "library's own", 'fused'
@@ -157,7 +157,7 @@ def contestants(
     found = {} if apart is model else {BRANCHES: copy.deepcopy(apart)}
     found[TRAIN] = copy.deepcopy(model)
     theirs = library_fused(model)
-    if theirs is not None and within(relative_error(theirs, model, image), LIBRARY_TOLERANCE):
+    if theirs is not None and all_within(relative_error(theirs, model, image), LIBRARY_TOLERANCE):
         found[LIBRARY] = theirs
     return {**found, FUSED: fused}
 

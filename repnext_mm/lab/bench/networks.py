@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -13,11 +12,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx.experimental import optimization
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.models import ARCHITECTURES, FORMS, Classifier
 from repnext_mm.reparam import Form, fuse
+from repnext_mm.reparam.verify import randomise
 from repnext_mm.timing import fastest_form
 
 TRAIN_FORM = 'train'  # the train form in eval mode: branches merged on the fly, norms folded on the fly
@@ -100,9 +99,9 @@ def build_train_form(model: str, *, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     name, whole = model.removesuffix(CLASSIFIER), model.endswith(CLASSIFIER)
     if name in PEERS:
-        return randomise(build_peer(name, whole=whole), seed=seed)
+        return _randomised(build_peer(name, whole=whole), seed)
     network = Scores(name) if whole else MODELS.build({'type': 'RepNeXt', 'arch': name})
-    return randomise(network.eval(), seed=seed)
+    return _randomised(network.eval(), seed)
 
 
 class Scores(Classifier):
@@ -194,54 +193,6 @@ def memory_format_of(image: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-@torch.no_grad()
-def randomise(network: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Give norms, biases and layer scales values that no fusing mistake survives; fresh ones hide them all.
-
-    Norms divide by more where activations would outgrow half precision.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(shape: torch.Size, low: float, high: float) -> Tensor:
-        return torch.rand(shape, generator=generator) * (high - low) + low
-
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        norm.weight.copy_(uniform(norm.weight.shape, 0.5, 1.5))
-        norm.bias.copy_(uniform(norm.bias.shape, -0.5, 0.5))
-        cast(Tensor, norm.running_mean).copy_(uniform(norm.bias.shape, -0.5, 0.5))
-        cast(Tensor, norm.running_var).copy_(uniform(norm.bias.shape, 0.5, 2.0))
-    affine = {id(parameter) for norm in norms for parameter in norm.parameters()}
-    for parameter in network.parameters():
-        constant = parameter.numel() > 1 and bool(parameter.min() == parameter.max())
-        if constant and id(parameter) not in affine:
-            low, high = (-0.1, 0.1) if parameter.flatten()[0] == 0 else (0.1, 0.3)  # biases; layer scales, near nothing
-            parameter.copy_(uniform(parameter.shape, low, high))
-    hooks = [norm.register_forward_pre_hook(_tame) for norm in norms]
-    network(torch.randn(2, 3, 64, 64, generator=generator))
-    for hook in hooks:
-        hook.remove()
-    return network
-
-
-def error(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float:
-    """Largest difference over largest reference value, of the worst level; NaN where anything is not finite.
-
-    Raises:
-        ValueError: levels or shapes disagree.
-    """
-    shapes, expected = [tuple(x.shape) for x in outputs], [tuple(x.shape) for x in references]
-    if shapes != expected:
-        raise ValueError(f'outputs of shapes {shapes} where the train form gives {expected}')
-    worst = 0.0
-    for output, reference in zip(outputs, references, strict=True):
-        output, reference = output.detach().double().cpu(), reference.double().cpu()
-        if not (output.isfinite().all() and reference.isfinite().all()):
-            return math.nan
-        worst = max(worst, ((output - reference).abs().max() / reference.abs().max()).item())
-    return worst
-
-
 def tolerance(dtype: torch.dtype, *, tf32: bool = False) -> float:
     """The largest error that counts as rounding; TF32 rounds like float16."""
     if tf32 and dtype == torch.float32:
@@ -251,5 +202,5 @@ def tolerance(dtype: torch.dtype, *, tf32: bool = False) -> float:
     return HALF_PRECISION_ROUNDINGS * torch.finfo(dtype).eps / 2
 
 
-def _tame(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    cast(Tensor, norm.running_var).mul_(max(1.0, inputs[0].var().item()))
+def _randomised(network: nn.Module, seed: int) -> nn.Module:
+    return randomise(network, seed=seed, image=torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))

@@ -14,11 +14,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from repnext_mm.errors import UserError
-from repnext_mm.lab.bench.networks import memory_format_of, randomise
+from repnext_mm.lab.bench.networks import memory_format_of
 from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.models.repnext import RepDWConv
 from repnext_mm.reparam import fuse, replaced
+from repnext_mm.reparam.verify import randomise
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
 SHAPES = {'coco': (2, 3, 800, 1344), 'ade20k': (4, 3, 512, 512), '512': (2, 3, 512, 512)}
@@ -153,7 +154,9 @@ def ways_to_train(settings: Mapping[str, Any], *, like: Tensor) -> dict[str, Way
     Two ways with norms in the same mode share their parameters and their optimizer, whose learning rate is 0.
     """
     ways = {}
-    source = randomise(MODELS.build(dict(settings)).eval())
+    source = randomise(
+        MODELS.build(dict(settings)).eval(), image=torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    )
     for suffix, norm_eval in (('', False), (EVAL_NORMS, True)):
         online: Any = copy.deepcopy(source)
         online.norm_eval = norm_eval

@@ -24,10 +24,10 @@ from repnext_mm.apis.build import build_model
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook
-from repnext_mm.lab.bench.networks import error, randomise
 from repnext_mm.lab.draw.subject import read_image
 from repnext_mm.models import type_name
 from repnext_mm.reparam import FusionReport, fuse_checked
+from repnext_mm.reparam.verify import distances, randomise, worst
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
 FORMS = ('train', 'fused')
@@ -232,7 +232,7 @@ def _compared(runs: Mapping[str, Observed], *, trained: bool) -> tuple[float, fl
         expected = train.looked_at({})[0]
         alone = fused.looked_at({})[0]
         fused.looked_at(train.handed_on)
-    found = error(fused.tensors, train.tensors)
+    found = worst(distances(fused.tensors, train.tensors))
     agreement = None if 'detections' in train.counts and not trained else _agreement(alone, expected)
     if not found <= TOLERANCE or (agreement is not None and agreement < AGREEMENT):
         raise RuntimeError(
@@ -271,7 +271,7 @@ def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) ->
             part['score_thr'] = 0.0
     torch.manual_seed(0)
     model: Any = build_model(config, trust_pickle=trust_pickle).eval()
-    randomise(model.backbone)
+    randomise(model.backbone, image=torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     return model
 
 

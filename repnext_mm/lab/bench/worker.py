@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.jobs import Job
-from repnext_mm.lab.bench.networks import AUTO, Variant, build_train_form, error, in_form, resolved, tolerance
+from repnext_mm.lab.bench.networks import AUTO, Variant, build_train_form, in_form, resolved, tolerance
 from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, Run, prepare
 from repnext_mm.reparam import count_norms, count_parameters
+from repnext_mm.reparam.verify import distances, worst
 from repnext_mm.timing import event_times, wall_times, warm_up
 
 MIB = 2**20
@@ -116,9 +117,9 @@ def _prepare_one(job: Job, variant: Variant, image: Tensor, row: dict[str, Any])
     with torch.inference_mode():
         outputs = run()
         row['prepare_s'] = round(time.perf_counter() - start, 3)
-        distance = error([output[:1] for output in outputs], references)
+        error = worst(distances([output[:1] for output in outputs], references))
         del outputs
-    row['error'] = None if math.isnan(distance) else distance  # JSON has no NaN
+    row['error'] = None if math.isnan(error) else error  # JSON has no NaN
     row['tolerance'] = tolerance(torch.bfloat16 if native else image.dtype, tf32=job.tf32)
     if job.device == 'cuda':
         if job.runtime != 'cudagraph':  # a graph took its memory when it was captured
@@ -128,9 +129,9 @@ def _prepare_one(job: Job, variant: Variant, image: Tensor, row: dict[str, Any])
         torch.cuda.synchronize()
         # its weights and activations; the image and the variants before it are not counted
         row['peak_memory_mib'] = round((torch.cuda.max_memory_allocated() - base) / MIB, 1)
-    if not distance <= row['tolerance']:
+    if not error <= row['tolerance']:
         row['reason'] = (
-            f'differs from the float32 train form by {distance:.1e}, more than {row["tolerance"]:.1e}: not timed'
+            f'differs from the float32 train form by {error:.1e}, more than {row["tolerance"]:.1e}: not timed'
         )
         return None
     return run

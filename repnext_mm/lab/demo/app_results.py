@@ -21,6 +21,7 @@ from repnext_mm.errors import UserError
 from repnext_mm.lab.demo.app_inputs import Pair
 from repnext_mm.lab.draw.subject import Seen, Subject, load_subject, see
 from repnext_mm.reparam import FusionReport, fuse_checked, relative_error
+from repnext_mm.reparam.verify import distance
 from repnext_mm.timing import Latency, measure_latency
 
 TRAIN, FUSED = 'train form', 'fused'
@@ -277,7 +278,7 @@ def _other_instances(reference: Any, other: Any) -> dict[str, str]:
 def _other_regions(reference: Any, other: Any) -> dict[str, str]:
     a, b = reference.seg_logits.data, other.seg_logits.data
     return {
-        'logits, relative': f'{((a - b).abs().max() / a.abs().max()).item():.1e}',
+        'logits, relative': f'{distance(b, a):.1e}',
         'pixels of another class': _of_pixels(reference.pred_sem_seg.data != other.pred_sem_seg.data),
     }
 

@@ -13,6 +13,7 @@ from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import new_figure, save_png
 from repnext_mm.models.repnext import ChunkConv
 from repnext_mm.reparam import fuse
+from repnext_mm.reparam.verify import distance
 
 SCALES = ('identity', 'small', 'medium', 'large')
 _WINDOWS = {'identity': 'no kernel', 'small': '3x3', 'medium': '7x7', 'large': '1x11, 11x1'}
@@ -69,7 +70,7 @@ def draw_features(
         for name, model in (('train form', backbone), ('fused', fused))
     }
     train, merged = (torch.cat([*chunks.values()], dim=1) for chunks in rows.values())
-    error = ((merged - train).abs().max() / train.abs().max()).item()
+    error = distance(merged, train)
     height, width = train.shape[2:]
     figure = new_figure(
         (_SIDE * 5, _SIDE * 2 + 1.4),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repnext_mm.errors import UserError
 from repnext_mm.reparam.fuse import FusionReport, count_norms, count_parameters, fuse, sharded
 from repnext_mm.reparam.fusible import Form, check_form
-from repnext_mm.reparam.surgery import anchored, replaced
+from repnext_mm.reparam.surgery import anchored, replaced, skeleton
 from repnext_mm.reparam.unchanged import generators_kept, state_kept
 from repnext_mm.reparam.verify import all_within, relative_error
 
@@ -73,12 +73,10 @@ def fuse_checked(
         for name, part in (backbones_of(bare) or {'': bare}).items():
             fused, reports[name] = _fused(part.eval(), form, tolerance, probe)
             if reports[name]:
-                new[part] = fused
+                new[part] = _apart(fused, {module for module, training in flags.items() if training})
     finally:
         for module, training in flags.items():
             module.training = training
-    for fused in new.values():
-        fused.eval()
     if not new:
         return model, _joined(reports)
     result = replaced(bare, lambda _, module: new.get(module))
@@ -135,6 +133,12 @@ def _fused(module: nn.Module, form: Choice, tolerance: float, probe: Tensor | No
         )
     _log.info('%s: %s; relative error %.1e over %d levels', name, report, max(errors), len(errors))
     return fused, replace(report, errors=errors)
+
+
+def _apart(fused: nn.Module, training: set[nn.Module]) -> nn.Module:
+    """A module in eval mode that shares no module with those that go back to training mode, only their tensors."""
+    stay = anchored(fused)  # these cannot be copied
+    return replaced(fused, lambda _, module: skeleton(module)[0] if module in training else None, left=stay)
 
 
 def _probe(module: nn.Module) -> Tensor | None:

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from repnext_mm.reparam.affine_laws import norm_after_transposed, norm_of_sum
 from repnext_mm.reparam.data_flow import Node, Way, optional_arguments, ways_through
 from repnext_mm.reparam.frozen_norms import is_frozen, read_affine
 from repnext_mm.reparam.fusible import Fusible
 from repnext_mm.reparam.kernel import Affine, Kernel, exact, read
-from repnext_mm.reparam.laws import norm_after, norm_before, split
+from repnext_mm.reparam.laws import norm_after, norm_after_transposed, norm_before, norm_of_sum, split
 from repnext_mm.reparam.plain_layers import (
     OfDimension,
     axes,

@@ -454,15 +454,15 @@ class WithFlag(Written):
 
 
 def test_a_probe_finds_what_following_the_code_does_not(monkeypatch):
-    from repnext_mm.reparam import conv_norm_pairs
+    from repnext_mm.reparam import fold_norms
 
-    original = conv_norm_pairs._norm_after
+    original = fold_norms._norm_after
 
     def wrong(layer, norm):
         kernel = original(layer, norm)
         return kernel._replace(weight=kernel.weight * (1.1 if layer.kernel_size == (1, 1) else 1))
 
-    monkeypatch.setattr(conv_norm_pairs, '_norm_after', wrong)
+    monkeypatch.setattr(fold_norms, '_norm_after', wrong)
     model = nn.Sequential(
         nn.Sequential(conv(), nn.BatchNorm2d(6)), nn.ReLU(), nn.Sequential(conv(6, 6, 1), nn.BatchNorm2d(6))
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from repnext_mm import FuseBackboneHook, RepNeXt
-from repnext_mm.reparam import count_norms
+from repnext_mm.reparam.fuse import count_norms
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 BACKBONE = dict(type='RepNeXt', arch=TINY)

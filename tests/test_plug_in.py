@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
 from repnext_mm import FuseBackboneHook
-from repnext_mm.reparam import count_norms
+from repnext_mm.reparam.fuse import count_norms
 
 pytest.importorskip('mmcv.ops')
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from repnext_mm.models import ARCHITECTURES
-from repnext_mm.reparam import count_norms
+from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomise, worst_error
 
 timm = pytest.importorskip('timm')

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from repnext_mm.models import ARCHITECTURES
-from repnext_mm.reparam import count_norms, count_parameters
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 from tests.conftest import randomise, worst_error
 from tests.models.test_repnext import PUBLISHED
 

@@ -38,7 +38,8 @@ from repnext_mm.checkpoints import (
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES, type_name
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import FusionReport, all_within, fuse, relative_error
+from repnext_mm.reparam import FusionReport, fuse, relative_error
+from repnext_mm.reparam.verify import all_within
 
 load_model = build_model  # its former name, kept for one release
 

@@ -37,7 +37,7 @@ from repnext_mm.lab.bench.law_table import (
 )
 from repnext_mm.lab.bench.named_models import build_named
 from repnext_mm.lab.table import markdown_table
-from repnext_mm.reparam import count_norms, count_parameters
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 from repnext_mm.timing import Latency
 
 OPERATIONS = ('consistency', 'speed', 'all')

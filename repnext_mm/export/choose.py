@@ -13,7 +13,7 @@ from repnext_mm.export.parts import Part
 from repnext_mm.export.runtimes import RUNTIMES, open_exported
 from repnext_mm.export.suffix import SUFFIXES
 from repnext_mm.export.write import export_model
-from repnext_mm.reparam import forms_of
+from repnext_mm.reparam.fusible import forms_of
 from repnext_mm.timing import Latency, measure_latency
 
 

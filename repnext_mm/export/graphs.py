@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repnext_mm.reparam import replaced
+from repnext_mm.reparam.surgery import replaced
 
 
 class Normalisation(NamedTuple):

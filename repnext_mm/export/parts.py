@@ -17,7 +17,9 @@ from repnext_mm.apis.config import load_config, unwrapped, without_teacher
 from repnext_mm.export.graphs import IMAGENET, Normalisation, Normalised, SegmentorLogits, without_frozen_sizes
 from repnext_mm.models import ARCHITECTURES, Classifier, RepNeXt, load_classifier, type_name
 from repnext_mm.models.heads import TwoHeads
-from repnext_mm.reparam import Form, FusionReport, fuse, fuse_checked, replaced
+from repnext_mm.reparam import FusionReport, fuse, fuse_checked
+from repnext_mm.reparam.fusible import Form
+from repnext_mm.reparam.surgery import replaced
 
 PARTS = ('backbone', 'classifier', 'model')
 

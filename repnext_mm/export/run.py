@@ -11,7 +11,8 @@ from repnext_mm.export.choose import Choice, choose_form
 from repnext_mm.export.parts import load_part
 from repnext_mm.export.suffix import check_format, format_of
 from repnext_mm.export.write import ExportReport, check_options, export_model
-from repnext_mm.reparam import Form, FusionReport, check_form
+from repnext_mm.reparam import FusionReport
+from repnext_mm.reparam.fusible import Form, check_form
 
 
 @dataclass(frozen=True, kw_only=True)

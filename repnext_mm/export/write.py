@@ -19,7 +19,7 @@ from repnext_mm.export.runtimes import RUNTIMES, Run, open_exported
 from repnext_mm.export.suffix import SUFFIXES, check_format
 from repnext_mm.export.writers import MIN_SIZE, OPSETS, WRITERS, traced
 from repnext_mm.models.repnext import RepDWConv
-from repnext_mm.reparam import all_within
+from repnext_mm.reparam.verify import all_within
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3  # float16 rounds each weight by up to 5e-4 of it; seen are 5e-4 of the largest output

@@ -16,9 +16,10 @@ from torch import nn
 
 from repnext_mm import timing
 from repnext_mm.errors import UserError
-from repnext_mm.reparam import Form, FusionError, FusionReport, fuse_checked, replaced
+from repnext_mm.reparam import FusionError, FusionReport, fuse_checked
 from repnext_mm.reparam.checked import backbones_of, check_tolerance
-from repnext_mm.reparam.fusible import check_form
+from repnext_mm.reparam.fusible import Form, check_form
+from repnext_mm.reparam.surgery import replaced
 
 
 @HOOKS.register_module()

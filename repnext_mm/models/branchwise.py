@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from repnext_mm.models.repnext import ConvNorm, Downsample, MetaNeXtBlock, RepDWConv
 from repnext_mm.models.repnext_u import PatchMerging, PatchStem, RepUnit
-from repnext_mm.reparam import replaced
+from repnext_mm.reparam.surgery import replaced
 
 
 def branch_by_branch(model: nn.Module) -> nn.Module:

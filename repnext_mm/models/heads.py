@@ -12,20 +12,10 @@ from repnext_mm.checkpoints import LoadReport, load_strictly, read_checkpoint, s
 from repnext_mm.errors import UserError
 from repnext_mm.models.registry import register
 from repnext_mm.models.repnext import RepNeXt
-from repnext_mm.reparam import (
-    Fusible,
-    Kernel,
-    average,
-    exact,
-    folds,
-    is_intercepted,
-    is_plain,
-    norm_before,
-    read,
-    read_norm,
-    to_linear,
-    why_called,
-)
+from repnext_mm.reparam import Fusible, Kernel, affine_of, as_float64, kernel_of, norm_before
+from repnext_mm.reparam.kernel import is_affine, to_linear
+from repnext_mm.reparam.laws import average
+from repnext_mm.reparam.plain_layers import is_intercepted, is_plain, why_called
 
 
 class NormLinear(Fusible):
@@ -40,11 +30,11 @@ class NormLinear(Fusible):
 
     def kernel(self) -> Kernel:
         """The equivalent linear layer; see ``mergeable`` for when there is one."""
-        return norm_before(read_norm(self.norm), read(self.linear))
+        return norm_before(affine_of(self.norm), kernel_of(self.linear))
 
     def mergeable(self) -> bool:
         """Whether calling both layers is the linear layer of ``kernel()``."""
-        return folds(self.norm) and is_plain(self.norm) and is_plain(self.linear)
+        return is_affine(self.norm) and is_plain(self.norm) and is_plain(self.linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C) -> (N, classes)``."""
@@ -53,10 +43,10 @@ class NormLinear(Fusible):
         return self.linear(self.norm(x))
 
     def fused(self, form: str) -> nn.Module:
-        return to_linear(exact(self).kernel(), like=self.linear) if self.mergeable() else self
+        return to_linear(as_float64(self).kernel(), like=self.linear) if self.mergeable() else self
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        if folds(self.norm):
+        if is_affine(self.norm):
             yield self.norm, why_called(self.norm)
             yield self.linear, why_called(self.linear)
 
@@ -90,7 +80,7 @@ class TwoHeads(Fusible):
         heads = (self.head, self.head_dist)
         if any(type(head) is not NormLinear or is_intercepted(head) or not head.mergeable() for head in heads):
             return None
-        return to_linear(average(*(exact(head).kernel() for head in heads)), like=self.head.linear)
+        return to_linear(average(*(as_float64(head).kernel() for head in heads)), like=self.head.linear)
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
         for head in (self.head, self.head_dist):

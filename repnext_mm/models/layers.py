@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
 from repnext_mm.errors import UserError
-from repnext_mm.reparam import hooks_of_all_modules, is_intercepted, is_plain, why_intercepted
+from repnext_mm.reparam.plain_layers import hooks_of_all_modules, is_intercepted, is_plain, why_intercepted
 
 if hasattr(torch.compiler, 'is_compiling'):
     from torch.compiler import is_compiling

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repnext_mm.models.layers import called_one_by_one, depthwise
-from repnext_mm.reparam import Fusible, Kernel, chain_biased, concat, embed, identity, read, to_conv
+from repnext_mm.reparam import Fusible, Kernel, chain_biased, concat, embed, identity, kernel_of, to_conv
 
 MERGED_FORMS = ('half', 'three_quarters', 'dense')
 """Scales merged into larger ones: small and medium (``half`` of the channels), the identity too, all in one 11x11."""
@@ -36,7 +36,7 @@ def merged(form: str, small: Kernel, medium: Kernel, large: nn.Sequential) -> nn
         return HalfMixer(_conv(concat(*both), like=row), large)
     if form == 'three_quarters':
         return HalfMixer(_conv(concat(kept, *both), like=row), large)
-    wide, border = chain_biased(_as(medium, read(row)), _as(medium, read(col)))
+    wide, border = chain_biased(_as(medium, kernel_of(row)), _as(medium, kernel_of(col)))
     every = concat(*(embed(kernel, (11, 11)) for kernel in (kept, *both)), wide)
     return DenseMixer(_conv(every, like=row), _conv(border, like=row))
 

@@ -39,24 +39,20 @@ from repnext_mm.reparam import (
     Fusible,
     Kernel,
     add,
+    affine_of,
+    as_float64,
     chain,
-    convolve,
     dilate,
     embed,
-    exact,
-    folds,
-    fused_or_kept,
-    is_intercepted,
-    is_plain,
+    kernel_of,
     norm_after,
     norm_before,
-    read,
-    read_norm,
     split,
     to_conv,
-    why_called,
-    why_intercepted,
 )
+from repnext_mm.reparam.fusible import fused_or_kept
+from repnext_mm.reparam.kernel import convolve, is_affine
+from repnext_mm.reparam.plain_layers import is_intercepted, is_plain, why_called, why_intercepted
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,7 @@ class RepDWConv(Fusible):
         return self.branches(x)
 
     def fused(self, form: str) -> nn.Module:
-        return to_conv(exact(self).kernel(), like=self.geometry) if self.mergeable() else self
+        return to_conv(as_float64(self).kernel(), like=self.geometry) if self.mergeable() else self
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
         for conv, built in zip(self.children(), self._built, strict=True):
@@ -190,9 +186,9 @@ class RepDWConvS(RepDWConv):
         return self.conv_3_3
 
     def branch_kernels(self) -> dict[str, Kernel]:
-        row, col = read(self.conv_3_w), read(self.conv_3_h)
+        row, col = kernel_of(self.conv_3_w), kernel_of(self.conv_3_h)
         cross = {'1x3': row, '3x1': col} if self.parallel else {'1x3 3x1': chain(row, col)}
-        return {**cross, '3x3': read(self.conv_3_3), '2x2 wide': dilate(read(self.conv_2_2), 2)}
+        return {**cross, '3x3': kernel_of(self.conv_3_3), '2x2 wide': dilate(kernel_of(self.conv_2_2), 2)}
 
     def branches(self, x: Tensor) -> Tensor:
         cross = self.conv_3_w(x) + self.conv_3_h(x) if self.parallel else self.conv_3_h(self.conv_3_w(x))
@@ -220,11 +216,11 @@ class RepDWConvM(RepDWConv):
 
     def branch_kernels(self) -> dict[str, Kernel]:
         return {
-            '7x7': read(self.conv_7_7),
-            '5x3': read(self.conv_5_3),
-            '3x5': read(self.conv_3_5),
-            '1x7 7x1': chain(read(self.conv_7_w), read(self.conv_7_h)),
-            '1x5 5x1': chain(read(self.conv_5_w), read(self.conv_5_h)),
+            '7x7': kernel_of(self.conv_7_7),
+            '5x3': kernel_of(self.conv_5_3),
+            '3x5': kernel_of(self.conv_3_5),
+            '1x7 7x1': chain(kernel_of(self.conv_7_w), kernel_of(self.conv_7_h)),
+            '1x5 5x1': chain(kernel_of(self.conv_5_w), kernel_of(self.conv_5_h)),
         }
 
     def branches(self, x: Tensor) -> Tensor:
@@ -272,7 +268,9 @@ class ChunkConv(Fusible):
     def fused(self, form: str) -> nn.Module:
         readable = _is_readable(self.conv_s) and _is_readable(self.conv_m)
         if form in MERGED_FORMS and readable and not any(reason for _, reason in self.obstacles(form)):
-            small_kernel, medium_kernel = (_kernel(cast(Scale, exact(scale))) for scale in (self.conv_s, self.conv_m))
+            small_kernel, medium_kernel = (
+                _kernel(cast(Scale, as_float64(scale))) for scale in (self.conv_s, self.conv_m)
+            )
             return merged(form, small_kernel, medium_kernel, cast(nn.Sequential, self.conv_l))
         small, medium = fused_or_kept(self.conv_s, form), fused_or_kept(self.conv_m, form)
         unchanged = small is self.conv_s and medium is self.conv_m
@@ -325,11 +323,11 @@ class ConvNorm(Fusible):
 
     def kernel(self) -> Kernel:
         """The equivalent convolution; see ``mergeable`` for when there is one."""
-        return norm_after(read(self.conv), read_norm(self.norm))
+        return norm_after(kernel_of(self.conv), affine_of(self.norm))
 
     def mergeable(self) -> bool:
         """Whether calling both layers is the convolution with ``kernel()``."""
-        return folds(self.norm) and is_plain(self.conv) and is_plain(self.norm)
+        return is_affine(self.norm) and is_plain(self.conv) and is_plain(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, O, H / stride, W / stride)``."""
@@ -340,10 +338,10 @@ class ConvNorm(Fusible):
         return self.norm(self.conv(x))
 
     def fused(self, form: str) -> nn.Module:
-        return to_conv(exact(self).kernel(), like=self.conv) if self.mergeable() else self
+        return to_conv(as_float64(self).kernel(), like=self.conv) if self.mergeable() else self
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        if folds(self.norm):
+        if is_affine(self.norm):
             for layer in (self.conv, self.norm):
                 yield layer, why_called(layer)
 
@@ -412,7 +410,7 @@ class MetaNeXtBlock(Fusible):
         mixer = _fused_mixer(self.channel_mixer, form)
         if form != 'keep_norms' and self._absorbs() and isinstance(mixer[0], nn.Conv2d):
             expand, *others = mixer
-            kernel = norm_before(read_norm(exact(self.norm)), _pointwise_kernel(exact(self.channel_mixer[0])))
+            kernel = norm_before(affine_of(as_float64(self.norm)), _pointwise_kernel(as_float64(self.channel_mixer[0])))
             norm, mixer = (
                 nn.Identity(),
                 overwriting(nn.Sequential(to_conv(kernel, like=cast(nn.Conv2d, expand)), *others)),
@@ -433,7 +431,7 @@ class MetaNeXtBlock(Fusible):
 
     def _absorbs(self) -> bool:
         """Whether the first 1x1 may take in the norm before it: both are read then, not called."""
-        if not (folds(self.norm) and is_plain(self.norm) and _is_mixer(self.channel_mixer)):
+        if not (is_affine(self.norm) and is_plain(self.norm) and _is_mixer(self.channel_mixer)):
             return False
         expand = self.channel_mixer[0]
         if type(expand) is ConvNorm and not is_intercepted(expand):
@@ -442,13 +440,13 @@ class MetaNeXtBlock(Fusible):
 
     def _normed_and_mixed(self, y: Tensor) -> Tensor:
         """``channel_mixer(norm(y))``; in train form with the norm and the first 1x1 as one where they may be read."""
-        expand = _first(self.channel_mixer) if folds(self.norm) else None
+        expand = _first(self.channel_mixer) if is_affine(self.norm) else None
         if not isinstance(expand, ConvNorm) or called_one_by_one(y) or not self._absorbs():
             return self.channel_mixer(self.norm(y))
-        norm, (_, act, project) = read_norm(self.norm), self.channel_mixer
+        norm, (_, act, project) = affine_of(self.norm), self.channel_mixer
         if expand.mergeable():
             return project(act(convolve(y, norm_before(norm, expand.kernel()), like=expand.conv)))
-        return project(act(expand.norm(convolve(y, norm_before(norm, read(expand.conv)), like=expand.conv))))
+        return project(act(expand.norm(convolve(y, norm_before(norm, kernel_of(expand.conv)), like=expand.conv))))
 
 
 class Downsample(Fusible):
@@ -487,7 +485,7 @@ class Downsample(Fusible):
             return self
         norm, mixer = self.norm, _fused_mixer(self.channel_mixer, form)
         if form != 'keep_norms' and self._absorbs():
-            token_mixer, norm = _with_norm(self.token_mixer, read_norm(exact(self.norm))), nn.Identity()
+            token_mixer, norm = _with_norm(self.token_mixer, affine_of(as_float64(self.norm))), nn.Identity()
             mixer = overwriting(mixer)
         else:
             token_mixer = fused_or_kept(self.token_mixer, form)
@@ -505,7 +503,7 @@ class Downsample(Fusible):
 
     def _absorbs(self) -> bool:
         """Whether the token mixer may take in the norm behind it: both are read then, not called."""
-        if not (folds(self.norm) and is_plain(self.norm)):
+        if not (is_affine(self.norm) and is_plain(self.norm)):
             return False
         if type(self.token_mixer) is CopyConv:
             return not is_intercepted(self.token_mixer) and all(map(_is_readable, _scales(self.token_mixer)))
@@ -513,11 +511,11 @@ class Downsample(Fusible):
 
     def _normed(self, x: Tensor) -> Tensor:
         """The token mixer and the norm, as one where the norm of the train form may be folded on the fly."""
-        in_train_form = folds(self.norm) and isinstance(_first(self.channel_mixer), ConvNorm)
+        in_train_form = is_affine(self.norm) and isinstance(_first(self.channel_mixer), ConvNorm)
         if not in_train_form or called_one_by_one(x) or not self._absorbs():
             return self.norm(self.token_mixer(x))
         scales = _scales(self.token_mixer)
-        kernels = _normed_kernels(scales, read_norm(self.norm))
+        kernels = _normed_kernels(scales, affine_of(self.norm))
         outputs = [convolve(x, kernel, like=_geometry(scale)) for scale, kernel in zip(scales, kernels, strict=True)]
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
@@ -708,11 +706,11 @@ def _fused_mixer(mixer: nn.Sequential, form: str) -> nn.Sequential:
 
 
 def _pointwise_kernel(layer: nn.Module) -> Kernel:
-    return layer.kernel() if isinstance(layer, ConvNorm) else read(cast(nn.Conv2d, layer))
+    return layer.kernel() if isinstance(layer, ConvNorm) else kernel_of(cast(nn.Conv2d, layer))
 
 
 def _has_to_fuse(norm: nn.Module, mixer: nn.Module, form: str) -> bool:
-    return (form != 'keep_norms' and folds(norm)) or any(isinstance(layer, Fusible) for layer in mixer.children())
+    return (form != 'keep_norms' and is_affine(norm)) or any(isinstance(layer, Fusible) for layer in mixer.children())
 
 
 def _mixer_obstacles(mixer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -723,7 +721,7 @@ def _mixer_obstacles(mixer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _norm_obstacles(norm: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    if folds(norm):
+    if is_affine(norm):
         yield norm, why_called(norm)
 
 
@@ -741,7 +739,7 @@ def _normed_kernels(scales: Iterable[Scale], norm: Affine) -> list[Kernel]:
 def _with_norm(mixer: nn.Module, norm: Affine) -> nn.Module:
     """The deploy form of a strided mixer with the norm of its output folded in, as read from an ``exact`` copy."""
     scales = _scales(mixer)
-    kernels = _normed_kernels(map(exact, scales), norm)
+    kernels = _normed_kernels(map(as_float64, scales), norm)
     convs = [to_conv(kernel, like=_geometry(scale)) for scale, kernel in zip(scales, kernels, strict=True)]
     return CopyConv(*convs) if isinstance(mixer, CopyConv) else convs[0]
 
@@ -766,7 +764,7 @@ def _is_pair(large: nn.Module) -> bool:
 
 
 def _kernel(scale: Scale) -> Kernel:
-    return scale.kernel() if isinstance(scale, RepDWConv) else read(scale)
+    return scale.kernel() if isinstance(scale, RepDWConv) else kernel_of(scale)
 
 
 def _geometry(scale: Scale) -> nn.Conv2d:

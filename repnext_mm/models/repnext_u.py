@@ -32,22 +32,19 @@ from repnext_mm.reparam import (
     Fusible,
     Kernel,
     add,
+    affine_of,
+    as_float64,
     concat,
-    convolve,
     eliminate_shortcut,
     embed,
-    exact,
-    folds,
-    fused_or_kept,
-    is_plain,
+    kernel_of,
     norm_after,
     norm_before,
-    read,
-    read_norm,
     to_conv,
-    why_called,
-    why_intercepted,
 )
+from repnext_mm.reparam.fusible import fused_or_kept
+from repnext_mm.reparam.kernel import convolve, is_affine
+from repnext_mm.reparam.plain_layers import is_plain, why_called, why_intercepted
 
 WINDOW = (7, 7)
 EPS = 1e-6  # of the units' norms
@@ -103,7 +100,7 @@ class RepUnit(Fusible):
 
     def mergeable(self) -> bool:
         """Whether calling the branches is the convolution with ``kernel()``."""
-        if not all(folds(norm) for norm in self.norms):
+        if not all(is_affine(norm) for norm in self.norms):
             return False
         return all(is_plain(layer) for layer in self.children()) and self._built == self._geometries()
 
@@ -119,12 +116,12 @@ class RepUnit(Fusible):
     def fused(self, form: str) -> nn.Module:
         if not self.mergeable():
             return self
-        kernel, weight = exact(self).kernel(), self.dwconv1.weight
+        kernel, weight = as_float64(self).kernel(), self.dwconv1.weight
         like = depthwise(len(kernel.weight), WINDOW).to(weight.device, weight.dtype)
         return to_conv(kernel, like=like.train(self.training))
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        if all(folds(norm) for norm in self.norms):
+        if all(is_affine(norm) for norm in self.norms):
             for layer, built in zip(self.children(), self._built, strict=True):
                 yield layer, why_called(layer) or ('' if geometry(layer) == built else 'its geometry was changed')
 
@@ -156,8 +153,8 @@ class RepUnit1(RepUnit):
         return (self.norm,)
 
     def kernel(self) -> Kernel:
-        sizes = (embed(read(conv), WINDOW) for conv in (self.dwconv1, self.dwconv2, self.dwconv3))
-        return norm_after(concat(*sizes), read_norm(self.norm))
+        sizes = (embed(kernel_of(conv), WINDOW) for conv in (self.dwconv1, self.dwconv2, self.dwconv3))
+        return norm_after(concat(*sizes), affine_of(self.norm))
 
     def branches(self, x: Tensor) -> Tensor:
         first, second, third = x.chunk(3, dim=1)
@@ -189,7 +186,8 @@ class SummedUnit(RepUnit):
         """The kernel of each branch with its norm, under a name that gives its size; each in its own window."""
         branches = zip((self.dwconv1, self.dwconv2, self.dwconv3), self.norms, strict=True)
         return {
-            'x'.join(map(str, conv.kernel_size)): norm_after(read(conv), read_norm(norm)) for conv, norm in branches
+            'x'.join(map(str, conv.kernel_size)): norm_after(kernel_of(conv), affine_of(norm))
+            for conv, norm in branches
         }
 
     def kernel(self) -> Kernel:
@@ -260,7 +258,7 @@ class UnitBlock(Fusible):
         if form != 'no_shortcut' or any(reason for _, reason in block.obstacles(form)):
             return block
         convs = cast(tuple[nn.Conv2d, ...], (feature, self.pwconv1, self.pwconv2))
-        spatial, expand, project = (read(exact(conv)) for conv in convs)
+        spatial, expand, project = (kernel_of(as_float64(conv)) for conv in convs)
         kernels = eliminate_shortcut(spatial, expand, project)
         return SingleBranch(*(to_conv(kernel, like=conv) for kernel, conv in zip(kernels, convs, strict=True)))
 
@@ -315,11 +313,11 @@ class PatchStem(nn.Sequential, Fusible):
     def kernel(self) -> Kernel:
         """The equivalent convolution; see ``mergeable`` for when there is one."""
         conv, norm = cast(tuple[nn.Conv2d, nn.Module], tuple(self))
-        return norm_after(read(conv), read_norm(norm))
+        return norm_after(kernel_of(conv), affine_of(norm))
 
     def mergeable(self) -> bool:
         """Whether calling both layers is the convolution with ``kernel()``."""
-        return folds(self[1]) and is_plain(self[0]) and is_plain(self[1])
+        return is_affine(self[1]) and is_plain(self[0]) and is_plain(self[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, I, H, W) -> (N, C, H // 4, W // 4)``."""
@@ -332,10 +330,10 @@ class PatchStem(nn.Sequential, Fusible):
         return x
 
     def fused(self, form: str) -> nn.Module:
-        return to_conv(exact(self).kernel(), like=cast(nn.Conv2d, self[0])) if self.mergeable() else self
+        return to_conv(as_float64(self).kernel(), like=cast(nn.Conv2d, self[0])) if self.mergeable() else self
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        for layer in self if folds(self[1]) else ():
+        for layer in self if is_affine(self[1]) else ():
             yield layer, why_called(layer)
 
 
@@ -348,12 +346,12 @@ class PatchMerging(nn.Sequential, Fusible):
     def kernel(self) -> Kernel:
         """The equivalent convolution; see ``mergeable`` for when there is one."""
         norm, conv = cast(tuple[nn.Module, nn.Conv2d], tuple(self))
-        return norm_before(read_norm(norm), read(conv), unpadded=True)
+        return norm_before(affine_of(norm), kernel_of(conv), unpadded=True)
 
     def mergeable(self) -> bool:
         """Whether calling both layers is the convolution with ``kernel()``."""
         norm, conv = self
-        return folds(norm) and is_plain(norm) and is_plain(conv) and conv.padding == (0, 0)
+        return is_affine(norm) and is_plain(norm) and is_plain(conv) and conv.padding == (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, O, H // 2, W // 2)``."""
@@ -366,11 +364,11 @@ class PatchMerging(nn.Sequential, Fusible):
         return x
 
     def fused(self, form: str) -> nn.Module:
-        return to_conv(exact(self).kernel(), like=cast(nn.Conv2d, self[1])) if self.mergeable() else self
+        return to_conv(as_float64(self).kernel(), like=cast(nn.Conv2d, self[1])) if self.mergeable() else self
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
         norm, conv = self
-        if folds(norm):
+        if is_affine(norm):
             yield norm, why_called(norm)
             yield conv, why_called(conv) or ('' if conv.padding == (0, 0) else 'its geometry was changed')
 

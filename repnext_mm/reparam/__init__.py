@@ -1,14 +1,18 @@
-"""The algebra of re-parameterization and the surgery that applies it; torch only."""
+"""The algebra of re-parameterization: a convolution is a value, laws are functions of values, fusing is one of models.
+
+It needs torch alone. Here stands what a user of the algebra imports; how it is done stands in the modules.
+"""
+
+import warnings
+from typing import Any
 
 from repnext_mm.reparam.checked import FusionError, fuse_checked
-from repnext_mm.reparam.fuse import FusionReport, count_norms, count_parameters, fuse, sharded
-from repnext_mm.reparam.fusible import Form, Fusible, check_form, forms_of, fused_or_kept
-from repnext_mm.reparam.kernel import Affine, Kernel, convolve, exact, folds, read, read_norm, to_conv, to_linear
+from repnext_mm.reparam.fuse import FusionReport, fuse
+from repnext_mm.reparam.fusible import Fusible
+from repnext_mm.reparam.kernel import Affine, Kernel, affine_of, as_float64, is_affine, kernel_of, to_conv
 from repnext_mm.reparam.laws import (
     add,
-    as_linear,
     as_pointwise,
-    average,
     average_pool,
     chain,
     chain_biased,
@@ -27,48 +31,32 @@ from repnext_mm.reparam.laws import (
     split,
     ungroup,
 )
-from repnext_mm.reparam.plain_layers import hooks_of_all_modules, is_intercepted, is_plain, why_called, why_intercepted
 from repnext_mm.reparam.shortcut import eliminate_shortcut
-from repnext_mm.reparam.surgery import anchored, replaced
-from repnext_mm.reparam.unchanged import generators_kept, state_kept
-from repnext_mm.reparam.verify import all_within, relative_error
+from repnext_mm.reparam.verify import relative_error
 
 __all__ = [
     'Affine',
-    'Form',
     'Fusible',
     'FusionError',
     'FusionReport',
     'Kernel',
     'add',
-    'all_within',
-    'anchored',
-    'as_linear',
+    'affine_of',
+    'as_float64',
     'as_pointwise',
-    'average',
     'average_pool',
     'chain',
     'chain_biased',
-    'check_form',
     'concat',
     'concat_grouped',
-    'convolve',
-    'count_norms',
-    'count_parameters',
     'dilate',
     'eliminate_shortcut',
     'embed',
-    'exact',
-    'folds',
-    'forms_of',
     'fuse',
     'fuse_checked',
-    'fused_or_kept',
-    'generators_kept',
-    'hooks_of_all_modules',
     'identity',
-    'is_intercepted',
-    'is_plain',
+    'is_affine',
+    'kernel_of',
     'norm_after',
     'norm_after_transposed',
     'norm_alone',
@@ -76,16 +64,22 @@ __all__ = [
     'norm_of_sum',
     'pointwise_after',
     'pointwise_before',
-    'read',
-    'read_norm',
     'relative_error',
-    'replaced',
-    'sharded',
     'split',
-    'state_kept',
     'to_conv',
-    'to_linear',
     'ungroup',
-    'why_called',
-    'why_intercepted',
 ]
+
+_FORMER = {'exact': as_float64, 'folds': is_affine, 'read': kernel_of, 'read_norm': affine_of}  # for one release
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FORMER:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    new = _FORMER[name]
+    warnings.warn(
+        f'{__name__}.{name} is called {new.__name__} now, and the former name goes with the next release',
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return new

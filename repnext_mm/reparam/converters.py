@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from repnext_mm.reparam.fusible import Fusible
-from repnext_mm.reparam.kernel import exact, placed, refuse_training_norms
+from repnext_mm.reparam.kernel import as_float64, placed, refuse_training_norms
 from repnext_mm.reparam.plain_layers import on_the_instance
 from repnext_mm.reparam.surgery import anchored, replaced, sealed, skeleton
 from repnext_mm.reparam.unchanged import state_kept
@@ -114,7 +114,7 @@ class _Conversion:
         return replaced(root, deploy_form, left=self._left)
 
     def _converted(self, name: str, module: nn.Module, method: str, given: Inputs | None) -> nn.Module | None:
-        copy = exact(module)
+        copy = as_float64(module)
         kept = list(copy.parameters())  # not their ids only, which others could get
         with _defaults_of(copy), torch.no_grad():
             returned = getattr(copy, method)()
@@ -127,7 +127,7 @@ class _Conversion:
         for key, inner in new.named_modules():
             inner.training = modes.get(key, module.training)
         if given is not None:
-            errors = relative_error(_Call(new, given), _Call(exact(module), given), torch.empty(0))
+            errors = relative_error(_Call(new, given), _Call(as_float64(module), given), torch.empty(0))
             if not all_within(errors, TOLERANCE):
                 raise _Refused(f'it changes the output by {max(errors):.1e} (relative)')
         self.names.append(name)

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from repnext_mm.reparam.data_flow import Node, Way, optional_arguments, ways_through
 from repnext_mm.reparam.frozen_norms import is_frozen, read_affine
 from repnext_mm.reparam.fusible import Fusible
-from repnext_mm.reparam.kernel import Affine, Kernel, exact, read
+from repnext_mm.reparam.kernel import Affine, Kernel, as_float64, kernel_of
 from repnext_mm.reparam.laws import norm_after, norm_after_transposed, norm_before, norm_of_sum, split
 from repnext_mm.reparam.plain_layers import (
     OfDimension,
@@ -129,14 +129,14 @@ def _folded(
 
 def _absorbed(fold: Fold) -> dict[nn.Module, nn.Module]:
     """What stands for the norm and the layers of a fold."""
-    affine = read_affine(exact(fold.norm))
+    affine = read_affine(as_float64(fold.norm))
     new: dict[nn.Module, nn.Module] = {}
     if fold.law == 'after':
         for layer, own in _parts(fold.tree, affine):
             new[layer] = with_kernel(layer, _norm_after(layer, own))
     else:
         for layer in fold.layers:
-            kernel = norm_before(affine, read(exact(cast(_ConvNd, layer))), unpadded=True)
+            kernel = norm_before(affine, kernel_of(as_float64(cast(_ConvNd, layer))), unpadded=True)
             new[layer] = with_kernel(layer, kernel)
     left = [cast(nn.Module, behind(fold.norm))]
     if axes(fold.layers[0]) < 2:  # norms of these take inputs of another dimension too
@@ -147,7 +147,7 @@ def _absorbed(fold: Fold) -> dict[nn.Module, nn.Module]:
 
 
 def _norm_after(layer: nn.Module, norm: Affine) -> Kernel:
-    kernel = read(exact(cast(_ConvNd, layer)))
+    kernel = kernel_of(as_float64(cast(_ConvNd, layer)))
     if isinstance(layer, _ConvTransposeNd):
         new = norm_after_transposed(kernel, norm, groups=layer.groups)
     else:
@@ -181,7 +181,7 @@ def _leaves(tree: Tree) -> list[nn.Module]:
 
 def _agree(folded: nn.Module, model: nn.Module, probe: Tensor) -> bool:
     try:
-        pair, x = [exact(folded), exact(model)], probe.to('cpu', torch.float64)
+        pair, x = [as_float64(folded), as_float64(model)], probe.to('cpu', torch.float64)
     except Exception:  # what cannot be copied is compared as it is
         pair, x = [folded, model], probe
     with state_kept(model):

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from repnext_mm.reparam.kernel import Affine, is_frozen_norm, read_norm
+from repnext_mm.reparam.kernel import Affine, affine_of, is_frozen_norm
 
 USUAL_EPS = 1e-5  # of classes that write it down in their forward only
 _NUMBERS = ('weight', 'bias', 'running_mean', 'running_var')
@@ -37,7 +37,7 @@ def looks_frozen(norm: nn.Module) -> bool:
 def read_affine(norm: nn.Module) -> Affine:
     """The affine map of a batch norm with fixed statistics, frozen or in eval mode."""
     if is_frozen_norm(norm) or not looks_frozen(norm):
-        return read_norm(norm)
+        return affine_of(norm)
     weight, bias, mean, variance = (cast(Tensor, getattr(norm, name)) for name in _NUMBERS)
     scale = weight * (variance + cast(float, getattr(norm, 'eps', USUAL_EPS))).rsqrt()
     return Affine(scale, bias - mean * scale)

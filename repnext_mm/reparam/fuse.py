@@ -50,8 +50,8 @@ def fuse(
 ) -> tuple[nn.Module, FusionReport]:
     """Fuse a model; kernels are computed in float64 and cast back once.
 
-    First every ``Fusible``, then the modules of other libraries that have their own method for it (see ``foreign``),
-    then batch norms with the plain layers around them (see ``conv_norm_pairs``). What does more than its class says
+    First every ``Fusible``, then the modules of other libraries that have their own method for it (see ``converters``),
+    then batch norms with the plain layers around them (see ``fold_norms``). What does more than its class says
     (hooks, replaced methods), and what code may use in a way that cannot be followed, is left as it is and named in
     the report. Random generators are left where they are.
 
@@ -61,7 +61,7 @@ def fuse(
             longest name that holds a module counts, and what none holds gets ``default``.
         copy: return a model that shares nothing with ``model``. By default, what was not fused is shared, so that
             converting it in place (``half()``, ``to()``, ``train()``) would convert ``model`` too.
-        foreign: fuse also what is no ``Fusible``. Without, the rest keeps its structure and its weights' names.
+        foreign: fuse also what is not a ``Fusible``. Without, the rest keeps its structure and its weights' names.
         probe: an input of the model, to check the methods of other libraries and the folded norms with: what changes
             the output is left out. Without it, such methods are taken at their word; compare with ``relative_error``.
 

@@ -32,12 +32,12 @@ class Affine(NamedTuple):
     shift: Tensor  # (C,)
 
 
-def read(layer: _ConvNd | nn.Linear) -> Kernel:
+def kernel_of(layer: _ConvNd | nn.Linear) -> Kernel:
     """The kernel of a layer, as the layer's own parameters (gradients flow to them)."""
     return Kernel(layer.weight, layer.bias)
 
 
-def folds(norm: nn.Module) -> bool:
+def is_affine(norm: nn.Module) -> bool:
     """Whether a norm is an affine map right now: a frozen batch norm, or one in eval mode with running statistics."""
     if isinstance(norm, _BatchNorm):
         return not norm.training and norm.running_mean is not None
@@ -49,7 +49,7 @@ def is_frozen_norm(norm: nn.Module) -> bool:
     return (type(norm).__module__.partition('.')[0], type(norm).__name__) in FROZEN_NORMS
 
 
-def read_norm(norm: nn.Module) -> Affine:
+def affine_of(norm: nn.Module) -> Affine:
     """The affine map of a batch norm in eval mode; gradients flow to its weight and bias.
 
     Raises:
@@ -59,7 +59,7 @@ def read_norm(norm: nn.Module) -> Affine:
         scale = cast(Tensor, norm.weight) * (cast(Tensor, norm.running_var) + cast(float, norm.eps)).rsqrt()
         return Affine(scale, cast(Tensor, norm.bias) - cast(Tensor, norm.running_mean) * scale)
     if not isinstance(norm, _BatchNorm):
-        raise ValueError(f'{type(norm).__name__} is no affine map: only batch norms fold, keep this norm as it is')
+        raise ValueError(f'{type(norm).__name__} is not an affine map: only batch norms fold, keep this norm as it is')
     if norm.training or norm.running_mean is None or norm.running_var is None:
         raise ValueError(
             f'{type(norm).__name__} uses batch statistics: folding needs running statistics, call eval() first'
@@ -83,7 +83,7 @@ def refuse_training_norms(name: str, module: nn.Module) -> None:
             )
 
 
-def exact(module: ModuleT) -> ModuleT:
+def as_float64(module: ModuleT) -> ModuleT:
     """A float64 copy on the CPU to compute kernels with, so that they do not depend on dtype or device."""
     clone = copy.deepcopy(module)
     if any(parameter.is_meta for parameter in clone.parameters()):

@@ -32,7 +32,7 @@ def embed(kernel: Kernel, size: Sequence[int]) -> Kernel:
 def dilate(kernel: Kernel, step: int) -> Kernel:
     """Write a dilated kernel as a dense one: 2x2 with dilation 2 becomes the four corners of a 3x3."""
     if step < 1:
-        raise ValueError(f'dilation {step} is no dilation: it must be >= 1')
+        raise ValueError(f'dilation {step} is not a dilation: it must be >= 1')
     outputs, inputs, *window = kernel.weight.shape
     # not written into slices, which exporters do not know: zeros behind every weight, then the last ones cut off
     spread = kernel.weight.reshape(outputs, inputs, *(n for length in window for n in (length, 1)))
@@ -351,9 +351,9 @@ def norm_alone(norm: Affine, *, size: Sequence[int] = (1, 1), groups: int | None
 
 
 def as_pointwise(linear: Kernel, *, axes: int = 2) -> Kernel:
-    """A linear layer over the channels as a 1x1 convolution of an image with so many axes."""
+    """A linear layer over the channels as a 1x1 convolution over this many spatial axes."""
     if linear.weight.dim() != 2:
-        raise ValueError(f'a kernel of shape {tuple(linear.weight.shape)} is no linear layer: it needs (O, I)')
+        raise ValueError(f'a kernel of shape {tuple(linear.weight.shape)} is not a linear layer: it needs (O, I)')
     return Kernel(linear.weight[(..., *[None] * axes)], linear.bias)
 
 
@@ -364,14 +364,14 @@ def as_linear(pointwise: Kernel) -> Kernel:
     """
     if pointwise.weight.dim() < 3 or any(length != 1 for length in pointwise.weight.shape[2:]):
         raise ValueError(
-            f'a kernel of shape {tuple(pointwise.weight.shape)} is no linear layer: its window must be 1 along all axes'
+            f'a kernel of shape {tuple(pointwise.weight.shape)} is not a linear layer: its window must be 1'
         )
     return Kernel(pointwise.weight.flatten(1), pointwise.bias)
 
 
 def _check_pointwise(kernel: Kernel) -> None:
     if any(length != 1 for length in kernel.weight.shape[2:]):
-        raise ValueError(f'a {tuple(kernel.weight.shape[2:])} kernel is no 1x1: its window must be 1 along all axes')
+        raise ValueError(f'a {tuple(kernel.weight.shape[2:])} kernel is not a 1x1: its window must be 1 along all axes')
 
 
 def _common_groups(first: Kernel, then: Kernel, groups: tuple[int, int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from repnext_mm.reparam.frozen_norms import is_frozen
-from repnext_mm.reparam.kernel import Kernel, folds, is_frozen_norm, placed
+from repnext_mm.reparam.kernel import Kernel, is_affine, is_frozen_norm, placed
 from repnext_mm.reparam.surgery import sealed, skeleton
 
 _CONV_FORWARDS = tuple((kind.forward, kind._conv_forward) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
@@ -133,7 +133,7 @@ def is_norm(module: nn.Module) -> bool:
     """
     if sealed(module) or type(module).__call__ is not nn.Module.__call__:
         return False
-    return (folds(module) or is_frozen(module)) and behind(module) is not None
+    return (is_affine(module) or is_frozen(module)) and behind(module) is not None
 
 
 def on_the_instance(module: nn.Module) -> str:

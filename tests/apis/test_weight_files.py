@@ -22,7 +22,8 @@ from repnext_mm.apis.weight_files import (
 )
 from repnext_mm.checkpoints import load_strictly, plain_metadata, read_checkpoint, write_checkpoint
 from repnext_mm.models import ARCHITECTURES
-from repnext_mm.reparam import count_norms, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms
 from tests.checkpoints import files
 from tests.configs import CONFIGS
 from tests.conftest import randomise, worst_error

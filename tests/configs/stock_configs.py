@@ -32,7 +32,8 @@ from torch import Tensor, nn
 import repnext_mm
 from repnext_mm import FuseBackboneHook
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import count_norms, replaced
+from repnext_mm.reparam.fuse import count_norms
+from repnext_mm.reparam.surgery import replaced
 from tests.conftest import randomise
 
 PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DATA_SAMPLERS, MODELS, TRANSFORMS, init_default_scope
 
 from repnext_mm.models import resolve_arch
-from repnext_mm.reparam import count_parameters
+from repnext_mm.reparam.fuse import count_parameters
 from tests.configs import CONFIGS
 from tests.models.test_repnext import PUBLISHED
 

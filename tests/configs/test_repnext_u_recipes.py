@@ -14,7 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 
 from repnext_mm.models import UNIT_ARCHITECTURES
-from repnext_mm.reparam import count_parameters
+from repnext_mm.reparam.fuse import count_parameters
 from tests.configs import CONFIGS
 from tests.models.test_repnext_u import PUBLISHED
 

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 from repnext_mm import FuseBackboneHook, RepNeXt
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.hooks import StrictLoadHook
-from repnext_mm.reparam import count_norms, relative_error
+from repnext_mm.reparam import relative_error
+from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomise
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from repnext_mm import FuseBackboneHook
-from repnext_mm.reparam import count_norms, relative_error
+from repnext_mm.reparam import relative_error
+from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomise
 
 pytest.importorskip('mmcv.ops')

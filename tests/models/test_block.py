@@ -10,7 +10,8 @@ from torch import nn
 
 from repnext_mm.models.layers import depthwise
 from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage
-from repnext_mm.reparam import count_norms, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomise, worst_error
 
 CHANNELS = 8

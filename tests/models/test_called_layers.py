@@ -20,7 +20,8 @@ from repnext_mm.models.heads import NormLinear, TwoHeadLinear
 from repnext_mm.models.mixer_forms import DenseMixer
 from repnext_mm.models.repnext import ConvNorm, CopyConv, MetaNeXtBlock, RepDWConvM
 from repnext_mm.models.repnext_u import REP_UNITS, PatchMerging, PatchStem, UnitBlock
-from repnext_mm.reparam import fuse, fused_or_kept
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fusible import fused_or_kept
 from tests.conftest import randomise, worst_error
 from tests.models.test_block import CHANNELS, block, downsample
 

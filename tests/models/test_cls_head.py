@@ -9,7 +9,8 @@ from mmengine.registry import MODELS, init_default_scope
 
 from repnext_mm.checkpoints import check_fits
 from repnext_mm.models import resolve_arch
-from repnext_mm.reparam import count_norms, count_parameters, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 from tests.conftest import randomise, worst_error
 from tests.models.test_repnext import PUBLISHED
 

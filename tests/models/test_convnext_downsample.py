@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from repnext_mm.models.convnext_ablation import DownsampleMixer
-from repnext_mm.reparam import count_parameters
+from repnext_mm.reparam.fuse import count_parameters
 from tests.configs import CONFIGS
 
 pytest.importorskip('mmpretrain')

@@ -15,7 +15,8 @@ from torch import nn
 from repnext_mm.apis.build import build_model
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.hooks import StrictLoadHook
-from repnext_mm.reparam import count_norms, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms
 from tests.checkpoints import files
 from tests.conftest import randomise, worst_error
 

@@ -8,7 +8,8 @@ import torch
 from repnext_mm import RepNeXt
 from repnext_mm.models import FORMS
 from repnext_mm.models.repnext import ChunkConv
-from repnext_mm.reparam import count_norms, fuse, relative_error
+from repnext_mm.reparam import fuse, relative_error
+from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomise, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}

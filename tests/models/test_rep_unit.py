@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from repnext_mm.models.repnext_u import REP_UNITS, PatchMerging, PatchStem, UnitBlock
-from repnext_mm.reparam import count_norms, count_parameters, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 from tests.conftest import randomise, worst_error
 
 UNITS = ['u1', 'u2', 'u3']

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm import RepNeXt
 from repnext_mm.models import ARCHITECTURES, Arch, resolve_arch
-from repnext_mm.reparam import count_norms, count_parameters, fuse, relative_error
+from repnext_mm.reparam import fuse, relative_error
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 from tests.conftest import randomise, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 4, 1)}

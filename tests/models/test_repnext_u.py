@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm.lab.bench.complexity import count_macs
 from repnext_mm.models.repnext_u import UNIT_ARCHITECTURES, RepNeXtU, UnitArch
-from repnext_mm.reparam import count_norms, count_parameters, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 from tests.conftest import randomise, worst_error
 
 TINY = {'dims': (6, 12, 24, 48), 'depths': (1, 1, 4, 1)}

@@ -16,7 +16,9 @@ from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import FORMS
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, RepDWConvM, RepDWConvS
-from repnext_mm.reparam import all_within, count_norms, fuse, relative_error
+from repnext_mm.reparam import fuse, relative_error
+from repnext_mm.reparam.fuse import count_norms
+from repnext_mm.reparam.verify import all_within
 from tests.conftest import randomise, worst_error
 
 FLOAT64 = 1e-12  # of the largest value: a few thousand roundings

@@ -10,16 +10,16 @@ from torch import nn
 from repnext_mm.reparam import (
     Kernel,
     add,
-    as_linear,
+    affine_of,
     as_pointwise,
     average_pool,
     concat,
     concat_grouped,
     identity,
     norm_alone,
-    read_norm,
     ungroup,
 )
+from repnext_mm.reparam.laws import as_linear
 from tests.conftest import randomise, worst_error
 
 EPS = 1e-12
@@ -79,14 +79,14 @@ def test_average_pool_refuses_an_empty_window():
 def test_norm_alone(axes, length, groups):
     norm = randomise(NORM[axes](6).double()).eval()
     x = torch.randn(2, 6, *[4] * axes).double()
-    alone = norm_alone(read_norm(norm), size=[length] * axes, groups=groups)
+    alone = norm_alone(affine_of(norm), size=[length] * axes, groups=groups)
     assert worst_error(CONV[axes](x, *alone, padding=length // 2, groups=groups or 6), norm(x)) < EPS
 
 
 def test_a_repvgg_block_is_a_sum_of_laws():
     """A 3x3 beside a normed shortcut."""
     norm, k, x = randomise(nn.BatchNorm2d(4).double()).eval(), kernel(4, 2, 3, 3), torch.randn(1, 4, 5, 6).double()
-    whole = add(k, norm_alone(read_norm(norm), size=(3, 3), groups=2))
+    whole = add(k, norm_alone(affine_of(norm), size=(3, 3), groups=2))
     assert worst_error(F.conv2d(x, *whole, padding=1, groups=2), F.conv2d(x, *k, padding=1, groups=2) + norm(x)) < EPS
 
 
@@ -108,11 +108,11 @@ def test_a_grouped_1x1_is_a_linear_layer_once_it_is_ungrouped():
 
 
 def test_other_shapes_are_no_linear_layers():
-    with pytest.raises(ValueError, match='no linear layer'):
+    with pytest.raises(ValueError, match='not a linear layer'):
         as_linear(kernel(4, 4, 1, 3))
-    with pytest.raises(ValueError, match='no linear layer'):
+    with pytest.raises(ValueError, match='not a linear layer'):
         as_linear(kernel(4, 4))
-    with pytest.raises(ValueError, match='no linear layer'):
+    with pytest.raises(ValueError, match='not a linear layer'):
         as_pointwise(kernel(4, 4, 1, 1))
 
 

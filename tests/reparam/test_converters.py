@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from repnext_mm.models import RepNeXt
 from repnext_mm.models.repnext import ConvNorm
-from repnext_mm.reparam import count_norms, fuse, relative_error
+from repnext_mm.reparam import fuse, relative_error
+from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomise
 
 EXACT = 1e-10

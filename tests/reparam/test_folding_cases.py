@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from repnext_mm.reparam import count_norms, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomise, worst_error
 
 EXACT = 1e-12

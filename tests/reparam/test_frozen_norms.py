@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from repnext_mm.reparam import count_norms, fuse, relative_error
+from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.frozen_norms import is_frozen
+from repnext_mm.reparam.fuse import count_norms
 
 EXACT = 1e-12
 

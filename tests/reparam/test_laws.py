@@ -11,7 +11,7 @@ from repnext_mm.reparam import (
     Affine,
     Kernel,
     add,
-    average,
+    affine_of,
     chain,
     chain_biased,
     concat,
@@ -20,9 +20,9 @@ from repnext_mm.reparam import (
     identity,
     norm_after,
     norm_before,
-    read_norm,
     split,
 )
+from repnext_mm.reparam.laws import average
 from tests.conftest import randomise, worst_error
 
 EPS = 1e-13
@@ -176,7 +176,7 @@ def batch_norm(channels: int, *, affine: bool = True) -> nn.BatchNorm2d:
 def test_norm_after(groups, bias, affine):
     k, norm, x = kernel(8, 4 // groups, 3, 3, bias=bias), batch_norm(8, affine=affine), image(4, (7, 5))
     expected = norm(F.conv2d(x, *k, 2, 1, groups=groups))
-    merged = F.conv2d(x, *norm_after(k, read_norm(norm)), 2, 1, groups=groups)
+    merged = F.conv2d(x, *norm_after(k, affine_of(norm)), 2, 1, groups=groups)
     assert worst_error(merged, expected) < EPS
 
 
@@ -186,30 +186,30 @@ def test_norm_after(groups, bias, affine):
 def test_norm_before(groups, bias, affine):
     k, norm, x = kernel(8, 4 // groups, 1, 1, bias=bias), batch_norm(4, affine=affine), image(4, (7, 5))
     expected = F.conv2d(norm(x), *k, 2, groups=groups)
-    assert worst_error(F.conv2d(x, *norm_before(read_norm(norm), k), 2, groups=groups), expected) < EPS
+    assert worst_error(F.conv2d(x, *norm_before(affine_of(norm), k), 2, groups=groups), expected) < EPS
 
 
 def test_norm_before_a_linear_layer():
     norm, k, x = randomise(nn.BatchNorm1d(6).double()).eval(), kernel(5, 6), torch.randn(3, 6).double()
-    assert worst_error(F.linear(x, *norm_before(read_norm(norm), k)), F.linear(norm(x), *k)) < EPS
+    assert worst_error(F.linear(x, *norm_before(affine_of(norm), k)), F.linear(norm(x), *k)) < EPS
 
 
 def test_norm_before_refuses_a_padded_window():
     with pytest.raises(ValueError, match='padding'):
-        norm_before(read_norm(batch_norm(4)), kernel(8, 4, 3, 3))
+        norm_before(affine_of(batch_norm(4)), kernel(8, 4, 3, 3))
 
 
 def test_norms_refuse_other_channel_counts():
     with pytest.raises(ValueError, match='cannot follow'):
-        norm_after(kernel(8, 4, 1, 1), read_norm(batch_norm(4)))
+        norm_after(kernel(8, 4, 1, 1), affine_of(batch_norm(4)))
     with pytest.raises(ValueError, match='cannot feed'):
-        norm_before(read_norm(batch_norm(5)), kernel(8, 4, 1, 1))
+        norm_before(affine_of(batch_norm(5)), kernel(8, 4, 1, 1))
     with pytest.raises(ValueError, match='sum up'):
-        split(read_norm(batch_norm(5)), 2, 2)
+        split(affine_of(batch_norm(5)), 2, 2)
 
 
 def test_a_split_norm_stacks_up_again():
-    norm = read_norm(batch_norm(5))
+    norm = affine_of(batch_norm(5))
     parts = split(norm, 2, 3)
     assert torch.equal(torch.cat([part.scale for part in parts]), norm.scale)
     assert torch.equal(torch.cat([part.shift for part in parts]), norm.shift)
@@ -222,7 +222,7 @@ def test_a_split_norm_stacks_up_again():
 )
 def test_read_norm_refuses_what_is_no_affine_map(norm):
     with pytest.raises(ValueError, match=r'running statistics|batch norms fold'):
-        read_norm(norm)
+        affine_of(norm)
 
 
 @pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])

@@ -118,7 +118,7 @@ def test_shapes_without_values():
 
 @pytest.mark.parametrize('law', [pointwise_before, pointwise_after])
 def test_what_is_no_1x1_is_refused(law):
-    with pytest.raises(ValueError, match='no 1x1'):
+    with pytest.raises(ValueError, match='not a 1x1'):
         law(kernel(6, 6, 3, 3), kernel(6, 6, 3, 3))
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repnext_mm.reparam import Kernel, eliminate_shortcut, norm_before, read_norm
+from repnext_mm.reparam import Kernel, affine_of, eliminate_shortcut, norm_before
 from tests.conftest import randomise, worst_error
 
 
@@ -105,14 +105,14 @@ def test_norm_before_an_unpadded_window(window, stride, groups, bias):
     """The second law of the family: a norm before patches that no padding surrounds."""
     k, x = kernel(8, 4 // groups, *window, bias=bias), torch.randn(2, 4, 9, 7).double()
     norm = randomise(nn.BatchNorm2d(4).double()).eval()
-    merged = norm_before(read_norm(norm), k, unpadded=True)
+    merged = norm_before(affine_of(norm), k, unpadded=True)
     expected = F.conv2d(norm(x), *k, stride, groups=groups)
     assert worst_error(F.conv2d(x, *merged, stride, groups=groups), expected) < 1e-13
 
 
 def test_norm_before_a_padded_window_is_inexact():
     k, x, norm = kernel(8, 4, 3, 3), torch.randn(2, 4, 9, 7).double(), randomise(nn.BatchNorm2d(4).double()).eval()
-    merged = norm_before(read_norm(norm), k, unpadded=True)
+    merged = norm_before(affine_of(norm), k, unpadded=True)
     assert worst_error(F.conv2d(x, *merged, padding=1), F.conv2d(norm(x), *k, padding=1)) > 1e-3
     with pytest.raises(ValueError, match='unpadded=True'):
-        norm_before(read_norm(norm), k)
+        norm_before(affine_of(norm), k)

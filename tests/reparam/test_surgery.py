@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.reparam import anchored, replaced
-from repnext_mm.reparam.surgery import skeleton
+from repnext_mm.reparam.surgery import anchored, replaced, skeleton
 
 
 def test_nothing_to_replace_returns_the_model_itself():

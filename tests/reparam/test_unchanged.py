@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.reparam import count_norms, fuse, generators_kept, state_kept
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms
+from repnext_mm.reparam.unchanged import generators_kept, state_kept
 from tests.conftest import randomise
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.reparam import all_within, relative_error
-from repnext_mm.reparam.verify import distances, randomise, worst
+from repnext_mm.reparam import relative_error
+from repnext_mm.reparam.verify import all_within, distances, randomise, worst
 
 
 class Levels(nn.Module):

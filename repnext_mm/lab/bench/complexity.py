@@ -18,7 +18,8 @@ from repnext_mm.apis.config import without_teacher
 from repnext_mm.errors import UserError
 from repnext_mm.models import FORMS
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import count_norms, count_parameters, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 
 Shape = tuple[int, int]  # (H, W)
 TRAIN_FORMS = ('branches', 'train')

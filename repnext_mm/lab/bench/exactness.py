@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import Form, FusionReport, all_within, fuse, relative_error
-from repnext_mm.reparam.verify import outputs_of, randomise
+from repnext_mm.reparam import FusionReport, fuse, relative_error
+from repnext_mm.reparam.fusible import Form
+from repnext_mm.reparam.verify import all_within, outputs_of, randomise
 
 TOLERANCE_FLOAT64 = 1e-10
 TOLERANCE_FLOAT32 = 1e-4

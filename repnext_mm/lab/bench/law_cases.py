@@ -16,6 +16,8 @@ from repnext_mm.models.mixer_forms import DenseMixer
 from repnext_mm.reparam import (
     Fusible,
     add,
+    affine_of,
+    as_float64,
     as_pointwise,
     average_pool,
     chain,
@@ -25,15 +27,13 @@ from repnext_mm.reparam import (
     dilate,
     eliminate_shortcut,
     embed,
-    exact,
     identity,
+    kernel_of,
     norm_after,
     norm_alone,
     norm_before,
     pointwise_after,
     pointwise_before,
-    read,
-    read_norm,
     to_conv,
 )
 
@@ -66,7 +66,7 @@ class Definition(Fusible):
 
     def fused(self, form: str) -> nn.Module:
         like = next(self.parameters())
-        return self.case.merged(*exact(self).layers).to(like.device, like.dtype).train(self.training)
+        return self.case.merged(*as_float64(self).layers).to(like.device, like.dtype).train(self.training)
 
 
 def _conv(outputs: int, size: int, *, inputs: int = C, bias: bool = True) -> nn.Conv2d:
@@ -80,26 +80,26 @@ def _wide(size: int) -> nn.Conv2d:
 
 def _repvgg(c3: Any, n3: Any, c1: Any, n1: Any, n0: Any) -> nn.Module:
     kernels = (
-        norm_after(read(c3), read_norm(n3)),
-        embed(norm_after(read(c1), read_norm(n1)), (3, 3)),
-        norm_alone(read_norm(n0), size=(3, 3), groups=1),
+        norm_after(kernel_of(c3), affine_of(n3)),
+        embed(norm_after(kernel_of(c1), affine_of(n1)), (3, 3)),
+        norm_alone(affine_of(n0), size=(3, 3), groups=1),
     )
     return to_conv(add(*kernels), like=c3)
 
 
 def _dense(row: Any, col: Any) -> nn.Module:
-    wide, border = chain_biased(read(row), read(col))
+    wide, border = chain_biased(kernel_of(row), kernel_of(col))
     return DenseMixer(to_conv(wide, like=_wide(11)), to_conv(border, like=col))
 
 
 def _copies(small: Any, large: Any) -> nn.Module:
-    kernel, _ = concat_grouped(embed(read(small), (7, 7)), read(large), groups=C)
+    kernel, _ = concat_grouped(embed(kernel_of(small), (7, 7)), kernel_of(large), groups=C)
     return to_conv(kernel, like=large)
 
 
 def _single_branch(spatial: Any, expand: Any, project: Any) -> nn.Module:
     convs = (spatial, expand, project)
-    kernels = eliminate_shortcut(*(read(conv) for conv in convs))
+    kernels = eliminate_shortcut(*(kernel_of(conv) for conv in convs))
     first, second, third = (to_conv(kernel, like=conv) for kernel, conv in zip(kernels, convs, strict=True))
     return nn.Sequential(first, second, nn.GELU(), third)
 
@@ -112,32 +112,32 @@ LAWS: dict[str, LawCase] = {
     '3x3, then norm: `norm_after`': LawCase(
         lambda: (_conv(C, 3, bias=False), nn.BatchNorm2d(C)),
         lambda x, conv, norm: norm(conv(x)),
-        lambda conv, norm: to_conv(norm_after(read(conv), read_norm(norm)), like=conv),
+        lambda conv, norm: to_conv(norm_after(kernel_of(conv), affine_of(norm)), like=conv),
     ),
     'norm, then 1x1: `norm_before`': LawCase(
         lambda: (nn.BatchNorm2d(C), _conv(C, 1)),
         lambda x, norm, conv: conv(norm(x)),
-        lambda norm, conv: to_conv(norm_before(read_norm(norm), read(conv)), like=conv),
+        lambda norm, conv: to_conv(norm_before(affine_of(norm), kernel_of(conv)), like=conv),
     ),
     'norm, then unpadded 2x2 of stride 2: `norm_before`': LawCase(
         lambda: (nn.BatchNorm2d(C), nn.Conv2d(C, 2 * C, 2, 2)),
         lambda x, norm, conv: conv(norm(x)),
-        lambda norm, conv: to_conv(norm_before(read_norm(norm), read(conv), unpadded=True), like=conv),
+        lambda norm, conv: to_conv(norm_before(affine_of(norm), kernel_of(conv), unpadded=True), like=conv),
     ),
     '3x3 + 3x3: `add`': LawCase(
         lambda: (_conv(C, 3), _conv(C, 3)),
         lambda x, first, second: first(x) + second(x),
-        lambda first, second: to_conv(add(read(first), read(second)), like=first),
+        lambda first, second: to_conv(add(kernel_of(first), kernel_of(second)), like=first),
     ),
     '3x3 + 1x1: `embed`, `add`': LawCase(
         lambda: (_conv(C, 3), _conv(C, 1)),
         lambda x, large, small: large(x) + small(x),
-        lambda large, small: to_conv(add(read(large), embed(read(small), (3, 3))), like=large),
+        lambda large, small: to_conv(add(kernel_of(large), embed(kernel_of(small), (3, 3))), like=large),
     ),
     '3x3 beside 3x3: `concat`': LawCase(
         lambda: (_conv(C, 3), _conv(C, 3)),
         lambda x, first, second: torch.cat([first(x), second(x)], dim=1),
-        lambda first, second: to_conv(concat(read(first), read(second)), like=first),
+        lambda first, second: to_conv(concat(kernel_of(first), kernel_of(second)), like=first),
     ),
     'depthwise 3x3 and 7x7, interleaved: `concat_grouped`': LawCase(
         lambda: (depthwise(C, (3, 3)), depthwise(C, (7, 7))),
@@ -147,7 +147,7 @@ LAWS: dict[str, LawCase] = {
     'x + 3x3: `identity`': LawCase(
         lambda: (_conv(C, 3),),
         lambda x, conv: x + conv(x),
-        lambda conv: to_conv(add(read(conv), identity(C, (3, 3), like=conv.weight, groups=1)), like=conv),
+        lambda conv: to_conv(add(kernel_of(conv), identity(C, (3, 3), like=conv.weight, groups=1)), like=conv),
     ),
     'RepVGG: 3x3 + 1x1 + identity, a norm each: `norm_alone`': LawCase(
         lambda: (
@@ -163,17 +163,19 @@ LAWS: dict[str, LawCase] = {
     '3x3 + average pooling: `average_pool`': LawCase(
         lambda: (_conv(C, 3), nn.AvgPool2d(3, 1, 1)),
         lambda x, conv, pool: conv(x) + pool(x),
-        lambda conv, pool: to_conv(add(read(conv), average_pool(C, (3, 3), like=conv.weight, groups=1)), like=conv),
+        lambda conv, pool: to_conv(
+            add(kernel_of(conv), average_pool(C, (3, 3), like=conv.weight, groups=1)), like=conv
+        ),
     ),
     'depthwise 3x3 + 2x2 dilated by 2: `dilate`': LawCase(
         lambda: (depthwise(C, (3, 3)), depthwise(C, (2, 2), dilation=2)),
         lambda x, dense, corners: dense(x) + corners(x),
-        lambda dense, corners: to_conv(add(read(dense), dilate(read(corners), 2)), like=dense),
+        lambda dense, corners: to_conv(add(kernel_of(dense), dilate(kernel_of(corners), 2)), like=dense),
     ),
     'depthwise 7x7 + (1x7, then 7x1): `chain`': LawCase(
         lambda: (depthwise(C, (7, 7)), depthwise(C, (1, 7), bias=False), depthwise(C, (7, 1))),
         lambda x, square, row, col: square(x) + col(row(x)),
-        lambda square, row, col: to_conv(add(read(square), chain(read(row), read(col))), like=square),
+        lambda square, row, col: to_conv(add(kernel_of(square), chain(kernel_of(row), kernel_of(col))), like=square),
     ),
     'depthwise 1x11 with bias, then 11x1: `chain_biased`': LawCase(
         lambda: (depthwise(C, (1, 11)), depthwise(C, (11, 1))),
@@ -183,17 +185,17 @@ LAWS: dict[str, LawCase] = {
     '1x1 without bias, then 3x3: `pointwise_before`': LawCase(
         lambda: (_conv(2 * C, 1, bias=False), _conv(C, 3, inputs=2 * C)),
         lambda x, first, then: then(first(x)),
-        lambda first, then: to_conv(pointwise_before(read(first), read(then)), like=then),
+        lambda first, then: to_conv(pointwise_before(kernel_of(first), kernel_of(then)), like=then),
     ),
     '3x3, then 1x1: `pointwise_after`': LawCase(
         lambda: (_conv(2 * C, 3), _conv(C, 1, inputs=2 * C)),
         lambda x, first, then: then(first(x)),
-        lambda first, then: to_conv(pointwise_after(read(first), read(then)), like=first),
+        lambda first, then: to_conv(pointwise_after(kernel_of(first), kernel_of(then)), like=first),
     ),
     'linear over the channels as 1x1: `as_pointwise`': LawCase(
         lambda: (nn.Linear(C, C),),
         _on_channels,
-        lambda linear: to_conv(as_pointwise(read(linear)), like=_conv(C, 1).double()),
+        lambda linear: to_conv(as_pointwise(kernel_of(linear)), like=_conv(C, 1).double()),
     ),
     'mean of two norms and linear heads: `norm_before`, `average`': LawCase(
         lambda: (TwoHeadLinear(320, 1000),),

@@ -19,7 +19,9 @@ from repnext_mm.lab.bench.named_models import build_named
 from repnext_mm.lab.table import markdown_table
 from repnext_mm.models import RepNeXt
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import Form, all_within, fuse, relative_error
+from repnext_mm.reparam import fuse, relative_error
+from repnext_mm.reparam.fusible import Form
+from repnext_mm.reparam.verify import all_within
 from repnext_mm.timing import Latency, measure_latency
 
 BRANCHES, TRAIN, LIBRARY, FUSED = 'branches', 'train form', "library's own", 'fused'

@@ -15,7 +15,8 @@ from torch.fx.experimental import optimization
 
 from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.models import ARCHITECTURES, FORMS, Classifier
-from repnext_mm.reparam import Form, fuse
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.fusible import Form
 from repnext_mm.reparam.verify import randomise
 from repnext_mm.timing import fastest_form
 

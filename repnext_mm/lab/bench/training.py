@@ -18,7 +18,8 @@ from repnext_mm.lab.bench.networks import memory_format_of
 from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.models.repnext import RepDWConv
-from repnext_mm.reparam import fuse, replaced
+from repnext_mm.reparam import fuse
+from repnext_mm.reparam.surgery import replaced
 from repnext_mm.reparam.verify import randomise
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 

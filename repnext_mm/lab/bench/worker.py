@@ -26,7 +26,7 @@ from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.jobs import Job
 from repnext_mm.lab.bench.networks import AUTO, Variant, build_train_form, in_form, resolved, tolerance
 from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, Run, prepare
-from repnext_mm.reparam import count_norms, count_parameters
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 from repnext_mm.reparam.verify import distances, worst
 from repnext_mm.timing import event_times, wall_times, warm_up
 

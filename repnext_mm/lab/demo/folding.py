@@ -25,7 +25,8 @@ from repnext_mm.lab.bench.law_table import BRANCHES, FUSED, LIBRARY, TRAIN, cont
 from repnext_mm.lab.demo.run import TOLERANCE, quick_options, trained
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, save_png
 from repnext_mm.lab.table import markdown_table
-from repnext_mm.reparam import count_norms, count_parameters, relative_error
+from repnext_mm.reparam import relative_error
+from repnext_mm.reparam.fuse import count_norms, count_parameters
 from repnext_mm.timing import Latency, measure_latency
 
 BATCHES = (1, 64)  # images at once

@@ -14,7 +14,7 @@ from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import COLORS, new_grid, save_png
 from repnext_mm.models.repnext import ChunkConv, RepDWConvM, RepDWConvS
 from repnext_mm.models.repnext_u import SummedUnit
-from repnext_mm.reparam import Kernel, chain_biased, embed, exact, read
+from repnext_mm.reparam import Kernel, as_float64, chain_biased, embed, kernel_of
 
 _CELL = 0.85  # inches of a panel
 _TITLE = 7.5  # inches that the title needs
@@ -33,11 +33,12 @@ def effective_kernels(backbone: nn.Module) -> dict[str, dict[str, Kernel]]:
     found: dict[str, dict[str, Kernel]] = {}
     for name, module in backbone.named_modules():
         if isinstance(module, RepDWConvS | RepDWConvM | SummedUnit):
-            module = exact(module).requires_grad_(False)
+            module = as_float64(module).requires_grad_(False)
             found[name] = {**module.branch_kernels(), '=': module.kernel()}
         elif isinstance(module, ChunkConv):
             row, col = (
-                read(cast(nn.Conv2d, conv)) for conv in exact(cast(nn.Sequential, module.conv_l)).requires_grad_(False)
+                kernel_of(cast(nn.Conv2d, conv))
+                for conv in as_float64(cast(nn.Sequential, module.conv_l)).requires_grad_(False)
             )
             found[f'{name}.conv_l'] = {'1x11': row, '11x1': col, '=': chain_biased(row, col)[0]}
     if not any(not name.endswith('.conv_l') for name in found):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, new_grid, save_png
 from repnext_mm.models.mixer_forms import DenseMixer
 from repnext_mm.models.repnext import ChunkConv, RepDWConvM, RepDWConvS
-from repnext_mm.reparam import Kernel, chain_biased, convolve, eliminate_shortcut, embed, exact, read, to_conv
+from repnext_mm.reparam import Kernel, as_float64, chain_biased, eliminate_shortcut, embed, kernel_of, to_conv
+from repnext_mm.reparam.kernel import convolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ _EDGE = 24  # pixels of the image that shows the border
 @torch.no_grad()
 def draw_sum(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
     """The small and the medium scale of a mixer: each branch in its window, and their sum, for one channel."""
-    small, medium = cast(RepDWConvS, exact(mixer.conv_s)), cast(RepDWConvM, exact(mixer.conv_m))
+    small, medium = cast(RepDWConvS, as_float64(mixer.conv_s)), cast(RepDWConvM, as_float64(mixer.conv_m))
     figure, axes = new_grid(
         2,
         6,
@@ -48,8 +49,8 @@ def draw_sum(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
 @torch.no_grad()
 def draw_chain(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
     """The large scale's pair as one kernel, and what that misses along the border because the first has a bias."""
-    row, col = (cast(nn.Conv2d, conv) for conv in exact(cast(nn.Sequential, mixer.conv_l)))
-    wide, border = chain_biased(read(row), read(col))
+    row, col = (cast(nn.Conv2d, conv) for conv in as_float64(cast(nn.Sequential, mixer.conv_l)))
+    wide, border = chain_biased(kernel_of(row), kernel_of(col))
     x = torch.randn(8, row.in_channels, _EDGE, _EDGE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pair = col(row(x))
     like = nn.Conv2d(row.in_channels, row.in_channels, 11, padding=5, groups=row.in_channels).double()
@@ -59,8 +60,10 @@ def draw_chain(mixer: ChunkConv, path: str | Path, *, channel: int = 0) -> None:
     }
     title = 'A biased 1x11 before an 11x1: one 11x11, and a correction of five rows at each edge'
     figure, axes = new_grid(1, 4, (4 * _SIDE, _SIDE + 0.9), title)
-    limit = max(kernel.weight[channel].abs().max().item() for kernel in (read(row), read(col), wide))
-    for axis, name, kernel in zip(axes[0], ('1x11', '11x1', '11x11'), (read(row), read(col), wide), strict=False):
+    limit = max(kernel.weight[channel].abs().max().item() for kernel in (kernel_of(row), kernel_of(col), wide))
+    for axis, name, kernel in zip(
+        axes[0], ('1x11', '11x1', '11x11'), (kernel_of(row), kernel_of(col), wide), strict=False
+    ):
         _draw_kernel(axis, kernel, (11, 11), channel=channel, limit=limit)
         axis.set_title({'11x1': 'then 11x1', '11x11': '= one 11x11'}.get(name, name), fontsize=12)
     _draw_errors(axes[0][3], {name: error.abs().amax(dim=(0, 1, 3)) for name, error in errors.items()})

@@ -20,7 +20,7 @@ from repnext_mm.lab.bench.networks import (
 )
 from repnext_mm.lab.bench.published import REPORTED, SOURCES
 from repnext_mm.models import ARCHITECTURES, FORMS
-from repnext_mm.reparam import count_norms
+from repnext_mm.reparam.fuse import count_norms
 from repnext_mm.reparam.verify import distances, worst
 
 ONLY_REPORTED = ('mobilevig_', 'swiftformer_', 'efficientformer')  # timed by their authors' code, not here

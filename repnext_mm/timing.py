@@ -20,6 +20,9 @@ from repnext_mm.reparam.fusible import Form, Fusible, forms_of
 Calls = Mapping[str, Callable[[], object]]
 _log = logging.getLogger(__name__)
 
+NOT_FOR_SPEED = ('keep_norms', 'balanced')
+"""Forms that nobody chooses for their speed: one is there to be compared with, the other runs what ``default`` runs."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -210,4 +213,4 @@ def stage_latencies(
 
 
 def _candidates(backbone: nn.Module) -> tuple[str, ...]:
-    return tuple(form for form in forms_of(backbone) if form != 'keep_norms')  # which is there to be compared with
+    return tuple(form for form in forms_of(backbone) if form not in NOT_FOR_SPEED)

@@ -14,7 +14,7 @@ from repnext_mm.export.runtimes import RUNTIMES, open_exported
 from repnext_mm.export.suffix import SUFFIXES
 from repnext_mm.export.write import export_model
 from repnext_mm.reparam.fusible import forms_of
-from repnext_mm.timing import Latency, measure_latency
+from repnext_mm.timing import NOT_FOR_SPEED, Latency, measure_latency
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def choose_form(
     calls, refused = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for form in forms_of(part.network):
-            if form == 'keep_norms':  # it is there to be compared with
+            if form in NOT_FOR_SPEED:
                 continue
             path = Path(folder) / f'{form}{SUFFIXES[format][0]}'
             graph, _ = part.fused(form)

@@ -1,4 +1,4 @@
-"""Deploy forms of ``ChunkConv`` with fewer and larger convolutions: fewer copies and launches, more multiplications."""
+"""Deploy forms of the multi-scale mixer: scales merged into larger convolutions, and norms folded with int8 in mind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repnext_mm.models.layers import called_one_by_one, depthwise
-from repnext_mm.reparam import Fusible, Kernel, chain_biased, concat, embed, identity, kernel_of, to_conv
+from repnext_mm.reparam import (
+    Affine,
+    Fusible,
+    Kernel,
+    chain_biased,
+    concat,
+    embed,
+    identity,
+    kernel_of,
+    norm_after,
+    split,
+    to_conv,
+)
 
 MERGED_FORMS = ('half', 'three_quarters', 'dense')
 """Scales merged into larger ones: small and medium (``half`` of the channels), the identity too, all in one 11x11."""
 
-FORMS = (*Fusible.forms, *MERGED_FORMS)
-"""Every form of RepNeXt. ``keep_norms`` is what the authors call fused; all others fold every norm."""
+FORMS = (*Fusible.forms, *MERGED_FORMS, 'balanced')
+"""Every form of RepNeXt. ``keep_norms`` is what the authors call fused; all others fold every norm.
+
+``balanced`` has the layers of ``default`` and is as fast; only a block's norm goes elsewhere, see ``balanced``.
+"""
 
 
 def merged(form: str, small: Kernel, medium: Kernel, large: nn.Sequential) -> nn.Module:
@@ -39,6 +54,28 @@ def merged(form: str, small: Kernel, medium: Kernel, large: nn.Sequential) -> nn
     wide, border = chain_biased(_as(medium, kernel_of(row)), _as(medium, kernel_of(col)))
     every = concat(*(embed(kernel, (11, 11)) for kernel in (kept, *both)), wide)
     return DenseMixer(_conv(every, like=row), _conv(border, like=row))
+
+
+def balanced(norm: Affine, *scales: Kernel) -> tuple[list[Kernel], Affine]:
+    """A block's norm in the convolutions of its mixer, and what is left of it for the 1x1 behind.
+
+    ``default`` folds all of the norm into the columns of that 1x1. A column is then as large as its channel's scale,
+    while int8 has one step for all columns of an output channel (or of the layer), so that small ones are rounded away.
+    Here each channel's scale meets the kernel of that channel alone. The channels that pass through the mixer have no
+    kernel: their share stays in the columns.
+
+    Args:
+        norm: of the mixer's output.
+        scales: what makes the last channels of the mixer, in their order.
+
+    Returns:
+        The kernels with their norm (law ``norm_after``), and a norm that leaves their channels as they are.
+    """
+    sizes = [len(kernel.weight) for kernel in scales]
+    made = sum(sizes)
+    passed, *parts = split(norm, len(norm.scale) - made, *sizes)
+    scale, shift = (torch.cat([own, own.new_full((made,), value)]) for own, value in zip(passed, (1, 0), strict=True))
+    return [norm_after(kernel, part) for kernel, part in zip(scales, parts, strict=True)], Affine(scale, shift)
 
 
 class HalfMixer(nn.Module):
@@ -73,7 +110,7 @@ class DenseMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
         y, height = self.conv(x), x.shape[2]
-        if not torch.jit.is_scripting():  # neither graphs nor hooks bear slices that are written to
+        if not torch.jit.is_scripting():  # neither graphs nor hooks allow writing to slices
             seen = called_one_by_one(x) or torch.onnx.is_in_onnx_export() or bool(self.conv._forward_hooks)
             if not seen:
                 return self._corrected(y)

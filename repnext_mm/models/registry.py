@@ -5,24 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from torch import nn
 
 from repnext_mm.errors import UserError
 
-try:
+HAS_MMENGINE = find_spec('mmengine') is not None
+
+if HAS_MMENGINE:
     from mmengine.config.lazy import LazyAttr, LazyObject
     from mmengine.logging import print_log
     from mmengine.model import BaseModule
     from mmengine.registry import MODELS, Registry, root
     from mmengine.utils import get_object_from_string
-
-    HAS_MMENGINE = True
-except ModuleNotFoundError as error:
-    if error.name != 'mmengine':
-        raise
-    HAS_MMENGINE = False
+else:
 
     class BaseModule(nn.Module):  # type: ignore[no-redef]
         """A module with ``init_cfg`` and ``init_weights``, which without mmengine know no entry."""
@@ -72,7 +70,7 @@ def type_name(kind: Any) -> str:
     elif isinstance(kind, LazyAttr | LazyObject):  # a config's own methods resolve them, its raw values do not
         kind = kind.build()
     own = str(getattr(kind, '__name__', kind))
-    names = [
+    names = [  # in any of its registries
         name
         for registry in vars(root).values()
         if isinstance(registry, Registry)

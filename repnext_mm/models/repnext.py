@@ -32,7 +32,7 @@ from repnext_mm.models.layers import (
     stochastic_depth,
     why_not_dropped,
 )
-from repnext_mm.models.mixer_forms import FORMS, MERGED_FORMS, merged
+from repnext_mm.models.mixer_forms import FORMS, MERGED_FORMS, balanced, merged
 from repnext_mm.models.registry import register
 from repnext_mm.reparam import (
     Affine,
@@ -266,8 +266,7 @@ class ChunkConv(Fusible):
         return torch.cat([identity, self.conv_s(small), self.conv_m(medium), self.conv_l(large)], dim=1)
 
     def fused(self, form: str) -> nn.Module:
-        readable = _is_readable(self.conv_s) and _is_readable(self.conv_m)
-        if form in MERGED_FORMS and readable and not any(reason for _, reason in self.obstacles(form)):
+        if form in MERGED_FORMS and self._is_readable():
             small_kernel, medium_kernel = (
                 _kernel(cast(Scale, as_float64(scale))) for scale in (self.conv_s, self.conv_m)
             )
@@ -276,10 +275,28 @@ class ChunkConv(Fusible):
         unchanged = small is self.conv_s and medium is self.conv_m
         return self if unchanged else ChunkConv(small, medium, self.conv_l)
 
+    def absorbed(self, norm: Affine) -> tuple[ChunkConv, Affine] | None:
+        """``balanced`` for this mixer and the norm behind it; None where a scale has to be called."""
+        if is_intercepted(self) or not self._is_readable():
+            return None
+        row, col = cast(nn.Sequential, self.conv_l)
+        scales = cast(list[Scale], [self.conv_s, self.conv_m, col])
+        kernels, left = balanced(norm, *(_kernel(as_float64(scale)) for scale in scales))
+        small, medium, last = (
+            to_conv(kernel, like=_geometry(scale)) for kernel, scale in zip(kernels, scales, strict=True)
+        )
+        return ChunkConv(small, medium, nn.Sequential(row, last)), left
+
+    def _is_readable(self) -> bool:
+        """Whether calling every scale is convolving with the kernels that can be read."""
+        readable = _is_readable(self.conv_s) and _is_readable(self.conv_m)
+        return readable and not any(reason for _, reason in self.obstacles('dense'))
+
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        reads_all = form in (*MERGED_FORMS, 'balanced')
         for scale in (self.conv_s, self.conv_m):
-            yield scale, _why_called(scale, merged=form in MERGED_FORMS)
-        if form in MERGED_FORMS:
+            yield scale, _why_called(scale, merged=reads_all)
+        if reads_all:
             yield self.conv_l, '' if _is_pair(self.conv_l) else 'it is not the pair of convolutions that was built'
             for conv in self.conv_l.children():
                 yield conv, _why_called(conv, merged=True)
@@ -365,6 +382,8 @@ class MetaNeXtBlock(Fusible):
     hook has seen those: the same numbers, with less memory to fetch.
     """
 
+    forms = (*Fusible.forms, 'balanced')
+
     def __init__(
         self, token_mixer: nn.Module, norm: nn.Module, channel_mixer: nn.Sequential, drop_path: nn.Module | None = None
     ) -> None:
@@ -409,8 +428,11 @@ class MetaNeXtBlock(Fusible):
         token_mixer, norm = fused_or_kept(self.token_mixer, form), self.norm
         mixer = _fused_mixer(self.channel_mixer, form)
         if form != 'keep_norms' and self._absorbs() and isinstance(mixer[0], nn.Conv2d):
+            affine = affine_of(as_float64(self.norm))
+            if form == 'balanced':
+                token_mixer, affine = _absorbed(self.token_mixer, affine) or (token_mixer, affine)
             expand, *others = mixer
-            kernel = norm_before(affine_of(as_float64(self.norm)), _pointwise_kernel(as_float64(self.channel_mixer[0])))
+            kernel = norm_before(affine, _pointwise_kernel(as_float64(self.channel_mixer[0])))
             norm, mixer = (
                 nn.Identity(),
                 overwriting(nn.Sequential(to_conv(kernel, like=cast(nn.Conv2d, expand)), *others)),
@@ -723,6 +745,16 @@ def _mixer_obstacles(mixer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 def _norm_obstacles(norm: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     if is_affine(norm):
         yield norm, why_called(norm)
+
+
+def _absorbed(mixer: nn.Module, norm: Affine) -> tuple[nn.Module, Affine] | None:
+    """``balanced`` for the token mixer of a block and the norm behind it; None where the mixer has to be called."""
+    if type(mixer) is ChunkConv:
+        return mixer.absorbed(norm)
+    if not isinstance(mixer, nn.Conv2d) or not is_plain(mixer):
+        return None
+    (kernel,), left = balanced(norm, kernel_of(as_float64(mixer)))
+    return to_conv(kernel, like=mixer), left
 
 
 def _scales(mixer: nn.Module) -> list[Scale]:

@@ -9,6 +9,7 @@ from mmengine.model import ImgDataPreprocessor
 from repnext_mm.export import choose, choose_form, export_part, load_part, open_exported
 from repnext_mm.export.graphs import IMAGENET, Normalisation, Normalised
 from repnext_mm.models import FORMS
+from repnext_mm.timing import NOT_FOR_SPEED
 from tests.conftest import randomise, worst_error
 from tests.export.networks import TINY, tiny
 from tests.tools.running import ROOT
@@ -171,7 +172,7 @@ def test_auto_keeps_the_fastest_and_skips_what_cannot_be_exported(tmp_path, monk
     (tmp_path / 'net.py').write_text(f"model = dict(type='RepNeXt', arch={TINY})\n")
     part = load_part(tmp_path / 'net.py')
     choice = choose_form(part, format='torchscript', shape=(1, 3, 32, 32), rounds=3)
-    assert set(choice.latencies) == set(FORMS) - {'keep_norms'}
+    assert set(choice.latencies) == set(FORMS) - {*NOT_FOR_SPEED}
     assert choice.form == min(choice.latencies, key=lambda form: choice.latencies[form].median_ms)
     assert not choice.refused
 

@@ -68,9 +68,10 @@ def test_published_counts_of_the_single_branch_variants(arch):
 
 def test_every_form():
     found = repnext_complexity('m0')
-    assert list(found) == [*TRAIN_FORMS, *FORMS]
-    assert all(found[form]['backbone'].norms == (17 if form == 'keep_norms' else 0) for form in FORMS)
-    assert all(found[form]['backbone'].macs >= found['default']['backbone'].macs for form in FORMS)
+    forms = [form for form in FORMS if form != 'balanced']  # which runs what the default runs
+    assert list(found) == [*TRAIN_FORMS, *forms]
+    assert all(found[form]['backbone'].norms == (17 if form == 'keep_norms' else 0) for form in forms)
+    assert all(found[form]['backbone'].macs >= found['default']['backbone'].macs for form in forms)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ default_hooks = dict(
         type='AtomicCheckpointHook', by_epoch=False, interval=8000, max_keep_ckpts=3, save_best='mIoU', rule='greater'
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    seeding=dict(type='SeedStepsHook'),  # with SeededSampler: a resumed run draws what it would have drawn
+    strict_load=dict(type='StrictLoadHook'),  # a checkpoint that does not fit is refused as a whole
+    memory=dict(type='ReturnMemoryHook'),  # what a step has freed goes back to the system
     visualization=dict(type='SegVisualizationHook'),
 )
 

@@ -112,6 +112,7 @@ def fit_to_machine(config: Config) -> list[str]:
             notes.append('No GPU here: batch norms are not synchronised over processes (torch has no SyncBN on CPU).')
         config.sync_bn = None
         if distributed:
+            notes.append('No GPU here: processes exchange gradients through gloo.')
             _start_gloo(config)
             # mmengine passes a GPU's index, which torch refuses for a model on the CPU
             config.model_wrapper_cfg = {**_wrapper(config), 'device_ids': None}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from mmengine.config import Config
 from mmengine.fileio.handlers import BaseFileHandler, JsonHandler, YamlHandler, file_handlers
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import (
@@ -21,7 +20,6 @@ from torch import Tensor
 
 from repnext_mm.apis.config import NotBuiltError
 from repnext_mm.checkpoints import WeightsError, model_state, read_checkpoint, weights_in
-from repnext_mm.models import type_name
 
 _ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
     'torchvision': get_torchvision_models,
@@ -137,20 +135,3 @@ def resolved(address: str) -> str:
     if name not in book:
         raise WeightsError(f"'{address}' is in no list of this mmengine: give the file's path, or its http(s) address")
     return book[name]
-
-
-def load_strictly(config: Config, *, without: Sequence[str] = (), **options: Any) -> None:
-    """Put StrictLoadHook into a config that lacks it.
-
-    ``without`` are prefixes of keys in the file that the model to test does not have on purpose; ``options`` are others
-    of the hook.
-    """
-    hooks = list(config.get('custom_hooks') or [])
-    strict = next((h for h in hooks if isinstance(h, dict) and type_name(h.get('type')) == 'StrictLoadHook'), None)
-    if strict is None:
-        strict = dict(type='StrictLoadHook')
-        hooks.append(strict)
-    if without:
-        strict['reset'] = [*strict.get('reset', ()), *without]
-    strict.update({name: value for name, value in options.items() if value})
-    config.custom_hooks = hooks

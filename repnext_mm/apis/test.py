@@ -19,7 +19,7 @@ from repnext_mm.apis.build import build_runner, check_built
 from repnext_mm.apis.checks import check_checkpoint, check_class_counts, check_files, check_model, earlier_files
 from repnext_mm.apis.config import drop_initial_weights, innermost_datasets, load_config, without_teacher
 from repnext_mm.apis.launch import check_precision, fit_to_machine, set_launcher
-from repnext_mm.apis.safe_loading import load_strictly, reading_safely
+from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.errors import UserError
 from repnext_mm.models import type_name
 from repnext_mm.models.box_tta import predicts_masks
@@ -65,7 +65,7 @@ def prepare_test(
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     config.load_from, config.resume = checkpoint, False
-    load_strictly(config, testing=True, ema=ema)
+    _load_strictly(config, ema=ema)
     drop_initial_weights(config.model)
     if not fuse:
         config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]
@@ -114,6 +114,20 @@ def log_once(runner: Runner) -> None:
         runner.hooks[:] = [hook for hook in runner.hooks if not isinstance(hook, LoggerHook)]
 
 
+def _load_strictly(config: Config, *, ema: bool) -> None:
+    """Tell StrictLoadHook, which a config that does not inherit ours lacks, what is tested."""
+    hooks = dict(config.get('default_hooks') or {})
+    known = [*hooks.values(), *(config.get('custom_hooks') or ())]
+    strict = next((h for h in known if isinstance(h, dict) and type_name(h.get('type')) == 'StrictLoadHook'), None)
+    if strict is None:
+        hooks['strict_load'] = strict = dict(type='StrictLoadHook')
+        _warn('The config has no StrictLoadHook: it is added, so that a checkpoint that does not fit is refused.')
+    strict['testing'] = True
+    if ema:
+        strict['ema'] = True
+    config.default_hooks = hooks
+
+
 def _is_fuse_hook(hook: Any) -> bool:
     return isinstance(hook, dict) and type_name(hook.get('type')) == 'FuseBackboneHook'
 
@@ -152,7 +166,6 @@ def _enable_tta(config: Config, path: str | Path) -> None:
                 f"--tta: tta_model.type='{kind}' cannot merge the masks of '{type_name(config.model['type'])}': set "
                 "tta_model.type='BoxTTAModel', which merges and evaluates boxes only, or test without --tta"
             )
-        load_strictly(config, without=['roi_head.mask_head'])
         for evaluator in _evaluators(config):
             if 'segm' in (evaluator.get('metric') or []):
                 evaluator['metric'] = ['bbox']

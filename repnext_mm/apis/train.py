@@ -8,6 +8,8 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from repnext_mm.apis.build import build_runner, check_built
@@ -22,8 +24,7 @@ from repnext_mm.apis.checks import (
 )
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.launch import check_precision, check_strategy, fit_to_machine, set_launcher
-from repnext_mm.apis.safe_loading import load_strictly, reading_safely
-from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
+from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.errors import UserError
 from repnext_mm.hooks.resume import USUAL, has_begun
 from repnext_mm.models import type_name
@@ -69,7 +70,6 @@ def prepare_training(
     check_teacher(config.model)
     check_files(config, stages=('train', 'val'))
     check_class_counts(config, stages=('train', 'val'))
-    load_strictly(config)
     return config
 
 
@@ -84,9 +84,8 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
         WeightsError: a weight file cannot be read, does not fit, or holds no training to go on from.
         NoWholeCheckpointError: there was a checkpoint to go on from, and none is whole.
     """
-    _give_memory_back(config)
     earlier = _earlier_run(config)
-    notes = [*fit_to_machine(config), *keep_checkpoints_whole(config), *repeat_randomness(config)]
+    notes = [*fit_to_machine(config), *add_missing_hooks(config)]
     with reading_safely(trust_pickle=trust_pickle):  # some models read weights while they are built
         runner = build_runner(config)
         if earlier:
@@ -98,11 +97,56 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
     return runner
 
 
-def _give_memory_back(config: Config) -> None:
-    """Put ReturnMemoryHook into a config that lacks it."""
-    hooks = list(config.get('custom_hooks') or [])
-    if not any(isinstance(hook, dict) and type_name(hook.get('type')) == 'ReturnMemoryHook' for hook in hooks):
-        config.custom_hooks = [*hooks, dict(type='ReturnMemoryHook')]
+_HOOKS = {  # of default_hooks in our configs: what each is called there, its type, and what it does
+    'strict_load': ('StrictLoadHook', 'a checkpoint that does not fit is refused as a whole'),
+    'memory': ('ReturnMemoryHook', 'freed memory goes back to the system'),
+    'seeding': (
+        'SeedStepsHook',
+        'the seed is fixed: each step is seeded by its place, which a restart repeats',
+    ),
+}
+
+
+def add_missing_hooks(config: Config) -> list[str]:
+    """Give a config that does not inherit ours the hooks that ours name; returns a line for the log for each.
+
+    An entry of ``default_hooks`` that is None stays None. ``AtomicCheckpointHook`` takes the place and the arguments of
+    mmengine's ``CheckpointHook``, a subclass of somebody else's is left alone. Steps and samples are seeded where the
+    config fixes a seed.
+    """
+    hooks = dict(config.get('default_hooks') or {})
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook'))  # mmengine's own, where a config names none
+    known = [hook for hook in [*hooks.values(), *(config.get('custom_hooks') or ())] if isinstance(hook, dict)]
+    notes = []
+    for hook in known:
+        if _is_stock(hook.get('type')):
+            hook['type'] = 'AtomicCheckpointHook'
+            notes.append('AtomicCheckpointHook saves in the place of CheckpointHook: a kill leaves a whole checkpoint.')
+    seeded = (config.get('randomness') or {}).get('seed') is not None
+    types = {type_name(hook.get('type')) for hook in known}
+    for name, (kind, reason) in _HOOKS.items():
+        if name not in hooks and kind not in types and (seeded or name != 'seeding'):
+            hooks[name] = dict(type=kind)
+            notes.append(f'{kind} is added as default_hooks.{name}: {reason}; set that to None to go without.')
+    config.default_hooks = hooks
+    if seeded and hooks.get('seeding', True):
+        notes += _seed_samples(config)
+    return notes
+
+
+def _seed_samples(config: Config) -> list[str]:
+    loader = config.get('train_dataloader')
+    sampler = loader.get('sampler') if isinstance(loader, dict) else None
+    if not isinstance(sampler, dict) or type_name(sampler.get('type')) == 'SeededSampler':
+        return []
+    config.train_dataloader.sampler = dict(type='SeededSampler', sampler=sampler)
+    return ['SeededSampler is put around train_dataloader.sampler: each sample is seeded by its place.']
+
+
+def _is_stock(kind: Any) -> bool:
+    """Whether this is mmengine's own hook, not somebody's of the same name."""
+    made = HOOKS.get(kind) if isinstance(kind, str) and type_name(kind) == 'CheckpointHook' else kind
+    return made is CheckpointHook
 
 
 _MIXED_PRECISION = {

@@ -16,6 +16,8 @@ from repnext_mm.errors import UserError
 from repnext_mm.hooks.resume_state import check_resumable
 from repnext_mm.models.base import deployed_like, fit_to_model
 
+_FOR_MASKS = 'roi_head.mask_head'
+
 
 @HOOKS.register_module()
 class StrictLoadHook(Hook):
@@ -23,7 +25,8 @@ class StrictLoadHook(Hook):
 
     mmengine loads what fits and logs the rest, and it looks only for ``state_dict``: a file with another layout
     loads nothing. This hook finds the weights, maps keys that other writers named otherwise, drops nothing, and
-    raises when a key is missing, unexpected, or of another shape; or when a training is to go on from a file that
+    raises when a key is missing, unexpected, or of another shape (in a test-time augmentation of boxes, which drops the
+    head for masks, that head's tensors are left out); or when a training is to go on from a file that
     does not say where it stood, such as those of mmdet 2 and mmseg 0, or says it in a way that cannot be.
 
     Args:
@@ -53,7 +56,10 @@ class StrictLoadHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Check, and put the mapped weights where mmengine looks for them."""
         model: nn.Module = runner.model
+        reset = self.reset
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            if isinstance(model, BaseTTAModel) and not hasattr(getattr(model.module, 'roi_head', None), 'mask_head'):
+                reset = (*reset, _FOR_MASKS)  # left out on purpose, see BoxTTAModel
             model = model.module  # type: ignore[assignment]
         source = 'the checkpoint' if runner._load_from is None else str(runner._load_from)
         if runner._resume and not runner._has_loaded:
@@ -63,8 +69,6 @@ class StrictLoadHook(Hook):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.before_run(runner)  # its copy was made of the train form
-        state, report = fit_to_model(
-            model, checkpoint, source=source, reset=self.reset, prefix=self.prefix, ema=self.ema
-        )
+        state, report = fit_to_model(model, checkpoint, source=source, reset=reset, prefix=self.prefix, ema=self.ema)
         checkpoint['state_dict'] = state
         print_log(f'{type(model).__name__}: {report} from {source}', logger='current')

@@ -16,7 +16,7 @@ from torch import nn
 import repnext_mm
 from repnext_mm.apis import launch, load_config, prepare_test, prepare_training, train
 from repnext_mm.apis.launch import fit_to_machine
-from repnext_mm.apis.survive import keep_checkpoints_whole, repeat_randomness
+from repnext_mm.apis.train import add_missing_hooks
 from repnext_mm.apis.weight_files import _deploy_config
 from repnext_mm.export import load_part
 from repnext_mm.lab.bench import whole_model
@@ -93,9 +93,7 @@ def test_training(pair, amp, monkeypatch):
         devices['now'] = 'cpu'
         fit_to_machine(config)
         assert config.model.pop('norm_cfg')['type'] == 'BN'
-        keep_checkpoints_whole(config)
-        assert repeat_randomness(config)
-        train._give_memory_back(config)
+        train.add_missing_hooks(config)
         made.append(config)
     assert ('Amp' in type_name(made[1].optim_wrapper.type)) == amp
     assert type_name(made[1].default_hooks.checkpoint.type) == 'AtomicCheckpointHook'
@@ -118,14 +116,16 @@ def test_testing(pair, given, weights):
 def test_checkpoints_are_kept_whole_by_the_class_too():
     for kind in ('CheckpointHook', CheckpointHook, 'mmengine.hooks.CheckpointHook'):
         config = Config(dict(default_hooks=dict(checkpoint=dict(type=kind, interval=3))))
-        assert keep_checkpoints_whole(config)
+        assert add_missing_hooks(config)
         assert config.default_hooks.checkpoint == dict(type='AtomicCheckpointHook', interval=3)
 
     class Own(CheckpointHook):
         pass
 
     Own.__name__ = 'CheckpointHook'
-    assert not keep_checkpoints_whole(Config(dict(default_hooks=dict(checkpoint=dict(type=Own)))))
+    config = Config(dict(default_hooks=dict(checkpoint=dict(type=Own))))
+    add_missing_hooks(config)
+    assert config.default_hooks.checkpoint == dict(type=Own)
 
 
 def test_a_config_without_a_scope_gets_its_models(pair, weights, tmp_path):

@@ -33,13 +33,14 @@ def test_testing_needs_no_pretrained_file(weights):
     config = prepare_test(COCO, weights)
     assert 'init_cfg' not in config.model.backbone
     assert (config.load_from, config.resume) == (weights, False)
-    assert [hook.type for hook in config.custom_hooks] == ['FuseBackboneHook', 'StrictLoadHook']
+    assert [hook.type for hook in config.custom_hooks] == ['FuseBackboneHook']
+    assert config.default_hooks.strict_load == dict(type='StrictLoadHook', testing=True)
 
 
 def test_no_fuse_takes_only_our_hook(weights):
     hooks = "[dict(type='EMAHook'), dict(type='FuseBackboneHook')]"
     config = prepare_test(COCO, weights, fuse=False, options={'custom_hooks': eval(hooks)})
-    assert [hook['type'] for hook in config.custom_hooks] == ['EMAHook', 'StrictLoadHook']
+    assert [hook['type'] for hook in config.custom_hooks] == ['EMAHook']
 
 
 def test_tta_of_a_mask_model_is_boxes_only(weights):
@@ -179,3 +180,24 @@ def test_size_and_share_of_the_crop_are_those_of_timm(given, crop, edge, weights
 def test_a_crop_that_cannot_be(path, given, words, weights):
     with pytest.raises(ValueError, match=words):
         prepare_test(path, weights, **given)
+
+
+@pytest.mark.parametrize('name', ['default_hooks', 'custom_hooks'])
+def test_the_strict_hook_is_told_what_is_tested(name, weights):
+    """Where a config has it, with its options; one that has none gets it, and a line that says so."""
+    strict = dict(type='StrictLoadHook', prefix='net.')
+    own = dict(default_hooks=dict(strict_load=strict)) if name == 'default_hooks' else dict(custom_hooks=[strict])
+    config = Config(own)
+    testing._load_strictly(config, ema=True)
+    found = config.default_hooks.strict_load if name == 'default_hooks' else config.custom_hooks[0]
+    assert found == {**strict, 'testing': True, 'ema': True}
+    assert ('strict_load' in config.default_hooks) == (name == 'default_hooks')
+
+
+def test_a_config_without_the_strict_hook_gets_it_with_a_word(monkeypatch):
+    said = []
+    monkeypatch.setattr(testing, '_warn', said.append)
+    config = Config(dict(custom_hooks=[dict(type='FuseBackboneHook')]))
+    testing._load_strictly(config, ema=False)
+    assert config.default_hooks == dict(strict_load=dict(type='StrictLoadHook', testing=True))
+    assert len(said) == 1

@@ -143,7 +143,7 @@ def test_iterations_of_an_epoch(monkeypatch, name, pictures, processes, iteratio
     monkeypatch.setattr(repeat_aug, 'get_dist_info', lambda: (1, processes))
     loader = read(name).train_dataloader
     init_default_scope('mmpretrain')
-    sampler = DATA_SAMPLERS.build(loader.sampler, default_args=dict(dataset=range(pictures), seed=0))
+    sampler = DATA_SAMPLERS.build(loader.sampler.sampler, default_args=dict(dataset=range(pictures), seed=0))
     assert loader.drop_last
     assert len(sampler) // loader.batch_size == iterations
     assert max(np.bincount(list(sampler)[:3000])) <= 3

@@ -53,7 +53,7 @@ def test_what_every_config_holds(arch):
     assert config.optim_wrapper.get('accumulative_counts', 1) == steps
     assert 8 * batch * steps == 4096
     assert config.auto_scale_lr == dict(enable=False, base_batch_size=8 * batch)  # mmengine knows no accumulation
-    assert config.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)
+    assert config.train_dataloader.sampler.sampler == dict(type='DefaultSampler', shuffle=True)
     ema = next(hook for hook in config.custom_hooks if hook.type == 'EMAHook')
     assert (1 - ema.momentum, ema.update_buffers, ema.get('interval', 1)) == (0.9999, True, steps)
     train = {step.type: step for step in config.train_dataloader.dataset.pipeline}

@@ -6,14 +6,13 @@ import itertools
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from repnext_mm import RepNeXt
 from repnext_mm.apis import safe_loading
-from repnext_mm.apis.safe_loading import load_strictly, reading_safely, resolved
+from repnext_mm.apis.safe_loading import reading_safely, resolved
 from repnext_mm.checkpoints import WeightsError
 from repnext_mm.hooks import StrictLoadHook
 
@@ -184,10 +183,3 @@ def test_mmengines_loader_comes_back():
     with reading_safely():
         assert CheckpointLoader._schemes[''] is not before['']
     assert CheckpointLoader._schemes == before
-
-
-def test_a_config_gets_the_hook_once():
-    config = Config({'custom_hooks': [{'type': 'FuseBackboneHook'}]})
-    load_strictly(config)
-    load_strictly(config, without=['mask'])
-    assert config.custom_hooks == [{'type': 'FuseBackboneHook'}, {'type': 'StrictLoadHook', 'reset': ['mask']}]

@@ -42,7 +42,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='SeededSampler', sampler=dict(type='InfiniteSampler', shuffle=True)),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

@@ -43,7 +43,7 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
-    sampler=dict(type='RepeatAugSampler', num_repeats=3),
+    sampler=dict(type='SeededSampler', sampler=dict(type='RepeatAugSampler', num_repeats=3)),
     dataset=dict(type=dataset_type, data_root=data_root, split='train', download=False, pipeline=train_pipeline),
 )
 val_dataloader = dict(

@@ -20,7 +20,7 @@ train_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
     dataset=dict(type=dataset_type, task='instance', split='train', data_root=data_root, pipeline=train_pipeline),
 )
 val_dataloader = dict(

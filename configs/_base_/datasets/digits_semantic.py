@@ -21,7 +21,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='SeededSampler', sampler=dict(type='InfiniteSampler', shuffle=True)),
     dataset=dict(type=dataset_type, task='semantic', split='train', data_root=data_root, pipeline=train_pipeline),
 )
 val_dataloader = dict(

@@ -14,6 +14,6 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 
-train_dataloader = dict(batch_size=512, sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
+train_dataloader = dict(batch_size=512, sampler=dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True)))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -53,7 +53,7 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
     dataset=dict(type=dataset_type, data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(

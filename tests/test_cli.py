@@ -139,6 +139,21 @@ def test_unknown_words_are_one_sentence(words, sentence):
     assert str(stopped.value).startswith(f'error: {sentence}')
 
 
+@pytest.mark.parametrize(
+    ('imported', 'kind'), [('absent_package.part', SystemExit), ('repnext_mm.absent', ImportError)]
+)
+def test_a_package_that_is_missing_is_named_and_a_module_of_ours_is_a_bug(imported, kind, tmp_path, monkeypatch):
+    (tmp_path / 'a_verb.py').write_text(f'import {imported}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.VERBS, 'plot-zoo', cli.Verb('a_verb', ''))
+    with pytest.raises(kind) as stopped:
+        cli.main(['plot-zoo', '--help'])
+    if kind is SystemExit:
+        assert str(stopped.value).startswith(
+            'error: plot-zoo needs the package absent_package, and it is not installed'
+        )
+
+
 class Foreign(Exception):
     pass
 

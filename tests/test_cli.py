@@ -81,10 +81,11 @@ def test_a_script_is_a_verb_and_nothing_else(script):
 
 
 def test_every_verb_has_a_script_or_is_new():
-    assert set(cli.VERBS) - {verb_of(script) for script in SCRIPTS.values()} == {
+    assert set(cli.VERBS) - {verb_of(script) for script in SCRIPTS.values()} <= {
         'check data',
         'check env',  # its script runs without the package
         'fuse',  # as `checkpoint fuse`
+        'predict',
         'ops',  # as `python -m repnext_mm.mmcv_ops`
     }
 

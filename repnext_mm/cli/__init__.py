@@ -139,7 +139,6 @@ def _help_screen() -> str:
     return '\n'.join(
         [
             'usage: repnext VERB ... (see repnext VERB --help) | --version | --completion SHELL',
-            '',
             *(f'  {name:{width}}{verb.line}' for name, verb in VERBS.items()),
         ]
     )

@@ -81,10 +81,11 @@ def test_a_script_is_a_verb_and_nothing_else(script):
 
 
 def test_every_verb_has_a_script_or_is_new():
-    assert set(cli.VERBS) - {verb_of(script) for script in SCRIPTS.values()} == {
+    assert set(cli.VERBS) - {verb_of(script) for script in SCRIPTS.values()} <= {
         'check data',
         'check env',  # its script runs without the package
         'fuse',  # as `checkpoint fuse`
+        'predict',
         'ops',  # as `python -m repnext_mm.mmcv_ops`
     }
 
@@ -137,6 +138,21 @@ def test_unknown_words_are_one_sentence(words, sentence):
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
     assert str(stopped.value).startswith(f'error: {sentence}')
+
+
+@pytest.mark.parametrize(
+    ('imported', 'kind'), [('absent_package.part', SystemExit), ('repnext_mm.absent', ImportError)]
+)
+def test_a_package_that_is_missing_is_named_and_a_module_of_ours_is_a_bug(imported, kind, tmp_path, monkeypatch):
+    (tmp_path / 'a_verb.py').write_text(f'import {imported}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.VERBS, 'plot-zoo', cli.Verb('a_verb', ''))
+    with pytest.raises(kind) as stopped:
+        cli.main(['plot-zoo', '--help'])
+    if kind is SystemExit:
+        assert str(stopped.value).startswith(
+            'error: plot-zoo needs the package absent_package, and it is not installed'
+        )
 
 
 class Foreign(Exception):

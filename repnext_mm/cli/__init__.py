@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +88,7 @@ def is_mistake(error: Exception) -> bool:
 
 def parser_of(verb: str, *, prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of a verb."""
-    module = import_module(VERBS[verb].module)
+    module = _module(verb)
     parser = argparse.ArgumentParser(prog=prog or f'repnext {verb}', description=module.__doc__)
     module.add_options(parser)
     return parser
@@ -116,12 +115,23 @@ def _dispatched(words: Sequence[str]) -> int | None:
 
 
 def _run_verb(verb: str, words: Sequence[str], *, prog: str, called: str) -> int | None:
-    if verb not in BARE and find_spec('mmengine') is not None:
-        import_module('repnext_mm._registered')  # a config may name anything
     args = parser_of(verb, prog=prog).parse_args(words)
     args.called = [*called.split(), *words]  # for records of how something was measured
-    status: int | None = import_module(VERBS[verb].module).run(args)
+    status: int | None = _module(verb).run(args)
     return status
+
+
+def _module(verb: str) -> Any:
+    try:
+        if verb not in BARE:
+            import_module('repnext_mm._registered')  # a config may name anything
+        return import_module(VERBS[verb].module)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition('.')[0] == 'repnext_mm':
+            raise
+        raise MissingPackageError(
+            f'{verb} needs the package {error.name}, and it is not installed: repnext check env says what to do'
+        ) from error
 
 
 def _help_screen() -> str:
@@ -129,7 +139,6 @@ def _help_screen() -> str:
     return '\n'.join(
         [
             'usage: repnext VERB ... (see repnext VERB --help) | --version | --completion SHELL',
-            '',
             *(f'  {name:{width}}{verb.line}' for name, verb in VERBS.items()),
         ]
     )
@@ -152,7 +161,7 @@ def _completion(words: Sequence[str]) -> str:
         group, _, last = name.rpartition(' ')
         if group and group not in groups:
             groups[group] = verbs.add_parser(group, help=f'{group} ...').add_subparsers()
-        import_module(verb.module).add_options(groups.get(group, verbs).add_parser(last, help=verb.line))
+        _module(name).add_options(groups.get(group, verbs).add_parser(last, help=verb.line))
     _prepare(parser, shtab.FILE)
     script: str = shtab.complete(parser, shell=words[0])
     return script

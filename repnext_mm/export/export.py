@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from repnext_mm.apis.config import load_config
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.export.accuracy import Accuracy, calibration_images, compare
 from repnext_mm.export.detectors import DETECTION_LIMITS
 from repnext_mm.export.formats import (
@@ -441,7 +441,7 @@ def _check(model: nn.Module, path: Path, format: str, shape: Sequence[int]) -> N
     if path.suffix not in SUFFIXES[format]:
         raise UserError(f"'{path.name}' does not end like format {format!r}: let it end with {SUFFIXES[format][0]}")
     if not path.parent.is_dir():
-        raise UserError(f'no folder {path.parent} to write {path.name} to: make it first')
+        raise MissingFileError(f'no folder {path.parent} to write {path.name} to: make it first')
     if path.is_dir() != (format == 'coreml') and path.exists():
         raise UserError(f"'{path}' is {'a folder' if path.is_dir() else 'a file'} already: give another name")
     if len(shape) != 4 or min(shape) < 1 or min(shape[2:]) < MIN_SIZE:
@@ -463,7 +463,7 @@ def _check_data(
     if images < 1 or (max_drop is not None and not 0 <= max_drop <= 1):
         raise UserError(f'images={images} must be at least 1, and max_drop={max_drop} a share from 0 to 1')
     if data is not None and not Path(data).exists():
-        raise UserError(f"data '{data}' does not exist: give a config file, or a folder of images")
+        raise MissingFileError(f"data '{data}' does not exist: give a config file, or a folder of images")
     if data is None and (int8 or max_drop is not None):
         raise UserError(
             f'{"int8" if int8 else "max_drop"} needs data: give a config file, or for int8 a folder of images'

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingFileError, MissingPackageError, UserError
 from repnext_mm.export.graphs import Normalised
 from repnext_mm.export.predict import KEY
 
@@ -63,7 +63,7 @@ def check_format(format: str) -> None:
         raise UserError(f'unknown format {format!r}: choose one of {", ".join(SUFFIXES)}')
     missing = [package for package in PACKAGES[format] if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(
+        raise MissingPackageError(
             f'format {format!r} needs {", ".join(missing)}, which {"is" if len(missing) == 1 else "are"} not '
             "installed: pip install 'repnext_mm[export]', or make env in a clone"
         )
@@ -291,7 +291,7 @@ def open_exported(path: str | Path, *, format: str, threads: int | None = None, 
         raise UserError(f'threads={threads} computes nothing: give at least 1, or None for the default')
     check_format(format)
     if not Path(path).is_file():
-        raise UserError(f'no exported network at {path}: export_model writes one')
+        raise MissingFileError(f'no exported network at {path}: export_model writes one')
     return RUNTIMES[format](str(path), threads, precision)
 
 

@@ -16,9 +16,16 @@ from torch import Tensor, nn
 
 from repnext_mm.apis.build import build_model
 from repnext_mm.apis.checks import check_checkpoint, check_model
-from repnext_mm.apis.config import classes_in_checkpoint, classes_of_config, innermost_datasets, load_config, unwrapped, without_teacher
+from repnext_mm.apis.config import (
+    classes_in_checkpoint,
+    classes_of_config,
+    innermost_datasets,
+    load_config,
+    unwrapped,
+    without_teacher,
+)
 from repnext_mm.checkpoints import read_checkpoint, state_dict_of
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.export.detectors import OwnPrediction, detection_errors, detector_graph
 from repnext_mm.hooks import FuseBackboneHook
 from repnext_mm.models import ARCHITECTURES, Classifier, RepNeXt, load_classifier, type_name
@@ -284,7 +291,7 @@ def _output_names(network: nn.Module) -> tuple[str, ...]:
 def _timm(name: str, checkpoint: str | None, normalize: bool, trust_pickle: bool) -> Part:
     """A classifier of timm, or of ours under its name there."""
     if importlib.util.find_spec('timm') is None:
-        raise UserError(f"'timm:{name}' needs timm, which is not installed: pip install timm")
+        raise MissingPackageError(f"'timm:{name}' needs timm, which is not installed: pip install timm")
     import timm
 
     importlib.import_module('repnext_mm.timm_models')

@@ -22,13 +22,17 @@ from typing import Any
 
 import numpy as np
 
+if __package__:
+    from repnext_mm.errors import UserError
+else:  # copied, or started by its path
+
+    class UserError(ValueError):  # type: ignore[no-redef]
+        """What a user did wrong, in one sentence."""
+
+
 KEY = 'repnext_mm'  # of what is known about a file, in the metadata of ONNX and the runtime information of OpenVINO
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 Array = np.ndarray
-
-
-class PredictError(ValueError):
-    """What a user did wrong, in one sentence: this module does without those of the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +63,20 @@ def open_file(path: str | Path, *, threads: int | None = None, streams: int = 1)
         streams: runs at the same time, from as many threads: more images per second, each of them later.
 
     Raises:
-        PredictError: there is no such file, it is of another kind, or its runtime is not installed.
+        UserError: there is no such file, it is of another kind, or its runtime is not installed.
     """
     path = Path(path)
     openers = {'.onnx': _open_onnx, '.xml': _open_openvino}
     if path.suffix not in openers:
-        raise PredictError(f"'{path}' does not run here: give an .onnx or .xml that repnext export wrote")
+        raise UserError(f"'{path}' does not run here: give an .onnx or .xml that repnext export wrote")
     if not path.is_file():
-        raise PredictError(f"there is no file '{path}': repnext export writes one")
+        raise UserError(f"there is no file '{path}': repnext export writes one")
     if streams > 1 and threads is None:
         threads = max(1, (os.cpu_count() or 1) // streams)
     try:
         run, about = openers[path.suffix](path, threads, streams)
     except ModuleNotFoundError as error:
-        raise PredictError(f"'{path}' needs {error.name}, which is not installed: pip install {error.name}") from error
+        raise UserError(f"'{path}' needs {error.name}, which is not installed: pip install {error.name}") from error
     return Exported(about=json.loads(about) if about else {}, run=run)
 
 
@@ -80,11 +84,11 @@ def predict(exported: Exported, image: Array) -> Prediction:
     """From an image ``(H, W, 3)``, RGB, uint8, to what is on it.
 
     Raises:
-        PredictError: the file does not say what its outputs mean.
+        UserError: the file does not say what its outputs mean.
     """
     about = exported.about
     if about.get('task') not in _FINISH:
-        raise PredictError(
+        raise UserError(
             'the file does not say what its outputs mean: export a detector, segmentor or classifier by its config'
         )
     pixels, scale = prepared(image, about['steps'])
@@ -235,7 +239,7 @@ def read_image(path: str | Path) -> Array:
     """An image file as ``(H, W, 3)``, RGB, uint8, turned as its camera was held.
 
     Raises:
-        PredictError: it cannot be read.
+        UserError: it cannot be read.
     """
     image = None
     if _cv2() is not None:
@@ -248,7 +252,7 @@ def read_image(path: str | Path) -> Array:
         with suppress(OSError), Image.open(path) as file:
             image = np.array(ImageOps.exif_transpose(file).convert('RGB'))
     if image is None:
-        raise PredictError(f"'{path}' cannot be read as an image: give a file such as {', '.join(IMAGES)}")
+        raise UserError(f"'{path}' cannot be read as an image: give a file such as {', '.join(IMAGES)}")
     return np.ascontiguousarray(image)
 
 
@@ -266,12 +270,12 @@ def images_in(source: str | Path) -> list[Path]:
     """An image itself, or those of a folder by name.
 
     Raises:
-        PredictError: there is none.
+        UserError: there is none.
     """
     source = Path(source)
     found = [source] if source.is_file() else sorted(p for p in source.glob('*') if p.suffix.lower() in IMAGES)
     if not found:
-        raise PredictError(f"'{source}' is not an image or a folder of {', '.join(IMAGES)}: give one of these")
+        raise UserError(f"'{source}' is not an image or a folder of {', '.join(IMAGES)}: give one of these")
     return found
 
 
@@ -292,9 +296,8 @@ def predict_files(
             yield from pool.map(one, files[start : start + 8 * streams])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog='repnext predict', description=__doc__.partition('\n')[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of ``repnext predict``."""
     parser.add_argument('file', help='an .onnx or .xml that repnext export wrote')
     parser.add_argument('images', help='an image, or a folder of images')
     parser.add_argument(
@@ -305,19 +308,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--threshold', type=float, default=0.3, help='least score to draw (default: %(default)s)')
     parser.add_argument('--threads', type=int, help='of one run (default: chosen by the runtime)')
     parser.add_argument('--streams', type=int, default=1, help='images at the same time (default: %(default)s)')
-    args = parser.parse_args(arguments)
-    try:
-        _run(args)
-    except PredictError as error:
-        print(f'error: {error}', file=sys.stderr)  # noqa: T201 - a command of its own
-        return 1
-    return 0
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """The command ``repnext predict``.
+
+    Raises:
+        UserError: an argument or file cannot be used.
+    """
     files = images_in(args.images)
     if args.streams < 1 or (args.threads is not None and args.threads < 1):
-        raise PredictError(f'--streams {args.streams} and --threads {args.threads} compute nothing: give at least 1')
+        raise UserError(f'--streams {args.streams} and --threads {args.threads} compute nothing: give at least 1')
     exported = open_file(args.file, threads=args.threads, streams=args.streams)
     folder = Path(args.out_dir)
     if not args.no_draw:
@@ -327,7 +328,7 @@ def _run(args: argparse.Namespace) -> None:
     for count, (file, image, prediction) in enumerate(predict_files(exported, files, streams=args.streams), 1):
         if args.coco:
             if prediction.boxes is None:
-                raise PredictError('--coco is for detectors: omit it')
+                raise UserError('--coco is for detectors: omit it')
             results += coco_results(prediction, file.name)
         if not args.no_draw:
             write_image(folder / file.name, draw(image, prediction, exported.about, threshold=args.threshold))
@@ -502,4 +503,9 @@ def _cv2() -> Any:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    _parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    add_options(_parser)
+    try:
+        run(_parser.parse_args())
+    except UserError as _error:
+        sys.exit(f'error: {_error}')

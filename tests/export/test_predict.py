@@ -107,6 +107,21 @@ def test_what_a_user_does_wrong_is_one_sentence(detector, tmp_path):
         assert shown.startswith('error: ')
 
 
+def test_the_command_needs_no_torch(detector, tmp_path):
+    folder, _ = detector
+    code = f"""
+import sys
+for name in ('torch', 'torchvision', 'mmcv', 'mmdet'):
+    sys.modules[name] = None
+sys.argv = ['repnext', 'predict', {str(folder / 'det.onnx')!r}, {str(folder / 'images')!r}, '--out-dir', 'out']
+from repnext_mm.cli import main
+main()
+"""
+    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / 'out').iterdir())) == 3
+
+
 def test_run_lengths_are_those_of_pycocotools():
     mask_utils = pytest.importorskip('pycocotools.mask')
     generator = np.random.default_rng(0)

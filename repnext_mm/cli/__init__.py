@@ -15,7 +15,7 @@ from repnext_mm.version import __version__
 
 SHELLS = ('bash', 'zsh', 'tcsh')
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
-BARE = ('check env', 'ops')  # verbs for environments in which the package may not be importable yet
+BARE = ('check env', 'ops', 'predict')  # verbs that do without torch, or without what may not be installed yet
 
 
 class Verb(NamedTuple):
@@ -30,7 +30,8 @@ VERBS = {
     'test': Verb('repnext_mm.cli.test', 'measure a checkpoint on the test data, fused'),
     'infer': Verb('repnext_mm.cli.infer', 'draw what a model finds in images'),
     'fuse': Verb('repnext_mm.cli.fuse', 'write fused weights and their config'),
-    'export': Verb('repnext_mm.cli.export', 'write ONNX, TorchScript, OpenVINO or Core ML'),
+    'export': Verb('repnext_mm.cli.export', 'write ONNX, TorchScript, OpenVINO or Core ML, in int8 too'),
+    'predict': Verb('repnext_mm.export.predict', 'run an exported file on images, without torch'),
     'checkpoint': Verb('repnext_mm.cli.checkpoint', 'inspect, convert, fuse or compare weight files'),
     'check env': Verb('repnext_mm.cli.check_env', 'say what is wrong with this environment'),
     'check data': Verb('repnext_mm.cli.check_data', 'say what is wrong with your own data'),

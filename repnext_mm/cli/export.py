@@ -1,11 +1,10 @@
-"""Write a fused network as ONNX, TorchScript, OpenVINO or Core ML, compared with the network as it was trained."""
+"""Write a fused model as ONNX, TorchScript, OpenVINO or Core ML, compared with the model as it was trained."""
 
 from __future__ import annotations
 
 import argparse
 
 from repnext_mm.cli import options
-from repnext_mm.errors import UserError
 from repnext_mm.export import DEFAULT_OPSET, OPSETS, PARTS, SUFFIXES, ExportedPart, export_part
 
 
@@ -33,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--normalize',
         action=argparse.BooleanOptionalAction,
-        help='mean and std inside the graph, which then takes RGB pixels from 0 to 255 (default: Core ML only)',
+        help='mean and std inside the graph, which then takes RGB pixels from 0 to 255 (default: detectors, Core ML)',
     )
     parser.add_argument(
         '--opset',
@@ -42,30 +41,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f'version of ONNX, {OPSETS[0]} to {OPSETS[-1]} with this torch (default: {DEFAULT_OPSET})',
     )
     parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
+    parser.add_argument('--int8', action='store_true', help='quantize (ONNX, OpenVINO), calibrated on --data')
+    parser.add_argument(
+        '--data',
+        help='a config: the metric of its test set, of the model and of the file, decides, and its training set '
+        'calibrates --int8; or a folder of images to calibrate with',
+    )
+    parser.add_argument('--images', type=int, default=300, help='of --data, at most (default: %(default)s)')
+    parser.add_argument(
+        '--max-drop', type=float, help='largest loss of a metric, from 0 to 1 (default: 0.001, with --int8 0.005)'
+    )
     parser.add_argument('--threads', type=int, help='CPU threads of the runtime that --form auto measures in')
     options.add_trust_pickle(parser)
     options.add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    try:
-        done = export_part(
-            args.source,
-            args.out,
-            checkpoint=args.checkpoint,
-            part=args.part,
-            form=args.form,
-            shape=args.shape,
-            dynamic=not args.static,
-            normalize=args.normalize,
-            threads=args.threads,
-            opset=args.opset,
-            half=args.half,
-            trust_pickle=args.trust_pickle,
-            options=args.cfg_options,
-        )
-    except (OSError, RuntimeError, TypeError, ValueError) as error:  # until export raises UserError itself
-        raise UserError(str(error)) from error
+    done = export_part(
+        args.source,
+        args.out,
+        checkpoint=args.checkpoint,
+        part=args.part,
+        form=args.form,
+        shape=args.shape,
+        dynamic=not args.static,
+        normalize=args.normalize,
+        threads=args.threads,
+        opset=args.opset,
+        half=args.half,
+        int8=args.int8,
+        data=args.data,
+        images=args.images,
+        max_drop=args.max_drop,
+        trust_pickle=args.trust_pickle,
+        options=args.cfg_options,
+    )
     show(done, random=args.checkpoint is None)
 
 
@@ -89,3 +99,17 @@ def show(done: ExportedPart, *, random: bool) -> None:
         f'{verb} {report.path} ({report.format}{opset}, {report.size_bytes / 1e6:.1f} MB), form {done.form}, '
         f'relative error in {report.checked_in} at {shapes}: {errors}'
     )
+    if report.calibrated_with:
+        noise = report.signal_to_noise_db
+        print(
+            f'int8: calibrated with {report.calibrated_with} images; the errors above are those in float'
+            + ('' if noise is None else f'; in int8, {noise:.1f} dB of signal to noise')
+        )
+    if report.accuracy is None:
+        print('accuracy: not known, since no config was given as --data')
+        return
+    pairs = ', '.join(
+        f'{name} {value:.4f} of the model, {report.accuracy.exported[name]:.4f} of the file'
+        for name, value in report.accuracy.model.items()
+    )
+    print(f'accuracy on {report.accuracy.images} images: {pairs}')

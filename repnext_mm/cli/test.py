@@ -1,8 +1,9 @@
-"""Test a checkpoint: the backbone is fused while a config holds FuseBackboneHook."""
+"""Test a checkpoint, fused while a config holds FuseBackboneHook, or an exported file in its own runtime."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from repnext_mm.apis import prepare_test, run_test
 from repnext_mm.cli import options
@@ -11,6 +12,7 @@ from repnext_mm.cli import options
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     options.add_checkpoint(parser)
+    parser.add_argument('--images', type=int, metavar='N', help='of an exported .onnx or .xml: test on N images only')
     parser.add_argument('--work-dir', help='where metrics and logs go (default: work_dirs/<config name>)')
     parser.add_argument('--out', help='write the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='write annotated images to this folder')
@@ -34,6 +36,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    exported = [name for name in (args.config, args.checkpoint) if name and Path(name).suffix in ('.onnx', '.xml')]
+    if exported:
+        from repnext_mm.export.accuracy import evaluate_file
+
+        other = args.checkpoint if exported[0] == args.config else args.config
+        metrics = evaluate_file(exported[0], other, images=args.images, options=args.cfg_options)
+        print(', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))
+        return
     options.use_local_rank(args)
     config = prepare_test(
         args.config,

@@ -1,12 +1,25 @@
-"""Exported networks: ONNX, TorchScript, OpenVINO and Core ML, each compared with the network it came from."""
+"""Whole models in one file, on the runtimes that people have, each compared with the model it came from.
 
-from repnext_mm.export.choose import Choice, choose_form
-from repnext_mm.export.parts import PARTS, Part, load_part
-from repnext_mm.export.run import ExportedPart, export_part
-from repnext_mm.export.runtimes import RUNTIMES, open_exported
-from repnext_mm.export.suffix import SUFFIXES, format_of
-from repnext_mm.export.write import ExportReport, export_model
-from repnext_mm.export.writers import DEFAULT_OPSET, OPSETS
+The names are looked up when they are first used: ``repnext_mm.export.predict`` runs a file without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repnext_mm.export.export import (
+        Choice,
+        ExportedPart,
+        ExportReport,
+        NotExportedError,
+        choose_form,
+        export_model,
+        export_part,
+    )
+    from repnext_mm.export.formats import DEFAULT_OPSET, OPSETS, RUNTIMES, SUFFIXES, format_of, open_exported
+    from repnext_mm.export.graphs import PARTS, Part, load_part
 
 __all__ = [
     'DEFAULT_OPSET',
@@ -17,6 +30,7 @@ __all__ = [
     'Choice',
     'ExportReport',
     'ExportedPart',
+    'NotExportedError',
     'Part',
     'choose_form',
     'export_model',
@@ -25,3 +39,12 @@ __all__ = [
     'load_part',
     'open_exported',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in ('formats', 'graphs', 'export'):
+            module = import_module(f'{__name__}.{home}')
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

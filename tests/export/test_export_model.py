@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.export import OPSETS, RUNTIMES, SUFFIXES, export_model, format_of, open_exported, write
-from repnext_mm.export.write import check_options
+from repnext_mm.errors import UserError
+from repnext_mm.export import OPSETS, RUNTIMES, SUFFIXES, export_model, format_of, open_exported
+from repnext_mm.export import export as export_module
+from repnext_mm.export.export import check_options
 from repnext_mm.models import FORMS
 from repnext_mm.reparam import fuse
 from tests.conftest import worst_error
@@ -182,7 +184,7 @@ def failed(output):
     ids=['wrong', 'nan', 'shape', 'raises'],
 )
 def test_a_file_that_computes_something_else_is_never_there(change, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, 'open_exported', broken(change))
+    monkeypatch.setattr(export_module, 'open_exported', broken(change))
     network = fuse(tiny(out_indices=(0, 1)))[0]
     (tmp_path / 'old.pt').write_text('an earlier export')
     for name in ('new.pt', 'old.pt'):
@@ -203,17 +205,17 @@ def test_nan_weights_are_refused(tmp_path):
 def test_wrong_arguments_are_one_sentence(tmp_path, monkeypatch):
     network, path = tiny(), tmp_path / 'net.pt'
 
-    def refused(kind=ValueError, model=network, path=path, format='torchscript', shape=SHAPE, **options):
+    def refused(kind=UserError, model=network, path=path, format='torchscript', shape=SHAPE, **options):
         with pytest.raises(kind) as raised:
             export_model(model, path, format=format, shape=shape, **options)
         assert '\n' not in str(raised.value)
         return str(raised.value)
 
     assert "unknown format 'tflite': choose one of onnx, torchscript" in refused(format='tflite')
-    assert "'net.pt' is no name for format 'onnx': let it end with .onnx" in refused(format='onnx')
-    assert 'make it first' in refused(FileNotFoundError, path=tmp_path / 'none' / 'net.pt')
-    assert 'shape (1, 3, 16, 16) is no image' in refused(shape=(1, 3, 16, 16))
-    assert 'RepNeXt takes (N, 3, H, W)' in refused(shape=(1, 1, 64, 64))
+    assert "'net.pt' does not end like format 'onnx': let it end with .onnx" in refused(format='onnx')
+    assert 'make it first' in refused(path=tmp_path / 'none' / 'net.pt')
+    assert 'shape (1, 3, 16, 16) is not an image' in refused(shape=(1, 3, 16, 16))
+    assert 'RepNeXt takes (N, 3, H, W)' in refused(ValueError, shape=(1, 1, 64, 64))
     assert '1 output names for 4 outputs' in refused(output_names=['one'])
     assert 'call model.eval() first' in refused(model=tiny().train())
     assert 'parameters in torch.float16 on cpu' in refused(model=tiny().half())
@@ -243,7 +245,7 @@ def test_format_of_a_name():
 def test_opening_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="format 'coreml' has no runtime here"):
         open_exported(tmp_path / 'net.mlpackage', format='coreml')
-    with pytest.raises(FileNotFoundError, match='no exported network at'):
+    with pytest.raises(UserError, match='no exported network at'):
         open_exported(tmp_path / 'net.pt', format='torchscript')
     with pytest.raises(ValueError, match='threads=0 computes nothing'):
         open_exported(tmp_path / 'net.pt', format='torchscript', threads=0)

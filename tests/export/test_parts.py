@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.model import ImgDataPreprocessor
 
-from repnext_mm.export import choose, choose_form, export_part, load_part, open_exported
+from repnext_mm.export import NotExportedError, choose_form, export_part, load_part, open_exported
 from repnext_mm.export.graphs import IMAGENET, Normalisation, Normalised
 from repnext_mm.models import FORMS
 from repnext_mm.timing import NOT_FOR_SPEED
@@ -177,10 +177,10 @@ def test_auto_keeps_the_fastest_and_skips_what_cannot_be_exported(tmp_path, monk
     assert not choice.refused
 
     def refuse(*_, **__):
-        raise RuntimeError('net.pt was not written')
+        raise NotExportedError('net.pt was not written')
 
-    monkeypatch.setattr(choose, 'export_model', refuse)
-    with pytest.raises(RuntimeError, match=r'net\.pt was not written'):
+    monkeypatch.setattr('repnext_mm.export.export.export_model', refuse)
+    with pytest.raises(NotExportedError, match=r'net\.pt was not written'):
         choose_form(part, format='torchscript', shape=(1, 3, 32, 32))
     with pytest.raises(ValueError, match="form 'auto' measures in the export's own runtime, and 'coreml' has none"):
         choose_form(part, format='coreml', shape=(1, 3, 32, 32))

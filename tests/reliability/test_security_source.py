@@ -9,7 +9,7 @@ import pytest
 from tests.tools.running import ROOT
 
 # What may be called all the same: an unpickler behind trust_pickle, and an export that was written a moment ago.
-ALLOWED = {('repnext_mm/checkpoints/read.py', 'torch.load'), ('repnext_mm/export/runtimes.py', 'torch.jit.load')}
+ALLOWED = {('repnext_mm/checkpoints/read.py', 'torch.load'), ('repnext_mm/export/formats.py', 'torch.jit.load')}
 FORBIDDEN = {
     'eval',
     'exec',

@@ -1,0 +1,511 @@
+"""Run an exported file on images with numpy, OpenCV or Pillow, and its runtime: no torch, no mm package.
+
+What it needs to know (classes, colors, sizes, thresholds) travels inside the file. This module imports no other of
+ours, so it can be copied beside an exported file and started there: ``python predict.py FILE IMAGE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __package__:
+    from repnext_mm.errors import UserError
+else:  # copied, or started by its path
+
+    class UserError(ValueError):  # type: ignore[no-redef]
+        """What a user did wrong, in one sentence."""
+
+
+KEY = 'repnext_mm'  # of what is known about a file, in the metadata of ONNX and the runtime information of OpenVINO
+IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
+Array = np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An opened file."""
+
+    about: dict[str, Any]  # see ``repnext_mm.export.graphs.Part.about``
+    run: Callable[[Array], tuple[Array, ...]]  # from the network's input (1, 3, H, W) to its outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was found on an image of ``(H, W)``; of the arrays, those of the task."""
+
+    boxes: Array | None = None  # (n, 4), x1 y1 x2 y2 in pixels of the image
+    scores: Array | None = None  # (n,) of boxes, (classes,) of an image
+    labels: Array | None = None  # (n,)
+    masks: Array | None = None  # (n, H, W), bool
+    classes: Array | None = None  # (H, W), the class of each pixel
+
+
+def open_file(path: str | Path, *, threads: int | None = None, streams: int = 1) -> Exported:
+    """Open an exported ``.onnx`` (ONNX Runtime) or ``.xml`` (OpenVINO, in float32).
+
+    Args:
+        path: what ``repnext export`` wrote.
+        threads: of one run; None leaves it to the runtime.
+        streams: runs at the same time, from as many threads: more images per second, each of them later.
+
+    Raises:
+        UserError: there is no such file, it is of another kind, or its runtime is not installed.
+    """
+    path = Path(path)
+    openers = {'.onnx': _open_onnx, '.xml': _open_openvino}
+    if path.suffix not in openers:
+        raise UserError(f"'{path}' does not run here: give an .onnx or .xml that repnext export wrote")
+    if not path.is_file():
+        raise UserError(f"there is no file '{path}': repnext export writes one")
+    if streams > 1 and threads is None:
+        threads = max(1, (os.cpu_count() or 1) // streams)
+    try:
+        run, about = openers[path.suffix](path, threads, streams)
+    except ModuleNotFoundError as error:
+        raise UserError(f"'{path}' needs {error.name}, which is not installed: pip install {error.name}") from error
+    return Exported(about=json.loads(about) if about else {}, run=run)
+
+
+def predict(exported: Exported, image: Array) -> Prediction:
+    """From an image ``(H, W, 3)``, RGB, uint8, to what is on it.
+
+    Raises:
+        UserError: the file does not say what its outputs mean.
+    """
+    about = exported.about
+    if about.get('task') not in _FINISH:
+        raise UserError(
+            'the file does not say what its outputs mean: export a detector, segmentor or classifier by its config'
+        )
+    pixels, scale = prepared(image, about['steps'])
+    return finished(about, exported.run(network_input(pixels, about)), size=image.shape[:2], scale=scale)
+
+
+def finished(
+    about: dict[str, Any], outputs: Sequence[Array], *, size: tuple[int, ...], scale: tuple[float, float]
+) -> Prediction:
+    """From the outputs of a network to what is on an image of ``(H, W)`` that was resized by ``scale``, x and y."""
+    return _FINISH[about['task']](about, outputs, (size[0], size[1]), scale)
+
+
+def prepared(image: Array, steps: Sequence[dict[str, Any]]) -> tuple[Array, tuple[float, float]]:
+    """The image as the test pipeline of the config sizes it, and by how much it was scaled along x and y."""
+    scale = (1.0, 1.0)
+    for step in steps:
+        height, width = image.shape[:2]
+        if 'resize' in step:
+            new = list(step['resize'])
+            if step['keep_ratio']:
+                factor = min(max(new) / max(height, width), min(new) / min(height, width))
+                new = [int(width * factor + 0.5), int(height * factor + 0.5)]
+            image = _resized(image, new[0], new[1])
+            scale = (new[0] / width, new[1] / height)
+        elif 'short_edge' in step:
+            edge = step['short_edge']
+            new = [edge, int(edge * height / width)] if width < height else [int(edge * width / height), edge]
+            image = _resized(image, new[0], new[1])
+        elif 'crop' in step:
+            high, wide = step['crop']
+            top, left = (max(0, round((have - want) / 2)) for have, want in ((height, high), (width, wide)))
+            image = image[top : top + high, left : left + wide]
+        elif 'pad' in step:
+            wide, high = step['pad']
+            whole = np.empty((max(high, height), max(wide, width), 3), image.dtype)
+            whole[:] = step['value']
+            whole[:height, :width] = image
+            image = whole
+    return image, scale
+
+
+def network_input(pixels: Array, about: dict[str, Any]) -> Array:
+    """``(H, W, 3)``, RGB, to ``(1, 3, H, W)``, normalized where the graph does not do it itself."""
+    image = pixels.astype(about['dtype'])
+    if not about['pixels']:
+        image = image if about['rgb'] else image[..., ::-1]
+        image = (image - np.float32(about['mean'])) / np.float32(about['std'])
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+
+
+def crops_on_image(masks: Array, boxes: Array, size: tuple[int, int], threshold: float = 0.5) -> Array:
+    """``(n, h, w)`` masks of boxes, each resized to its box, as booleans on an image: ``(n, H, W)``."""
+    whole = np.zeros((len(masks), *size), bool)
+    for mask, box, out in zip(masks, boxes, whole, strict=True):
+        (left, right), (top, bottom) = (
+            (max(math.floor(low) - 1, 0), max(min(math.ceil(high) + 1, limit), 0))
+            for low, high, limit in ((box[0], box[2], size[1]), (box[1], box[3], size[0]))
+        )
+        if left >= right or top >= bottom:
+            continue
+        rows = _inside(np.arange(top, bottom), box[1], box[3], mask.shape[0])
+        columns = _inside(np.arange(left, right), box[0], box[2], mask.shape[1])
+        out[top:bottom, left:right] = rows @ mask @ columns.T >= threshold
+    return whole
+
+
+def maps_on_image(
+    maps: Array, size: tuple[int, int], *, stride: int = 8, scale: tuple[float, float] = (1, 1), threshold: float = 0.5
+) -> Array:
+    """``(n, h, w)`` logits of whole images, one in ``stride`` pixels, as booleans on the image: ``(n, H, W)``."""
+    spread = []
+    for small, limit, factor in zip(maps.shape[1:], size, (scale[1], scale[0]), strict=True):
+        large = small * stride
+        spread.append((_bilinear(math.ceil(large * (1 / factor)), large) @ _bilinear(large, small))[:limit])
+    return spread[0] @ maps @ spread[1].T > math.log(threshold / (1 - threshold))
+
+
+def draw(image: Array, prediction: Prediction, about: dict[str, Any], *, threshold: float = 0.3) -> Array:
+    """The image with what was found on it, as a new array."""
+    drawn = image.copy()
+    colors = _colors(about)
+    if prediction.classes is not None:
+        shown = (prediction.classes < len(colors))[..., None]
+        return np.where(shown, drawn // 2 + colors[prediction.classes % len(colors)] // 2, drawn).astype(np.uint8)
+    if prediction.boxes is None:
+        return _written(
+            drawn, 4, 4, ', '.join(f'{name} {score:.2f}' for name, score in top(prediction, about)), (0, 0, 0)
+        )
+    for at in np.flatnonzero(prediction.scores >= threshold)[::-1]:  # type: ignore[operator]
+        label = int(prediction.labels[at])  # type: ignore[index]
+        color = colors[label % len(colors)]
+        if prediction.masks is not None:
+            drawn[prediction.masks[at]] = drawn[prediction.masks[at]] // 2 + color // 2
+        height, width = drawn.shape[:2]
+        x1, y1, x2, y2 = np.clip(np.round(prediction.boxes[at]), 0, [width - 1, height - 1] * 2).astype(int)
+        drawn[y1 : y2 + 1, [x1, x2]] = color
+        drawn[[y1, y2], x1 : x2 + 1] = color
+        text = f'{_name(about, label)} {prediction.scores[at]:.2f}'  # type: ignore[index]
+        drawn = _written(drawn, x1 + 2, y1 + 1, text, color)
+    return drawn
+
+
+def top(prediction: Prediction, about: dict[str, Any], count: int = 5) -> list[tuple[str, float]]:
+    """The surest classes of an image, with their scores."""
+    scores = prediction.scores
+    assert scores is not None
+    return [(_name(about, int(at)), float(scores[at])) for at in np.argsort(-scores, kind='stable')[:count]]
+
+
+def coco_results(prediction: Prediction, image_id: Any) -> list[dict[str, Any]]:
+    """Detections as COCO's result files have them: boxes as x, y, width, height, masks as run lengths.
+
+    ``category_id`` is the number of the class, from 0, as in the file's ``classes``.
+    """
+    results = []
+    assert prediction.boxes is not None and prediction.scores is not None and prediction.labels is not None
+    for at, ((x1, y1, x2, y2), score, label) in enumerate(
+        zip(prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist(), strict=True)
+    ):
+        item = {'image_id': image_id, 'category_id': label, 'bbox': [x1, y1, x2 - x1, y2 - y1], 'score': score}
+        if prediction.masks is not None:
+            item['segmentation'] = run_lengths(prediction.masks[at])
+        results.append(item)
+    return results
+
+
+def run_lengths(mask: Array) -> dict[str, Any]:
+    """A boolean mask ``(H, W)`` as COCO's compressed run lengths: column by column, differences, six bits a letter."""
+    flat = np.concatenate([[False], mask.T.reshape(-1), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
+    if counts[-1] == 0:
+        counts.pop()
+    letters = []
+    for index, count in enumerate(counts):
+        value = count - counts[index - 2] if index > 2 else count
+        while True:
+            bits, value = value & 0x1F, value >> 5
+            more = value != (-1 if bits & 0x10 else 0)
+            letters.append(chr((bits | (0x20 if more else 0)) + 48))
+            if not more:
+                break
+    return {'size': list(mask.shape), 'counts': ''.join(letters)}
+
+
+def read_image(path: str | Path) -> Array:
+    """An image file as ``(H, W, 3)``, RGB, uint8, turned as its camera was held.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    image = None
+    if _cv2() is not None:
+        with suppress(_cv2().error):
+            image = _cv2().imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), _cv2().IMREAD_COLOR)
+        image = None if image is None else image[..., ::-1]
+    else:
+        from PIL import Image, ImageOps
+
+        with suppress(OSError), Image.open(path) as file:
+            image = np.array(ImageOps.exif_transpose(file).convert('RGB'))
+    if image is None:
+        raise UserError(f"'{path}' cannot be read as an image: give a file such as {', '.join(IMAGES)}")
+    return np.ascontiguousarray(image)
+
+
+def write_image(path: str | Path, image: Array) -> None:
+    """Write RGB pixels as the file's name says."""
+    if _cv2() is not None:
+        _cv2().imwrite(str(path), image[..., ::-1])
+    else:
+        from PIL import Image
+
+        Image.fromarray(image).save(path)
+
+
+def images_in(source: str | Path) -> list[Path]:
+    """An image itself, or those of a folder by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    source = Path(source)
+    found = [source] if source.is_file() else sorted(p for p in source.glob('*') if p.suffix.lower() in IMAGES)
+    if not found:
+        raise UserError(f"'{source}' is not an image or a folder of {', '.join(IMAGES)}: give one of these")
+    return found
+
+
+def predict_files(
+    exported: Exported, files: Sequence[Path], *, streams: int = 1
+) -> Iterator[tuple[Path, Array, Prediction]]:
+    """Each file, its pixels and what is on them, in order, ``streams`` at the same time."""
+
+    def one(file: Path) -> tuple[Path, Array, Prediction]:
+        image = read_image(file)
+        return file, image, predict(exported, image)
+
+    if streams == 1:
+        yield from map(one, files)
+        return
+    with ThreadPoolExecutor(streams) as pool:
+        for start in range(0, len(files), 8 * streams):  # not all images in memory at once
+            yield from pool.map(one, files[start : start + 8 * streams])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of ``repnext predict``."""
+    parser.add_argument('file', help='an .onnx or .xml that repnext export wrote')
+    parser.add_argument('images', help='an image, or a folder of images')
+    parser.add_argument(
+        '--out-dir', default='predictions', help='for the images with what was found (default: %(default)s)'
+    )
+    parser.add_argument('--coco', metavar='FILE', help="write detections as COCO results; image_id is the file's name")
+    parser.add_argument('--no-draw', action='store_true', help='write no images')
+    parser.add_argument('--threshold', type=float, default=0.3, help='least score to draw (default: %(default)s)')
+    parser.add_argument('--threads', type=int, help='of one run (default: chosen by the runtime)')
+    parser.add_argument('--streams', type=int, default=1, help='images at the same time (default: %(default)s)')
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command ``repnext predict``.
+
+    Raises:
+        UserError: an argument or file cannot be used.
+    """
+    files = images_in(args.images)
+    if args.streams < 1 or (args.threads is not None and args.threads < 1):
+        raise UserError(f'--streams {args.streams} and --threads {args.threads} compute nothing: give at least 1')
+    exported = open_file(args.file, threads=args.threads, streams=args.streams)
+    folder = Path(args.out_dir)
+    if not args.no_draw:
+        folder.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    for count, (file, image, prediction) in enumerate(predict_files(exported, files, streams=args.streams), 1):
+        if args.coco:
+            if prediction.boxes is None:
+                raise UserError('--coco is for detectors: omit it')
+            results += coco_results(prediction, file.name)
+        if not args.no_draw:
+            write_image(folder / file.name, draw(image, prediction, exported.about, threshold=args.threshold))
+        if len(files) == 1:
+            print(_described(prediction, exported.about, args.threshold))  # noqa: T201
+        elif sys.stderr.isatty() or count == len(files):
+            rate = count / (time.perf_counter() - started)
+            bar = '#' * (20 * count // len(files))
+            end = '\n' if count == len(files) else ''
+            print(f'\r[{bar:20}] {count}/{len(files)} images, {rate:.1f} a second', end=end, file=sys.stderr)  # noqa: T201
+    if args.coco:
+        Path(args.coco).write_text(json.dumps(results))
+
+
+def _described(prediction: Prediction, about: dict[str, Any], threshold: float) -> str:
+    if prediction.classes is not None:
+        numbers, counts = np.unique(prediction.classes, return_counts=True)
+        found = [
+            f'{_name(about, int(at))} {100 * n / prediction.classes.size:.1f} %'
+            for at, n in zip(numbers, counts, strict=True)
+        ]
+    elif prediction.boxes is None:
+        found = [f'{name} {score:.3f}' for name, score in top(prediction, about)]
+    else:
+        found = [
+            f'{_name(about, label)} {score:.2f} at {", ".join(f"{x:.0f}" for x in box)}'
+            for box, score, label in zip(prediction.boxes, prediction.scores, prediction.labels, strict=True)  # type: ignore[arg-type]
+            if score >= threshold
+        ]
+    return '\n'.join(found) or f'nothing above {threshold}'
+
+
+def _finish_detection(
+    about: dict[str, Any], outputs: Sequence[Array], size: tuple[int, int], scale: tuple[float, float]
+) -> Prediction:
+    boxes, scores, labels = outputs[:3]
+    boxes = boxes / np.array([*scale, *scale], np.float32)
+    masks = None
+    if len(outputs) > 3 and about['masks'] == 'crops':
+        masks = crops_on_image(outputs[3], boxes, size, about['mask_threshold'])
+    elif len(outputs) > 3:
+        masks = maps_on_image(
+            outputs[3], size, stride=about['mask_stride'], scale=scale, threshold=about['mask_threshold']
+        )
+    return Prediction(boxes=boxes, scores=scores, labels=labels, masks=masks)
+
+
+def _finish_segmentation(
+    about: dict[str, Any], outputs: Sequence[Array], size: tuple[int, int], scale: tuple[float, float]
+) -> Prediction:
+    logits = outputs[0][0]
+    if logits.shape[1:] != size:
+        align = about['align_corners']
+        logits = _bilinear(size[0], logits.shape[1], align) @ logits @ _bilinear(size[1], logits.shape[2], align).T
+    if len(logits) == 1:  # one class against the background
+        return Prediction(
+            classes=(logits[0] > math.log(about['mask_threshold'] / (1 - about['mask_threshold']))).astype(int)
+        )
+    return Prediction(classes=logits.argmax(0))
+
+
+def _finish_classification(
+    about: dict[str, Any], outputs: Sequence[Array], size: tuple[int, int], scale: tuple[float, float]
+) -> Prediction:
+    logits = outputs[0][0].astype(np.float64)
+    exponents = np.exp(logits - logits.max())
+    return Prediction(scores=exponents / exponents.sum())
+
+
+_FINISH: dict[str, Callable[..., Prediction]] = {
+    'detection': _finish_detection,
+    'segmentation': _finish_segmentation,
+    'classification': _finish_classification,
+}
+
+
+def _open_onnx(path: Path, threads: int | None, streams: int) -> tuple[Callable[[Array], tuple[Array, ...]], str]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    # a spinning thread takes a core away from whatever runs next in this process
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    (entry,) = session.get_inputs()
+    about = session.get_modelmeta().custom_metadata_map.get(KEY, '')
+    return lambda image: tuple(session.run(None, {entry.name: image})), about
+
+
+def _open_openvino(path: Path, threads: int | None, streams: int) -> tuple[Callable[[Array], tuple[Array, ...]], str]:
+    import openvino
+
+    options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}  # bfloat16 moves boxes
+    options |= {'NUM_STREAMS': streams} if streams > 1 else {'PERFORMANCE_HINT': 'LATENCY'}
+    if threads is not None:
+        options['INFERENCE_NUM_THREADS'] = threads * streams
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    about = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else ''
+    compiled = core.compile_model(model, 'CPU', options)
+    local = threading.local()
+
+    def run(image: Array) -> tuple[Array, ...]:
+        if not hasattr(local, 'request'):
+            local.request = compiled.create_infer_request()
+        outputs = local.request.infer([image])
+        return tuple(np.array(outputs[port]) for port in compiled.outputs)
+
+    return run, about
+
+
+def _bilinear(new: int, old: int, align_corners: bool = False) -> Array:
+    """``(new, old)``: what torch's bilinear interpolation does along one axis, as a matrix."""
+    if align_corners:
+        at = np.arange(new) * ((old - 1) / max(new - 1, 1))
+    else:
+        at = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
+    low = np.minimum(at.astype(int), old - 1)
+    weights = np.zeros((new, old), np.float32)
+    weights[np.arange(new), low] += (1 - (at - low)).astype(np.float32)
+    weights[np.arange(new), np.minimum(low + 1, old - 1)] += (at - low).astype(np.float32)
+    return weights
+
+
+def _inside(pixels: Array, low: float, high: float, count: int) -> Array:
+    """``(pixels, count)``: interpolation between ``count`` values spread from ``low`` to ``high``, zero outside."""
+    at = (pixels + 0.5 - low) / max(high - low, 1e-12) * count - 0.5
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(count)), 0).astype(np.float32)
+
+
+def _resized(image: Array, width: int, height: int) -> Array:
+    if _cv2() is not None:  # as mmcv does
+        return _cv2().resize(image, (width, height), interpolation=_cv2().INTER_LINEAR)
+    from PIL import Image
+
+    # reducing_gap and antialiasing make Pillow's smaller images smoother than those that the network was tested with
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _written(image: Array, x: int, y: int, text: str, color: Any) -> Array:
+    if _cv2() is not None:
+        place = (int(x), int(y) + 10)
+        return _cv2().putText(image, text, place, _cv2().FONT_HERSHEY_SIMPLEX, 0.4, [int(c) for c in color], 1)
+    from PIL import Image, ImageDraw
+
+    drawn = Image.fromarray(image)
+    ImageDraw.Draw(drawn).text((int(x), int(y)), text, fill=tuple(int(c) for c in color))
+    return np.array(drawn)
+
+
+def _colors(about: dict[str, Any]) -> Array:
+    count = max(len(about.get('classes') or ()), 1)
+    given = about.get('palette')
+    if given and len(given) >= count:
+        return np.array(given, np.uint8)
+    return np.random.default_rng(1).integers(64, 256, (max(count, 32), 3)).astype(np.uint8)
+
+
+def _name(about: dict[str, Any], label: int) -> str:
+    classes = about.get('classes') or ()
+    return classes[label] if label < len(classes) else str(label)
+
+
+def _cv2() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        return None
+    return cv2
+
+
+if __name__ == '__main__':
+    _parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    add_options(_parser)
+    try:
+        run(_parser.parse_args())
+    except UserError as _error:
+        sys.exit(f'error: {_error}')

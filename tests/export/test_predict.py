@@ -1,0 +1,164 @@
+"""predict.py alone: without torch, without any mm package, without the rest of the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from repnext_mm.export import export_part, load_part, predict
+from tests.export.test_detectors import written
+
+BLOCKED = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm', 'repnext_mm')
+ALONE = """
+import runpy, sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+sys.argv = {argv!r}
+runpy.run_path({file!r}, run_name='__main__')
+"""
+
+
+def run_alone(*arguments, cwd, blocked=BLOCKED, expect=0):
+    code = ALONE.format(blocked=blocked, argv=['predict.py', *map(str, arguments)], file=predict.__file__)
+    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == expect, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    """A tiny Mask R-CNN, its file and three images."""
+    folder = tmp_path_factory.mktemp('detector')
+    torch.manual_seed(0)
+    config, checkpoint = written('mask_rcnn', folder)
+    export_part(config, folder / 'det.onnx', checkpoint=checkpoint, shape=(1, 3, 96, 128))
+    (folder / 'images').mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(generator.integers(0, 256, (50 + number, 60, 3), np.uint8)).save(
+            folder / f'images/{number}.png'
+        )
+    return folder, load_part(config, checkpoint=checkpoint, normalize=None)
+
+
+@pytest.mark.filterwarnings('ignore:To copy construct:UserWarning:mmdet', 'ignore:torch.meshgrid')
+@pytest.mark.parametrize('blocked', [(), ('cv2',)], ids=['opencv', 'pillow'])
+def test_the_module_alone_draws_and_writes_coco(blocked, detector, tmp_path):
+    folder, _ = detector
+    arguments = folder / 'det.onnx', folder / 'images', '--coco', 'found.json', '--threshold', '0.1', '--streams', '2'
+    shown = run_alone(*arguments, cwd=tmp_path, blocked=BLOCKED + blocked)
+    assert '3/3 images' in shown
+    assert sorted(file.name for file in (tmp_path / 'predictions').iterdir()) == ['0.png', '1.png', '2.png']
+    drawn = np.array(Image.open(tmp_path / 'predictions/1.png'))
+    assert drawn.shape == (51, 60, 3)
+    assert (drawn != np.array(Image.open(folder / 'images/1.png'))).any()
+    results = json.loads((tmp_path / 'found.json').read_text())
+    assert {item['image_id'] for item in results} == {'0.png', '1.png', '2.png'}
+    assert all(item['segmentation']['size'][1] == 60 and item['category_id'] in (0, 1, 2) for item in results)
+    one = run_alone(folder / 'det.onnx', folder / 'images/0.png', '--threshold', '0.1', '--no-draw', cwd=tmp_path)
+    assert ' at ' in one
+
+
+@pytest.mark.filterwarnings('ignore:To copy construct:UserWarning:mmdet', 'ignore:torch.meshgrid')
+@torch.no_grad()
+def test_predictions_are_those_of_the_model_on_the_original_image(detector):
+    from mmdet.structures import DetDataSample
+
+    folder, part = detector
+    image = predict.read_image(folder / 'images/1.png')
+    found = predict.predict(predict.open_file(folder / 'det.onnx', threads=1), image)
+    pixels, scale = predict.prepared(image, part.about['steps'])
+    assert pixels.shape == (128, 151, 3)
+    batch = {
+        'inputs': [torch.from_numpy(pixels[..., ::-1].transpose(2, 0, 1).copy())],
+        'data_samples': [DetDataSample(metainfo=dict(img_shape=(128, 151), ori_shape=(51, 60), scale_factor=scale))],
+    }
+    expected = part.network.test_step(batch)[0].pred_instances
+    assert len(expected) > 5
+    np.testing.assert_allclose(found.boxes, expected.bboxes.numpy(), atol=1e-3)
+    np.testing.assert_allclose(found.scores, expected.scores.numpy(), atol=1e-4)
+    np.testing.assert_array_equal(found.labels, expected.labels.numpy())
+    assert (found.masks != expected.masks.numpy()).mean() < 1e-3
+
+
+def test_what_a_user_does_wrong_is_one_sentence(detector, tmp_path):
+    folder, _ = detector
+    for arguments, said in (
+        (('none.onnx', folder / 'images'), "there is no file 'none.onnx'"),
+        (('net.pt', folder / 'images'), "'net.pt' does not run here: give an .onnx or .xml"),
+        ((folder / 'det.onnx', 'nowhere'), "'nowhere' is not an image or a folder of .bmp"),
+        ((folder / 'det.onnx', folder / 'det.onnx'), 'cannot be read as an image'),
+        ((folder / 'det.onnx', folder / 'images', '--streams', '0'), '--streams 0 and --threads None compute nothing'),
+    ):
+        shown = run_alone(*arguments, cwd=tmp_path, expect=1)
+        assert said in shown
+        assert 'Traceback' not in shown
+        assert shown.startswith('error: ')
+
+
+def test_the_command_needs_no_torch(detector, tmp_path):
+    folder, _ = detector
+    code = f"""
+import sys
+for name in ('torch', 'torchvision', 'mmcv', 'mmdet'):
+    sys.modules[name] = None
+sys.argv = ['repnext', 'predict', {str(folder / 'det.onnx')!r}, {str(folder / 'images')!r}, '--out-dir', 'out']
+from repnext_mm.cli import main
+main()
+"""
+    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / 'out').iterdir())) == 3
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    mask_utils = pytest.importorskip('pycocotools.mask')
+    generator = np.random.default_rng(0)
+    for mask in (
+        generator.random((37, 21)) > 0.5,
+        generator.random((300, 200)) > 0.999,
+        np.zeros((5, 7), bool),
+        np.ones((40, 50), bool),
+    ):
+        ours = predict.run_lengths(mask)
+        theirs = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert (ours['size'], ours['counts']) == (list(theirs['size']), theirs['counts'].decode())
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_interpolation_is_torchs(align_corners):
+    maps = torch.rand(2, 9, 5)
+    for size in ((23, 11), (4, 5), (9, 3)):
+        expected = F.interpolate(maps[None], size=size, mode='bilinear', align_corners=align_corners)[0]
+        rows, columns = (predict._bilinear(new, old, align_corners) for new, old in zip(size, (9, 5), strict=True))
+        np.testing.assert_allclose(rows @ maps.numpy() @ columns.T, expected.numpy(), atol=1e-6)
+
+
+def test_sizes_are_those_of_the_pipelines():
+    transforms = pytest.importorskip('mmcv.transforms')
+    image = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
+
+    def piped(*steps):
+        results = {'img': image[..., ::-1], 'img_shape': image.shape[:2]}
+        for step in steps:
+            results = step(results)
+        return results['img'][..., ::-1]
+
+    for step, steps in (
+        ({'resize': [70, 50], 'keep_ratio': True}, [transforms.Resize(scale=(70, 50), keep_ratio=True)]),
+        ({'resize': [70, 50], 'keep_ratio': False}, [transforms.Resize(scale=(70, 50))]),
+        ({'pad': [100, 80], 'value': [1, 2, 3]}, [transforms.Pad(size=(100, 80), pad_val=dict(img=(3, 2, 1)))]),
+        ({'crop': [41, 50]}, [transforms.CenterCrop(crop_size=(50, 41))]),
+    ):
+        np.testing.assert_array_equal(predict.prepared(image, [step])[0], piped(*steps))

@@ -40,7 +40,9 @@ from repnext_mm.export.graphs import Distance, Normalised, Part, load_part
 from repnext_mm.export.predict import open_file
 from repnext_mm.export.quantize import quantize_onnx, signal_to_noise
 from repnext_mm.models.repnext import RepDWConv
-from repnext_mm.reparam import Form, FusionReport, check_form, forms_of, relative_error, within
+from repnext_mm.reparam import FusionReport, relative_error
+from repnext_mm.reparam.fusible import Form, check_form, forms_of
+from repnext_mm.reparam.verify import all_within
 from repnext_mm.timing import Latency, measure_latency
 
 TOLERANCE = 1e-4
@@ -315,7 +317,7 @@ def export_model(
         run, checked_in = _runtime(model, draft, format, example, dynamic)
         errors = _errors(run, reference, inputs, format, dynamic, distance)
         limits = [tolerance if distance is None else max(tolerance, DETECTION_LIMITS[name]) for name in names]
-        if not all(within([error], limit) for error, limit in zip(errors, limits, strict=True)):
+        if not all(all_within([error], limit) for error, limit in zip(errors, limits, strict=True)):
             listed = ', '.join(f'{name} {error:.1e}' for name, error in zip(names, errors, strict=True))
             raise NotExportedError(
                 f'{path.name} was not written: in {checked_in} its outputs differ from those of the model by {listed} '

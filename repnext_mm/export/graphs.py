@@ -29,7 +29,8 @@ from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.export.detectors import OwnPrediction, detection_errors, detector_graph
 from repnext_mm.models import ARCHITECTURES, Classifier, RepNeXt, load_classifier, type_name
 from repnext_mm.models.heads import TwoHeads
-from repnext_mm.reparam import Form, FusionReport, fuse, fuse_checked
+from repnext_mm.reparam import FusionReport, fuse, fuse_checked
+from repnext_mm.reparam.fusible import Form
 from repnext_mm.reparam.surgery import replaced
 
 

@@ -13,9 +13,10 @@ from mmengine.fileio import BaseStorageBackend, FileClient, LocalBackend, regist
 from mmengine.hooks import Hook
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from repnext_mm import _files
 from repnext_mm._files import draft_path
 from repnext_mm.checkpoints import read_checkpoint
-from repnext_mm.hooks import CheckpointNotSavedError, whole_files
+from repnext_mm.hooks import CheckpointNotSavedError
 from repnext_mm.hooks.whole_checkpoints import is_whole
 from tests.hooks.tiny_run import Killed, make_runner
 
@@ -50,8 +51,8 @@ def raising(error):
 FAULTS = {
     'torch.save': lambda patch, error: patch.setattr(mmengine_checkpoint.torch, 'save', raising(error)),
     'half written': lambda patch, error: patch.setattr(LocalBackend, 'put', half_written(error)),
-    'fsync': lambda patch, error: patch.setattr(whole_files.os, 'fsync', raising(error)),
-    'rename': lambda patch, error: patch.setattr(whole_files.os, 'replace', raising(error)),
+    'fsync': lambda patch, error: patch.setattr(_files.os, 'fsync', raising(error)),
+    'rename': lambda patch, error: patch.setattr(_files.os, 'replace', raising(error)),
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from repnext_mm.hooks import return_memory
+from repnext_mm.hooks import memory
 from tests.reliability.long_run import COUNTED, LEAST_JUDGED, LEAST_WARM_UP, MOST_GROWTH, draw, held, judge
 from tests.tools.running import ROOT, run_tool
 
@@ -90,7 +90,7 @@ def test_the_curve_is_drawn(tmp_path):
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 10
 
 
-@pytest.mark.skipif(return_memory._malloc_trim() is None, reason='this C library cannot be asked')
+@pytest.mark.skipif(memory._malloc_trim() is None, reason='this C library cannot be asked')
 def test_freed_memory_is_given_back():
     """Large blocks between small ones that stay: free, but in the middle of the heap."""
     large, small = [], []
@@ -99,20 +99,20 @@ def test_freed_memory_is_given_back():
         small.append(torch.ones(16))
     large.clear()
     before = held()['memory_mb']
-    return_memory.ReturnMemoryHook().after_train_epoch(None)
+    memory.ReturnMemoryHook().after_train_epoch(None)
     assert before - held()['memory_mb'] > 100
     assert len(small) == 3000
 
 
 def test_memory_is_given_back_in_trainings_without_epochs(monkeypatch):
     asked = []
-    monkeypatch.setattr(return_memory, 'return_memory', lambda: asked.append(1))
-    hook = return_memory.ReturnMemoryHook(interval=5)
+    monkeypatch.setattr(memory, 'return_memory', lambda: asked.append(1))
+    hook = memory.ReturnMemoryHook(interval=5)
     for number in range(20):
         hook.after_train_iter(SimpleNamespace(iter=number), batch_idx=number)
     assert len(asked) == 4
     with pytest.raises(ValueError, match='interval=0'):
-        return_memory.ReturnMemoryHook(interval=0)
+        memory.ReturnMemoryHook(interval=0)
 
 
 @pytest.mark.slow

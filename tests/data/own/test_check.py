@@ -375,10 +375,3 @@ def test_suffixes_that_classification_does_not_read_by_default_go_into_the_confi
     assert "1 .txt of train ('cat/notes.txt')" in done.findings.report()
     init_default_scope('mmpretrain')
     assert len(DATASETS.build(load_config(done.path).train_dataloader.dataset)) == 7
-
-
-def test_the_former_place_is_an_alias():
-    from repnext_mm.data import check, own
-
-    assert check.__all__ == own.__all__
-    assert check.check_coco is own.check_coco

@@ -59,8 +59,8 @@ def test_outputs_are_interleaved(examples):
 
 
 def test_the_last_block_left_a_fused_network(examples):
-    network, deploy = examples['network'].double(), examples['deploy']
-    assert not any(isinstance(module, Fusible) for module in deploy.modules())
+    network, shown = examples['network'].double(), examples['fused']
+    assert not any(isinstance(module, Fusible) for module in shown.modules())
     fused, report = fuse(network)
     assert relative_error(fused, network, torch.randn(1, 16, 13, 11).double()) <= (1e-13,)
-    assert report.parameters_after == sum(parameter.numel() for parameter in deploy.parameters())
+    assert report.parameters_after == sum(parameter.numel() for parameter in shown.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -137,6 +138,88 @@ def test_every_module_can_be_imported_without_the_others():
     )
     result = run(names)
     assert result.returncode == 0, result.stderr
+
+
+ABSENT = """
+import sys
+from importlib.machinery import PathFinder
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition('.')[0] in {absent!r} else super().find_spec(name, path, target)
+sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+"""As where these are not installed."""
+
+
+def run_without(*absent: str, code: str) -> None:
+    quiet = ['-W', 'error', '-W', 'ignore:Failed to initialize NumPy', '-W', 'ignore::DeprecationWarning']
+    command = [sys.executable, *quiet, '-c', ABSENT.format(absent=absent) + code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_torch_alone_is_enough_for_the_algebra_the_networks_and_checkpoints(tmp_path):
+    run_without(
+        *('mmengine', 'mmcv', 'numpy', 'torchvision', 'safetensors', 'timm', 'matplotlib', 'cv2', 'PIL'),
+        code=f"""
+import torch
+from torch import nn
+import repnext_mm, repnext_mm.timing
+from repnext_mm import *
+from repnext_mm.reparam import *
+assert 'FuseBackboneHook' not in repnext_mm.__all__
+
+layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+fused, report = fuse_checked(layers)
+assert isinstance(report, FusionReport) and report.norms_after == 0
+assert max(relative_error(fused, layers.eval(), torch.randn(1, 3, 9, 7))) < 1e-5
+assert isinstance(kernel_of(fused[0]), Kernel)
+
+model = RepNeXt({{'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}})
+model.init_weights()
+model.train()(torch.zeros(2, 3, 64, 64))[3].sum().backward()
+fused, report = fuse_checked(model)
+assert report.norms_after == 0 and len(report.errors) == 4
+assert fuse(RepNeXtU('tiny').eval())[1].norms_after == 0
+
+path = {str(tmp_path / 'weights.pth')!r}
+torch.save({{'state_dict': model.state_dict()}}, path)
+assert read_checkpoint(path)['state_dict'].keys() == model.state_dict().keys()
+""",
+    )
+
+
+def test_timm_users_need_no_mmengine():
+    pytest.importorskip('timm')
+    run_without(
+        *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
+        code="""
+import timm, torch
+import repnext_mm.timm_models
+model = timm.create_model('repnext_m0', num_classes=7)
+fused, report = repnext_mm.fuse_checked(model)
+assert report.norms_after == 0 and fused(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+""",
+    )
+
+
+def test_the_names_at_the_root_are_those_of_the_modules():
+    assert set(repnext_mm.__all__) <= set(dir(repnext_mm))
+    assert repnext_mm.fuse is importlib.import_module('repnext_mm.reparam').fuse
+    assert repnext_mm.export_model is importlib.import_module('repnext_mm.export').export_model
+    with pytest.raises(AttributeError, match="'repnext_mm' has no attribute 'fast'"):
+        _ = repnext_mm.fast
+
+
+@pytest.mark.parametrize(
+    ('former', 'now'),
+    [('read', 'kernel_of'), ('exact', 'as_float64'), ('folds', 'is_affine'), ('read_norm', 'affine_of')],
+)
+def test_former_names_of_the_algebra_warn(former, now):
+    reparam = importlib.import_module('repnext_mm.reparam')
+    with pytest.warns(DeprecationWarning, match=f'reparam.{former} is called {now} now'):
+        assert getattr(reparam, former) is getattr(reparam, now)
 
 
 def test_heavy_libraries_are_not_imported():

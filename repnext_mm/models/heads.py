@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import LoadReport, load_strictly, read_checkpoint, state_dict_of
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.models.registry import register
 from repnext_mm.models.repnext import RepNeXt
 from repnext_mm.reparam import Fusible, Kernel, affine_of, as_float64, kernel_of, norm_before
@@ -162,7 +162,7 @@ def build_cls_head(
         init_cfg: see mmengine's ``BaseModule``; by default weights start as the authors' do.
 
     Raises:
-        ImportError: MMPretrain is not installed.
+        MissingPackageError: MMPretrain is not installed.
         ValueError: ``num_classes`` or ``in_channels`` is not positive.
     """
     if num_classes < 1 or in_channels < 1:
@@ -214,7 +214,7 @@ def _mmpretrain_heads() -> Any:
     try:
         from mmpretrain.models import heads
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f'RepNeXtClsHead builds on MMPretrain, which cannot be imported ({error}): install onedl-mmpretrain or '
             'mmpretrain'
         ) from error

@@ -23,7 +23,7 @@ from repnext_mm.models.repnext_u import REP_UNITS, PatchMerging, PatchStem, Unit
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fusible import fused_or_kept
 from tests.conftest import randomise, worst_error
-from tests.models.test_block import CHANNELS, block, downsample
+from tests.models.test_repnext_blocks import CHANNELS, block, downsample
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 NETWORKS = {

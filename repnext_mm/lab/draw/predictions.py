@@ -26,7 +26,7 @@ from repnext_mm.reparam import fuse_checked
 
 MIN_SCORE = 0.5  # detections below it are not drawn
 PAIRS_IN_A_ROW = 2
-DIGITS_IN_A_ROW = 8
+IMAGES_IN_A_ROW = 8
 _OPACITY = 0.55
 _INCHES = 12.0  # width of a sheet
 
@@ -175,9 +175,9 @@ def _draw_classes(model: Any, dataset: BaseDataset, path: str | Path, *, count: 
     wrong = [item for item in found if item.answer != item.truth]
     right = [item for item in found if item.answer == item.truth]
     spread = np.linspace(0, len(right) - 1, min(max(count - len(wrong), 0), len(right))).round().astype(int)
-    rows = -(-count // DIGITS_IN_A_ROW)
+    rows = -(-count // IMAGES_IN_A_ROW)
     text = f'{title}, {len(wrong)} wrong\nanswer and its score; errors first, in red, with the true class'
-    figure, axes = new_grid(rows, DIGITS_IN_A_ROW, (_INCHES, 1.8 * rows + 0.9), text)
+    figure, axes = new_grid(rows, IMAGES_IN_A_ROW, (_INCHES, 1.8 * rows + 0.9), text)
     names = dataset.metainfo['classes']
     for axis, item in zip(axes.flat, [*wrong[:count], *(right[index] for index in spread)], strict=False):
         axis.imshow(item.image)

@@ -22,7 +22,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from repnext_mm.apis import prepare_training, run_training
-from repnext_mm.hooks import memory  # noqa: F401  # registers its hook
 from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.draw.canvas import new_figure, save_png
 

@@ -71,7 +71,8 @@ def fuse_checked(
     reports: dict[str, FusionReport] = {}
     try:
         for name, part in (backbones_of(bare) or {'': bare}).items():
-            fused, reports[name] = _fused(part.eval(), form, tolerance, probe)
+            part.eval()  # of some backbones, it returns None
+            fused, reports[name] = _fused(part, form, tolerance, probe)
             if reports[name]:
                 new[part] = _apart(fused, {module for module, training in flags.items() if training})
     finally:

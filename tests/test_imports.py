@@ -214,12 +214,21 @@ def test_the_names_at_the_root_are_those_of_the_modules():
 
 @pytest.mark.parametrize(
     ('former', 'now'),
-    [('read', 'kernel_of'), ('exact', 'as_float64'), ('folds', 'is_affine'), ('read_norm', 'affine_of')],
+    [
+        ('read', 'kernel.kernel_of'),
+        ('exact', 'kernel.as_float64'),
+        ('folds', 'kernel.is_affine'),
+        ('read_norm', 'kernel.affine_of'),
+        ('within', 'verify.all_within'),
+        ('replaced', 'surgery.replaced'),
+        ('count_norms', 'fuse.count_norms'),
+    ],
 )
 def test_former_names_of_the_algebra_warn(former, now):
-    reparam = importlib.import_module('repnext_mm.reparam')
-    with pytest.warns(DeprecationWarning, match=f'reparam.{former} is called {now} now'):
-        assert getattr(reparam, former) is getattr(reparam, now)
+    reparam, (module, name) = importlib.import_module('repnext_mm.reparam'), now.split('.')
+    with pytest.warns(DeprecationWarning, match=rf'reparam\.{former} is repnext_mm\.reparam\.{now} now'):
+        found = getattr(reparam, former)
+    assert found is getattr(importlib.import_module(f'repnext_mm.reparam.{module}'), name)
 
 
 def test_heavy_libraries_are_not_imported():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +41,7 @@ from repnext_mm.export.quantize import quantize_onnx, signal_to_noise
 from repnext_mm.models.repnext import RepDWConv
 from repnext_mm.reparam import FusionReport, relative_error
 from repnext_mm.reparam.fusible import Form, check_form, forms_of
-from repnext_mm.reparam.verify import all_within
+from repnext_mm.reparam.verify import all_within, worst
 from repnext_mm.timing import Latency, measure_latency
 
 TOLERANCE = 1e-4
@@ -418,7 +417,7 @@ def parity(
         errors = [relative_error(_Exported(run), reference, image) for image in inputs]
     else:
         errors = [distance(run(image), reference(image), (image.shape[2], image.shape[3])) for image in inputs]
-    return tuple(_worst(each) for each in zip(*errors, strict=True))
+    return tuple(worst(each) for each in zip(*errors, strict=True))
 
 
 def check_options(format: str, *, opset: int | None = None, half: bool = False) -> None:
@@ -586,10 +585,6 @@ class _Exported(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return self.run(image)
-
-
-def _worst(errors: Sequence[float]) -> float:
-    return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _other(size: int, eighths: int) -> int:

@@ -4,6 +4,7 @@ It needs torch alone. Here stands what a user of the algebra imports; how it is 
 """
 
 import warnings
+from importlib import import_module
 from typing import Any
 
 from repnext_mm.reparam.checked import FusionError, fuse_checked
@@ -70,16 +71,35 @@ __all__ = [
     'ungroup',
 ]
 
-_FORMER = {'exact': as_float64, 'folds': is_affine, 'read': kernel_of, 'read_norm': affine_of}  # for one release
+_FORMER = {
+    'fuse': ('count_norms', 'count_parameters', 'sharded'),
+    'fusible': ('Form', 'check_form', 'fused_or_kept'),
+    'kernel': ('convolve', 'exact', 'folds', 'read', 'read_norm', 'to_linear'),
+    'laws': ('as_linear', 'average'),
+    'plain_layers': ('hooks_of_all_modules', 'is_intercepted', 'is_plain', 'why_called', 'why_intercepted'),
+    'surgery': ('anchored', 'replaced'),
+    'unchanged': ('generators_kept', 'state_kept'),
+    'verify': ('within',),
+}
+"""Names that stood here, by the module that has them, for one release."""
+
+_RENAMED = {
+    'exact': 'as_float64',
+    'folds': 'is_affine',
+    'read': 'kernel_of',
+    'read_norm': 'affine_of',
+    'within': 'all_within',
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FORMER:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    new = _FORMER[name]
-    warnings.warn(
-        f'{__name__}.{name} is called {new.__name__} now, and the former name goes with the next release',
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return new
+    for home, names in _FORMER.items():
+        if name in names:
+            new, module = _RENAMED.get(name, name), f'{__name__}.{home}'
+            warnings.warn(
+                f'{__name__}.{name} is {module}.{new} now, and the former name goes with the next release',
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(import_module(module), new)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -21,7 +21,7 @@ from repnext_mm.models import RepNeXt
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fusible import Form
-from repnext_mm.reparam.verify import all_within
+from repnext_mm.reparam.verify import all_within, worst
 from repnext_mm.timing import Latency, measure_latency
 
 BRANCHES, TRAIN, LIBRARY, FUSED = 'branches', 'train form', "library's own", 'fused'
@@ -122,8 +122,8 @@ def measure_rows(
         yield Row(
             name=name,
             shape=shape,
-            error_float64=_worst([level.relative for level in found.levels['float64']]),
-            error_float32=_worst([level.relative for level in found.levels['float32']]),
+            error_float64=worst([level.relative for level in found.levels['float64']]),
+            error_float32=worst([level.relative for level in found.levels['float32']]),
             parameters=(report.parameters_before, report.parameters_after),
             norms=(report.norms_before, report.norms_after),
             times=times,
@@ -221,10 +221,6 @@ def _row(name: str, size: int) -> tuple[Callable[[], nn.Module], tuple[int, ...]
         return (lambda: Definition(case).eval()), case.shape, 'default'
     entry = FAMILIES[name]
     return (lambda: build_named(entry.model, options=entry.options)), (1, 3, size, size), entry.form
-
-
-def _worst(errors: Sequence[float]) -> float:
-    return torch.tensor(errors, dtype=torch.float64).max().item()  # unlike max(), NaN wins
 
 
 def _cells(row: Row) -> list[str]:

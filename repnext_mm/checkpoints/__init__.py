@@ -1,12 +1,20 @@
 """Weight files: reading, recognising, matching and writing; knows tensors, no model."""
 
-from repnext_mm.checkpoints._reader import is_torchscript, unsafe_globals
-from repnext_mm.checkpoints.errors import WeightsError
+from repnext_mm.checkpoints._reader import is_torchscript, is_whole_file, unsafe_globals
 from repnext_mm.checkpoints.load import LoadReport, backbone_state, check_fits, fit, load_strictly
-from repnext_mm.checkpoints.read import StateDict, is_whole_file, one_sentence, read_checkpoint
+from repnext_mm.checkpoints.read import (
+    StateDict,
+    is_averaged,
+    one_sentence,
+    plain_dict,
+    read_checkpoint,
+    shown_entries,
+    state_dict_of,
+    weights_in,
+)
 from repnext_mm.checkpoints.recognise import Recognised, recognise, writer_of
-from repnext_mm.checkpoints.state import is_averaged, model_state, plain_dict, shown_entries, state_dict_of, weights_in
 from repnext_mm.checkpoints.write import plain_metadata, published_name, write_checkpoint
+from repnext_mm.errors import WeightsError
 
 __all__ = [
     'LoadReport',
@@ -20,7 +28,6 @@ __all__ = [
     'is_torchscript',
     'is_whole_file',
     'load_strictly',
-    'model_state',
     'one_sentence',
     'plain_dict',
     'plain_metadata',

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from repnext_mm._files import drafted
-from repnext_mm.checkpoints.errors import WeightsError
 from repnext_mm.checkpoints.read import StateDict
-from repnext_mm.errors import MissingFileError, UserError
+from repnext_mm.errors import MissingFileError, UserError, WeightsError
 
 HASH_DIGITS = 8
 _USUAL = {

@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from repnext_mm.hooks.resume import NoWholeCheckpointError, has_begun, newest_whole, step_of
-from repnext_mm.hooks.whole_checkpoints import is_whole
+from repnext_mm.hooks.resume import NoWholeCheckpointError, has_begun, is_whole, newest_whole, step_of
 from tests.hooks.tiny_run import make_runner
 
 

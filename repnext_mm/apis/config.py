@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from repnext_mm.checkpoints import plain_dict
+from repnext_mm.checkpoints.read import plain_dict
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import type_name
 

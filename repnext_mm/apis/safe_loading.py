@@ -19,7 +19,8 @@ from mmengine.runner.checkpoint import (
 from torch import Tensor
 
 from repnext_mm.apis.config import NotBuiltError
-from repnext_mm.checkpoints import WeightsError, read_checkpoint, state_dict_of, weights_in
+from repnext_mm.checkpoints import WeightsError, read_checkpoint, state_dict_of
+from repnext_mm.checkpoints.read import weights_in
 
 _ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
     'torchvision': get_torchvision_models,

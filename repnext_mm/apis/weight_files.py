@@ -22,19 +22,16 @@ from repnext_mm.apis.config import classes_in_checkpoint, drop_initial_weights, 
 from repnext_mm.checkpoints import (
     Recognised,
     WeightsError,
-    is_averaged,
     is_torchscript,
-    one_sentence,
-    plain_metadata,
     read_checkpoint,
     recognise,
-    shown_entries,
     state_dict_of,
     unsafe_globals,
-    weights_in,
     write_checkpoint,
-    writer_of,
 )
+from repnext_mm.checkpoints.read import is_averaged, one_sentence, shown_entries, weights_in
+from repnext_mm.checkpoints.recognise import writer_of
+from repnext_mm.checkpoints.write import plain_metadata
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES, type_name
 from repnext_mm.models.branchwise import branch_by_branch

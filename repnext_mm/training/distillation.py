@@ -12,7 +12,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from repnext_mm.checkpoints import check_fits, read_checkpoint, state_dict_of
+from repnext_mm.checkpoints import read_checkpoint, state_dict_of
+from repnext_mm.checkpoints.load import check_fits
 from repnext_mm.errors import UserError
 from repnext_mm.models.heads import TwoHeads
 

@@ -9,7 +9,9 @@ from torch import nn
 
 from repnext_mm import RepNeXt
 from repnext_mm.apis.build import build_model
-from repnext_mm.checkpoints import check_fits, load_strictly, read_checkpoint, recognise, state_dict_of, writer_of
+from repnext_mm.checkpoints import load_strictly, read_checkpoint, recognise, state_dict_of
+from repnext_mm.checkpoints.load import check_fits
+from repnext_mm.checkpoints.recognise import writer_of
 from repnext_mm.models import ARCHITECTURES, FORMS
 from repnext_mm.reparam import fuse
 from tests.checkpoints import files

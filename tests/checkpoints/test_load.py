@@ -9,7 +9,8 @@ import torch
 from mmengine.logging import MMLogger
 
 from repnext_mm import RepNeXt
-from repnext_mm.checkpoints import backbone_state, read_checkpoint, state_dict_of
+from repnext_mm.checkpoints import read_checkpoint, state_dict_of
+from repnext_mm.checkpoints.load import backbone_state
 
 
 @pytest.fixture

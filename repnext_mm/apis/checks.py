@@ -86,8 +86,8 @@ def check_teacher(model: Mapping[str, Any]) -> None:
     path = model.get('teacher_checkpoint')
     if path is not None and '://' not in path and not os.path.isfile(path):
         raise MissingFileError(
-            f"model.teacher_checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): train or fetch "
-            'the teacher first, or name its file with --cfg-options model.teacher_checkpoint=FILE'
+            f"model.teacher_checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): train or "
+            'download the teacher first, or name its file with --cfg-options model.teacher_checkpoint=FILE'
         )
 
 
@@ -119,7 +119,7 @@ def check_model(model: Mapping[str, Any]) -> None:
 def check_class_counts(config: Config, *, stages: tuple[str, ...]) -> None:
     """Model, class folders, CIFAR's files and metrics of ``stages`` ('train', 'val', 'test') agree on the classes.
 
-    What is no classifier, and data in other formats, are left alone.
+    What is not a classifier, and data in other formats, are left alone.
 
     Raises:
         UserError: the first number, or file, that does not fit, and the way out.

@@ -84,7 +84,7 @@ def safe_handler(suffix: str, handler: BaseFileHandler) -> BaseFileHandler:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Values that are no objects of classes; tuples too, which mmengine writes."""
+    """Plain values, not objects of classes; tuples too, which mmengine writes."""
 
     def construct_python_tuple(self, node: yaml.SequenceNode) -> tuple[Any, ...]:
         return tuple(self.construct_sequence(node, deep=True))

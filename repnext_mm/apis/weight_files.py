@@ -63,7 +63,7 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
     """Say what a weight file is, without executing anything in it.
 
     Raises:
-        UserError: there is no such file, or it is no weight file.
+        UserError: there is no such file, or it is not a weight file.
     """
     if not os.path.isfile(path):
         raise MissingFileError(f'no weight file at {path}: give the path of a file')
@@ -229,7 +229,7 @@ def _deploy_config(config: Config) -> Config:
 
 
 def _kept_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Classes and their colours, all that is kept of what a checkpoint holds beside its weights."""
+    """Classes and their colors, all that is kept of what a checkpoint holds beside its weights."""
     classes = classes_in_checkpoint(content)
     return plain_metadata({'dataset_meta': classes} if classes else {})
 

@@ -43,7 +43,7 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[
 
     Raises:
         MissingFileError: there is no such file.
-        WeightsError: the file is no checkpoint, is damaged, or holds objects that could run code.
+        WeightsError: the file is not a checkpoint, is corrupt, or holds objects that could run code.
     """
     local = _local(path)
     with one_sentence(path):
@@ -60,7 +60,7 @@ def one_sentence(path: str | Path) -> Iterator[None]:
     """Say in one sentence what is wrong with a file, whatever its readers raise.
 
     Raises:
-        WeightsError: the file is damaged, or holds objects that could run code.
+        WeightsError: the file is corrupt, or holds objects that could run code.
     """
     try:
         yield
@@ -76,7 +76,7 @@ def one_sentence(path: str | Path) -> Iterator[None]:
     except Exception as error:  # arbitrary bytes go through zip, pickle, numpy and torch: anything may be raised there
         reason = next(iter(str(error).strip().splitlines()), '') or type(error).__name__
         reason = ascii(reason)[1:-1] if not reason.isprintable() else reason
-        raise WeightsError(f'{path} is not a weight file, or is damaged ({reason[:200]}): get it again') from error
+        raise WeightsError(f'{path} is not a weight file or is corrupt ({reason[:200]}): download it again') from error
 
 
 def weights_in(content: Mapping[str, Any]) -> dict[str, StateDict]:
@@ -164,7 +164,7 @@ def checked(state: StateDict) -> StateDict:
     """
     for key, value in state.items():
         if not key.isprintable() or len(key) > 1000:
-            raise WeightsError(f'{key[:100]!a} is not a name of a weight: the file is damaged, get it again')
+            raise WeightsError(f'{key[:100]!a} is not a name of a weight: the file is corrupt, download it again')
         if value.layout is not torch.strided or value.is_meta or value.is_nested:
             raise WeightsError(
                 f'{key} does not hold plain numbers ({value.layout}, {value.device}): get the original file'

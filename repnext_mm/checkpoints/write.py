@@ -97,7 +97,7 @@ def plain_metadata(meta: Any) -> Any:
     """Metadata as strings, numbers, and lists and dicts of them; other objects become the name of their type.
 
     Raises:
-        UserError: it has so many parts, or so deep, that they can only be a few that hold each other.
+        UserError: it is too large or too deeply nested, probably self-referential.
     """
     parts = 0
 

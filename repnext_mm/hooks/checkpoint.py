@@ -69,7 +69,7 @@ class AtomicCheckpointHook(CheckpointHook):
         runner._load_from = path[0]
 
     def before_train(self, runner: Runner) -> None:
-        """See to the folder, and finish what a stopped run had begun."""
+        """Check the output folder and finish what an interrupted run left open."""
         self._take_names_only(runner)
         super().before_train(runner)
         self._local = isinstance(self.file_backend, LocalBackend) and '://' not in str(self.out_dir)

@@ -77,7 +77,7 @@ def newest_whole(*, work_dir: Path, folder: Path, template: str) -> Choice:
     if newest is None:
         raise NoWholeCheckpointError(
             f"last_checkpoint names '{recorded[:300]}', which is missing or torn, and '{folder}' holds no whole "
-            f"checkpoint: bring one back, or remove '{record}' to start anew"
+            f"checkpoint: restore one, or delete '{record}' to start from scratch"
         )
     return Choice(
         newest,

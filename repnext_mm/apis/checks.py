@@ -192,8 +192,13 @@ def _check_folders(stage: str, dataset: Mapping[str, Any], kind: str, classes: i
     listed = dataset.get('ann_file') or (kind == 'ImageNet' and os.path.exists(f'{root}/meta/{split}.txt'))
     if listed or split == 'test' or not dataset.get('with_label', True) or not os.path.isdir(folder):
         return
-    with os.scandir(folder) as entries:
-        found = sum(entry.is_dir() for entry in entries)
+    try:
+        with os.scandir(folder) as entries:
+            found = sum(entry.is_dir() for entry in entries)
+    except OSError as error:
+        raise UserError(
+            f"{stage} data '{folder}' cannot be listed ({error.strerror}): give read access to it"
+        ) from error
     names = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
     named = len(names) if isinstance(names, list | tuple) else 1000 if kind == 'ImageNet' and names is None else None
     if named is not None and found != named:

@@ -211,7 +211,10 @@ def compare_outputs(
     for model in models:
         model.eval()
     reference, other = (_double(_compared(model)) for model in models)
-    return relative_error(other, reference, torch.randn(1, _input_channels(reference), 65, 97).double())
+    try:
+        return relative_error(other, reference, torch.randn(1, _input_channels(reference), 65, 97).double())
+    except ValueError as error:  # levels of another number or shape
+        raise UserError(f'{first} and {second} cannot be compared: {error}') from error
 
 
 def _deploy_config(config: Config) -> Config:

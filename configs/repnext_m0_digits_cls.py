@@ -2,7 +2,7 @@
 
 Train: python tools/train.py configs/repnext_m0_digits_cls.py
 Test: python tools/test.py configs/repnext_m0_digits_cls.py work_dirs/repnext_m0_digits_cls/epoch_20.pth
-Both, with a picture sheet: make demo-cls
+Both, with a sheet of images: make demo-cls
 """
 
 _base_ = [

@@ -13,7 +13,7 @@ model = dict(
         type='RepVGG',
         arch=dict(num_blocks=[2, 2, 4, 1], width_factor=[1, 1, 1, 1], group_layer_map=None, se_cfg=None),
         base_channels=32,
-        strides=(1, 2, 2, 1),  # pictures of 32x32 pixels end as 4x4
+        strides=(1, 2, 2, 1),  # images of 32x32 pixels end as 4x4
         out_indices=(3,),
     ),
     head=dict(_delete_=True, type='LinearClsHead', num_classes=10, in_channels=256, topk=(1,)),

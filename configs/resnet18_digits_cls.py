@@ -1,4 +1,4 @@
-"""ResNet-18 for small pictures (MMPretrain's), handwritten digits: a small teacher to distil from.
+"""ResNet-18 for small images (MMPretrain's), handwritten digits: a small teacher to distill from.
 
 Train: python tools/train.py configs/resnet18_digits_cls.py
 Test: python tools/test.py configs/resnet18_digits_cls.py work_dirs/resnet18_digits_cls/epoch_10.pth

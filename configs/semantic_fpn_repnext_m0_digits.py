@@ -2,7 +2,7 @@
 
 Train: python tools/train.py configs/semantic_fpn_repnext_m0_digits.py
 Test: python tools/test.py configs/semantic_fpn_repnext_m0_digits.py CHECKPOINT (work_dirs/.../iter_2200.pth)
-Both, with a picture sheet: make demo-seg
+Both, with a sheet of images: make demo-seg
 Expected: mIoU 0.53 over the ten digits of held-out scenes; 9.5 minutes on two CPU cores (AMD EPYC), 1.1 GB.
 """
 

@@ -23,3 +23,7 @@ class NotWrittenError(UserError, OSError):
 
 class MissingPackageError(UserError, ImportError):
     """What a user asked for needs a package that is not installed."""
+
+
+class WeightsError(UserError):
+    """Weights that cannot be used, in one sentence: the file, what is wrong with it, the way out."""

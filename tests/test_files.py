@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repnext_mm.hooks.whole_checkpoints import is_whole
+from repnext_mm.hooks.resume import is_whole
 
 CONTENT = {'w': torch.arange(6.0), 'v': torch.arange(300), 'e': torch.empty(0), 'n': {'a': [1, 'text']}}
 

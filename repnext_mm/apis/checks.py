@@ -86,8 +86,8 @@ def check_teacher(model: Mapping[str, Any]) -> None:
     path = model.get('teacher_checkpoint')
     if path is not None and '://' not in path and not os.path.isfile(path):
         raise MissingFileError(
-            f"model.teacher_checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): train or fetch "
-            'the teacher first, or name its file with --cfg-options model.teacher_checkpoint=FILE'
+            f"model.teacher_checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): train or "
+            'download the teacher first, or name its file with --cfg-options model.teacher_checkpoint=FILE'
         )
 
 
@@ -119,7 +119,7 @@ def check_model(model: Mapping[str, Any]) -> None:
 def check_class_counts(config: Config, *, stages: tuple[str, ...]) -> None:
     """Model, class folders, CIFAR's files and metrics of ``stages`` ('train', 'val', 'test') agree on the classes.
 
-    What is no classifier, and data in other formats, are left alone.
+    What is not a classifier, and data in other formats, are left alone.
 
     Raises:
         UserError: the first number, or file, that does not fit, and the way out.
@@ -192,8 +192,13 @@ def _check_folders(stage: str, dataset: Mapping[str, Any], kind: str, classes: i
     listed = dataset.get('ann_file') or (kind == 'ImageNet' and os.path.exists(f'{root}/meta/{split}.txt'))
     if listed or split == 'test' or not dataset.get('with_label', True) or not os.path.isdir(folder):
         return
-    with os.scandir(folder) as entries:
-        found = sum(entry.is_dir() for entry in entries)
+    try:
+        with os.scandir(folder) as entries:
+            found = sum(entry.is_dir() for entry in entries)
+    except OSError as error:
+        raise UserError(
+            f"{stage} data '{folder}' cannot be listed ({error.strerror}): give read access to it"
+        ) from error
     names = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
     named = len(names) if isinstance(names, list | tuple) else 1000 if kind == 'ImageNet' and names is None else None
     if named is not None and found != named:

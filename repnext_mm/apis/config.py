@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from repnext_mm.checkpoints import plain_dict
+from repnext_mm.checkpoints.read import plain_dict
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import type_name
 
@@ -144,7 +144,8 @@ def classes_of_config(config: Config) -> dict[str, Any]:
     """``classes``, perhaps ``palette``, and what else the config's test data set knows; its files are not read."""
     init_default_scope(config.default_scope)
     dataset = next(innermost_datasets(config.test_dataloader['dataset']))
-    return dict(DATASETS.build({**dataset, 'lazy_init': True}).metainfo)
+    with building(config):
+        return dict(DATASETS.build({**dataset, 'lazy_init': True}).metainfo)
 
 
 def _move_root(config: Config, new: str) -> None:

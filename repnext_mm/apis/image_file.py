@@ -1,4 +1,4 @@
-"""A user's picture file, made fit for the libraries that read and draw on it."""
+"""A user's image file, made fit for the libraries that read and draw on it."""
 
 from __future__ import annotations
 
@@ -74,15 +74,15 @@ def renamed(image: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def fit_picture(image: str | Path) -> Iterator[Path]:
-    """A whole picture that OpenCV reads and writes: the file itself, or a copy for the time of the context.
+def fit_image(image: str | Path) -> Iterator[Path]:
+    """A whole image that OpenCV reads and writes: the file itself, or a copy for the time of the context.
 
-    Copies are made of pictures with more than ``MAX_PIXELS``, which are scaled down, and of formats that OpenCV does
+    Copies are made of images with more than ``MAX_PIXELS``, which are scaled down, and of formats that OpenCV does
     not know or cannot write (the first frame, with ``.png`` for a suffix).
 
     Raises:
         MissingFileError: there is no such file.
-        UserError: it is no picture, is damaged, or unpacks to far more than its size.
+        UserError: it is not an image, is corrupt, or unpacks to far more than its size.
     """
     import cv2
 
@@ -134,7 +134,7 @@ def _check_whole(image: Path) -> None:
     except MemoryError as error:
         raise UserError(f"image '{image}' needs more memory than there is: scale it down") from error
     except Exception as error:  # decoders raise whatever they meet in a damaged file
-        raise UserError(f"image '{image}' cannot be read, it is damaged ({error}): get it again") from error
+        raise UserError(f"image '{image}' cannot be read, it is corrupt ({error}): download it again") from error
 
 
 def _decoded_otherwise(image: Path) -> Any:
@@ -148,4 +148,4 @@ def _decoded_otherwise(image: Path) -> Any:
             with Image.open(image) as picture:
                 return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))[..., ::-1])
     except Exception as error:  # see above
-        raise UserError(f"image '{image}' cannot be read as a picture: give a JPEG or PNG file") from error
+        raise UserError(f"image '{image}' cannot be read as an image: give a JPEG or PNG file") from error

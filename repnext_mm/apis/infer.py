@@ -31,7 +31,7 @@ from repnext_mm.apis.config import (
     innermost_datasets,
     load_config,
 )
-from repnext_mm.apis.image_file import existing, fit_picture, found_images, renamed
+from repnext_mm.apis.image_file import existing, fit_image, found_images, renamed
 from repnext_mm.apis.safe_loading import reading_safely, resolved
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.errors import UserError
@@ -145,11 +145,11 @@ def annotate_images(
         if len(found) > 1:
             say(str(image))
         try:
-            with fit_picture(image) as picture, TemporaryDirectory() as scratch:
-                path = place / _free_name(picture.name, written)
+            with fit_image(image) as file, TemporaryDirectory() as scratch:
+                path = place / _free_name(file.name, written)
                 there, drawn = path.exists(), Path(scratch, 'vis', path.name)
                 drawn.parent.mkdir()
-                annotate(_Source(image, picture), drawn, say)
+                annotate(_Source(image, file), drawn, say)
                 if not drawn.is_file():
                     raise UserError(f"no image can be written under the name '{path.name}': give a JPEG or PNG file")
                 with drafted(path) as draft:
@@ -171,10 +171,10 @@ def top_classes(
     names: Sequence[str] | None = None,
     count: int = 5,
 ) -> tuple[ClassScore, ...]:
-    """The ``count`` surest classes of one picture, best first, by an MMPretrain classifier in eval mode.
+    """The ``count`` most likely classes of one image, best first, by an MMPretrain classifier in eval mode.
 
     ``pipeline`` is that of the test data. One without a step that loads files belongs to data in memory (CIFAR); it is
-    given the picture so that the network sees RGB. A photograph is turned as its EXIF says, as the drawn one is, where
+    given the image so that the network sees RGB. A photograph is turned as its EXIF says, as the drawn one is, where
     the test data (ImageNet, as the authors read it) are not. ``names`` of another number of classes are ignored.
 
     Raises:
@@ -187,7 +187,7 @@ def top_classes(
     with torch.no_grad():
         sample = model.test_step(pseudo_collate([Compose(pipeline)(_loaded(model, image, pipeline))]))[0]
     if 'pred_score' not in sample:
-        raise UserError(f'{type(model).__name__} gives no score for each class: take a model that classifies pictures')
+        raise UserError(f'{type(model).__name__} gives no score for each class: take a model that classifies images')
     scores = sample.pred_score.flatten().cpu()
     names = names if names is not None and len(names) == len(scores) else None
     best = scores.topk(min(count, len(scores)))
@@ -198,7 +198,7 @@ def top_classes(
 
 
 def draw_classes(image: str | Path, found: Sequence[ClassScore]) -> NDArray[np.uint8]:
-    """The picture, (H, W, 3) in BGR, with its classes written on it; a small one is enlarged to be legible."""
+    """The image, (H, W, 3) in BGR, with its classes written on it; a small one is enlarged to be legible."""
     import cv2
     from mmpretrain.structures import DataSample
     from mmpretrain.visualization import UniversalVisualizer
@@ -206,7 +206,7 @@ def draw_classes(image: str | Path, found: Sequence[ClassScore]) -> NDArray[np.u
     scores = torch.zeros(1 + max(item.label for item in found))
     scores[[item.label for item in found]] = torch.tensor([item.score for item in found])
     sample = DataSample().set_pred_score(scores).set_pred_label([item.label for item in found])
-    # ImageNet's names list synonyms, which a picture has no room for
+    # ImageNet's names list synonyms, which an image has no room for
     names = {item.label: item.name.split(',')[0] for item in found if item.name is not None}
     picture: Any = cv2.imread(str(image))
     small = min(picture.shape[:2]) < _LEGIBLE

@@ -89,19 +89,19 @@ def check_precision(config: Config, *, stages: tuple[str, ...]) -> None:
         return
     for stage in stages:
         if (config.get(f'{stage}_cfg') or {}).get('fp16'):
-            raise UserError(f'{stage}_cfg.fp16=True needs a GPU, and there is none here ({device}): omit it')
+            raise UserError(f'{stage}_cfg.fp16=True needs a GPU, and none was found ({device}): omit it')
     for key, wrapper in _wrappers('optim_wrapper', config.get('optim_wrapper')) if 'train' in stages else ():
         kind = wrapper['type']
         made = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
         if isinstance(made, type) and issubclass(made, AmpOptimWrapper):
             raise UserError(
-                f"{key}.type='{type_name(kind)}' trains in mixed precision, which needs a GPU, and there is none here "
+                f"{key}.type='{type_name(kind)}' trains in mixed precision, which needs a GPU, and none was found "
                 f"({device}): set {key}.type='OptimWrapper' and omit its loss_scale"
             )
 
 
 def fit_to_machine(config: Config) -> list[str]:
-    """Without a GPU, drop synchronised norms and join a gloo group; returns lines for the log.
+    """Without a GPU, drop synchronized norms and join a gloo group; returns lines for the log.
 
     A FlexibleRunner reads some keys from its strategy that a Runner reads from the top of the config: they are copied.
     """
@@ -109,7 +109,7 @@ def fit_to_machine(config: Config) -> list[str]:
     on_cpu, distributed = get_device() == 'cpu', config.get('launcher', 'none') != 'none'
     if on_cpu:
         if replace_type(config.model, _SYNC_NORMS) or config.get('sync_bn'):
-            notes.append('No GPU here: batch norms are not synchronised over processes (torch has no SyncBN on CPU).')
+            notes.append('No GPU here: batch norms are not synchronized over processes (torch has no SyncBN on CPU).')
         config.sync_bn = None
         if distributed:
             notes.append('No GPU here: processes exchange gradients through gloo.')
@@ -169,7 +169,7 @@ def _fit_strategy(config: Config, *, distributed: bool) -> list[str]:
             own = strategy.get('model_wrapper') or {}
             strategy.model_wrapper = {'type': 'MMFullyShardedDataParallel', 'device_id': 'cpu', **own}
         elif config.get('sync_bn'):
-            return ["strategy.type='FSDPStrategy' does not synchronise batch norms: sync_bn is not used."]
+            return ["strategy.type='FSDPStrategy' does not synchronize batch norms: sync_bn is not used."]
     return []
 
 

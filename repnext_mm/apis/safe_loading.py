@@ -19,7 +19,8 @@ from mmengine.runner.checkpoint import (
 from torch import Tensor
 
 from repnext_mm.apis.config import NotBuiltError
-from repnext_mm.checkpoints import WeightsError, model_state, read_checkpoint, weights_in
+from repnext_mm.checkpoints import WeightsError, read_checkpoint, state_dict_of
+from repnext_mm.checkpoints.read import weights_in
 
 _ADDRESS_BOOKS: dict[str, Callable[[], Mapping[str, str]]] = {
     'torchvision': get_torchvision_models,
@@ -41,7 +42,7 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
     def load_from_repnext_mm(filename: str, map_location: Any = None) -> dict[str, Any]:
         content: Mapping[str, Any] = read_checkpoint(resolved(filename), trust_pickle=trust_pickle)
         if filename.startswith('mmcls://'):  # a classifier under the name of its backbone
-            state = model_state(content)
+            state = state_dict_of(content)
             return {'state_dict': {key[9:]: value for key, value in state.items() if key[:9] == 'backbone.'}}
         meta = content.get('meta')
         if isinstance(meta, Mapping):  # mmengine runs `config`, an old writer's Python, when it resumes
@@ -66,10 +67,10 @@ def reading_safely(*, trust_pickle: bool = False) -> Iterator[None]:
 def _likeliest_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
     if len(weights_in(content)) > 1:
         try:
-            return model_state(content)
+            return state_dict_of(content)
         except WeightsError:  # several networks
             return {}
-    return model_state(content)
+    return state_dict_of(content)
 
 
 def safe_handler(suffix: str, handler: BaseFileHandler) -> BaseFileHandler:
@@ -83,7 +84,7 @@ def safe_handler(suffix: str, handler: BaseFileHandler) -> BaseFileHandler:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Values that are no objects of classes; tuples too, which mmengine writes."""
+    """Plain values, not objects of classes; tuples too, which mmengine writes."""
 
     def construct_python_tuple(self, node: yaml.SequenceNode) -> tuple[Any, ...]:
         return tuple(self.construct_sequence(node, deep=True))

@@ -44,7 +44,7 @@ def prepare_test(
 ) -> Config:
     """Read a test config, apply what the command line says, and check all that can be checked at once.
 
-    ``out`` is a .pkl file for the predictions, ``show_dir`` a folder for annotated pictures. ``fuse=False`` takes
+    ``out`` is a .pkl file for the predictions, ``show_dir`` a folder for annotated images. ``fuse=False`` takes
     FuseBackboneHook out of the config; nothing puts it into a config that lacks it. ``ema`` takes the averaged weights
     of the checkpoint. Fused weights are tested in deploy form, whatever form the config builds. ``img_size`` (pixels)
     and ``crop_pct`` (in (0, 1]) are timm's: the short edge is resized to ``img_size / crop_pct``, and the middle is cut
@@ -186,12 +186,12 @@ def _enable_drawing(config: Config, show_dir: str) -> None:
     if kind == 'DetVisualizationHook':
         hook.update(draw=True, test_out_dir=folder)
     elif kind == 'SegVisualizationHook':  # draws through the visualizer, which owns the folder
-        hook.update(draw=True, interval=1)  # mmsegmentation 1.2 draws every 50th picture otherwise
+        hook.update(draw=True, interval=1)  # mmsegmentation 1.2 draws every 50th image otherwise
         if not config.get('visualizer'):
             raise UserError("--show-dir needs `visualizer`: add visualizer=dict(type='SegLocalVisualizer') to it")
         config.visualizer['save_dir'] = folder
     elif kind == 'VisualizationHook':
-        hook.update(enable=True, interval=1, out_dir=folder)  # it draws every 5000th picture otherwise
+        hook.update(enable=True, interval=1, out_dir=folder)  # it draws every 5000th image otherwise
     else:
         raise UserError(
             f"--show-dir does not know default_hooks.visualization.type='{kind}': set that hook's own options with "

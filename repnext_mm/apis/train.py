@@ -180,7 +180,7 @@ def _enable_amp(config: Config) -> None:
             'a mixed-precision wrapper into the config'
         )
     if get_device() == 'cpu':
-        raise UserError('--amp needs a GPU, and there is none here: omit it')
+        raise UserError('--amp needs a GPU, and none was found: omit it')
     config.optim_wrapper.type = _MIXED_PRECISION.get(kind, kind)
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 

@@ -22,19 +22,16 @@ from repnext_mm.apis.config import classes_in_checkpoint, drop_initial_weights, 
 from repnext_mm.checkpoints import (
     Recognised,
     WeightsError,
-    is_averaged,
     is_torchscript,
-    one_sentence,
-    plain_metadata,
     read_checkpoint,
     recognise,
-    shown_entries,
     state_dict_of,
     unsafe_globals,
-    weights_in,
     write_checkpoint,
-    writer_of,
 )
+from repnext_mm.checkpoints.read import is_averaged, one_sentence, shown_entries, weights_in
+from repnext_mm.checkpoints.recognise import writer_of
+from repnext_mm.checkpoints.write import plain_metadata
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES, type_name
 from repnext_mm.models.branchwise import branch_by_branch
@@ -66,7 +63,7 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
     """Say what a weight file is, without executing anything in it.
 
     Raises:
-        UserError: there is no such file, or it is no weight file.
+        UserError: there is no such file, or it is not a weight file.
     """
     if not os.path.isfile(path):
         raise MissingFileError(f'no weight file at {path}: give the path of a file')
@@ -214,7 +211,10 @@ def compare_outputs(
     for model in models:
         model.eval()
     reference, other = (_double(_compared(model)) for model in models)
-    return relative_error(other, reference, torch.randn(1, _input_channels(reference), 65, 97).double())
+    try:
+        return relative_error(other, reference, torch.randn(1, _input_channels(reference), 65, 97).double())
+    except ValueError as error:  # levels of another number or shape
+        raise UserError(f'{first} and {second} cannot be compared: {error}') from error
 
 
 def _deploy_config(config: Config) -> Config:
@@ -232,7 +232,7 @@ def _deploy_config(config: Config) -> Config:
 
 
 def _kept_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Classes and their colours, all that is kept of what a checkpoint holds beside its weights."""
+    """Classes and their colors, all that is kept of what a checkpoint holds beside its weights."""
     classes = classes_in_checkpoint(content)
     return plain_metadata({'dataset_meta': classes} if classes else {})
 

@@ -16,8 +16,7 @@ import torch
 
 from repnext_mm._files import drafted
 from repnext_mm.checkpoints._reader import NotReadError, format_of
-from repnext_mm.checkpoints.errors import WeightsError
-from repnext_mm.errors import UserError
+from repnext_mm.errors import UserError, WeightsError
 
 TIMEOUT_S = 60  # without a byte
 _SAFE = "%/:=&?~+!$,;'@()*[]"  # what addresses may hold as it is

@@ -1,21 +1,58 @@
-"""Loading weights: strict, all or nothing."""
+"""Loading weights, strictly, all or nothing: where a model's tensors stand in a file, and under whose names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from repnext_mm.checkpoints.errors import WeightsError
-from repnext_mm.checkpoints.place import HEADS, Placement, placed, placements
-from repnext_mm.checkpoints.read import StateDict
+from repnext_mm.checkpoints.read import (
+    ENTRIES,
+    StateDict,
+    carries_nothing,
+    checked,
+    is_averaged,
+    listed,
+    ranked,
+    state_dict_of,
+    unwrapped,
+    weights_in,
+)
 from repnext_mm.checkpoints.recognise import recognise
-from repnext_mm.checkpoints.rename import carries_nothing, current_names, spellings, unwrapped
-from repnext_mm.checkpoints.state import ENTRIES, checked, is_averaged, listed, ranked, state_dict_of, weights_in
+from repnext_mm.errors import WeightsError
 
 _HALF = 2  # bytes of the narrowest type that holds weights as they were trained
+_HEADS = ('head', 'head_dist')  # of a classifier, beside the backbone's parts
+
+# Name in a classifier of MMPretrain -> name in a file, for each writer: the authors and timm (a fused head is one
+# layer); and for ConvNeXt timm and Facebook, with the authors' downsampling.
+_SPELLINGS: tuple[tuple[tuple[str, str], ...], ...] = (
+    ((r'^backbone\.', ''), (r'^head\.fc\.', 'head.')),
+    (
+        (r'^backbone\.norm3\.', 'head.norm.'),
+        (r'^backbone\.', ''),
+        (r'^downsample_layers\.0\.', 'stem.'),
+        (r'^downsample_layers\.(\d+)\.', r'stages.\1.downsample.'),
+        (r'\.token_mixer\.', '.dwconv.'),
+        (r'\.channel_mixer\.0\.', '.pwconv1.'),
+        (r'\.channel_mixer\.2\.', '.pwconv2.'),
+        (r'^stages\.(\d+)\.(\d+)\.', r'stages.\1.blocks.\2.'),
+        (r'\.depthwise_conv\.', '.conv_dw.'),
+        (r'\.pointwise_conv(\d)\.', r'.mlp.fc\1.'),
+    ),
+    (
+        (r'^backbone\.norm3\.', 'norm.'),
+        (r'^backbone\.', ''),
+        (r'^head\.fc\.', 'head.'),
+        (r'\.(token_mixer|depthwise_conv)\.', '.dwconv.'),
+        (r'\.channel_mixer\.0\.', '.pwconv1.'),
+        (r'\.channel_mixer\.2\.', '.pwconv2.'),
+        (r'\.pointwise_conv(\d)\.', r'.pwconv\1.'),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +76,19 @@ class LoadReport:
         )
 
 
+class _Placement(NamedTuple):
+    """Where a model's tensors stand."""
+
+    prefix: str  # '' or 'backbone.', ...
+    names: Mapping[str, str]  # of the model's tensors below the prefix, by their names in the model
+
+
 class _Option(NamedTuple):
     """One way in which the tensors of a file fit a model."""
 
     entry: str
     state: StateDict
-    where: Placement
+    where: _Placement
 
     @property
     def name(self) -> str:
@@ -96,7 +140,7 @@ def fit(
         state, left = _without(state_dict_of(content, ema=ema), unused)
         return check_fits(state, target, name=name, source=source, reset=reset, part=part, dropped=left)
     _, left = _without(weights_in(content)[chosen.entry], unused)
-    state, dropped = placed(checked(chosen.state), target, chosen.where, part=part)
+    state, dropped = _placed(checked(chosen.state), target, chosen.where, part=part)
     kept, report = _verified(state, target, name=name, source=source, reset=reset, dropped=(*left, *dropped))
     others = tuple(dict.fromkeys(option.name for option in options if option.name != chosen.name))
     usual = chosen.entry in ('', *ENTRIES[:2]) and chosen.where.prefix in ('', 'backbone.') and not others
@@ -120,7 +164,7 @@ def backbone_state(state: StateDict, *, prefix: str | None = None) -> tuple[Stat
         below = state_dict_of({'state_dict': state}, prefix=prefix)
         start = prefix.rstrip('.') + '.'
         return below, tuple(key for key in state if not key.startswith(start))
-    heads = tuple(key for key in state if key.split('.')[0] in HEADS)
+    heads = tuple(key for key in state if key.split('.')[0] in _HEADS)
     return {key: value for key, value in state.items() if key not in heads}, heads
 
 
@@ -151,7 +195,7 @@ def check_fits(
     options = _options('', state, target, optional=reset)
     chosen = _chosen(options, {}, source=source, ema=False)
     if chosen is not None:
-        found, left = placed(chosen.state, target, chosen.where, part=part)
+        found, left = _placed(chosen.state, target, chosen.where, part=part)
         prefix = chosen.where.prefix.rstrip('.')
         kept, report = _verified(found, target, name=name, source=source, reset=reset, dropped=(*dropped, *left))
         return kept, replace(report, source='' if prefix == 'backbone' else prefix)
@@ -170,13 +214,61 @@ def load_strictly(model: nn.Module, state: StateDict, *, dropped: tuple[str, ...
     return report
 
 
+def _placements(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], *, optional: Sequence[str] = ()
+) -> list[_Placement]:
+    """All places in a state dict where every tensor of a model stands in its shape; counters do not count.
+
+    Args:
+        state: the weights of a file.
+        target: the model's own state dict.
+        optional: prefixes of the model's keys that may be missing.
+    """
+    needed = [key for key in target if not carries_nothing(key) and not key.startswith(tuple(optional))]
+    if not needed:
+        return [_Placement('', {key: key for key in target})]
+    for names in _spellings(target):
+        longest = max((names[key] for key in needed), key=len)  # the fewest coincidences
+        prefixes = [key[: -len(longest)] for key in state if key == longest or key.endswith(f'.{longest}')]
+        found = [
+            _Placement(prefix, names)
+            for prefix in prefixes
+            if all(_agrees(state.get(prefix + names[key]), key, names[key], target[key]) for key in needed)
+        ]
+        if found:
+            return found
+    return []
+
+
+def _placed(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], where: _Placement, *, part: bool
+) -> tuple[StateDict, tuple[str, ...]]:
+    """What stands below a prefix, under the model's names, and the keys that are left out on purpose.
+
+    Those are all beside the prefix and, of a model that is a ``part`` (a backbone), a classifier's head beside it.
+    """
+    keys = {name: key for key, name in where.names.items()}
+    found: StateDict = {}
+    dropped = []
+    for name, value in state.items():
+        below = name.removeprefix(where.prefix)
+        key = keys.get(below, below)
+        if not name.startswith(where.prefix) or (part and key not in target and below.split('.')[0] in _HEADS):
+            dropped.append(name)
+        else:
+            like = target.get(key)
+            linear = like is not None and below != key and _is_pointwise(value, like)
+            found[key] = value.reshape(like.shape) if linear and like is not None else value
+    return found, tuple(dropped)
+
+
 def _options(
     entry: str, state: Mapping[str, Tensor], target: Mapping[str, Tensor], *, optional: Sequence[str]
 ) -> list[_Option]:
     """The ways in which an entry fits, with as little change to its names as it takes."""
     for everywhere in (False, True):
-        bare = current_names(unwrapped(state, everywhere=everywhere))
-        found = placements(bare, target, optional=optional)
+        bare = unwrapped(state, everywhere=everywhere)
+        found = _placements(bare, target, optional=optional)
         if found:
             return [_Option(entry, bare, where) for where in found]
     return []
@@ -264,7 +356,7 @@ def _verified(
 def _likeliest_names(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> StateDict:
     """A file that does not fit, under the model's names as far as it can be told, for the sentence that says so."""
     bare = unwrapped(state)
-    names = max(spellings(target), key=lambda names: len(bare.keys() & set(names.values())))
+    names = max(_spellings(target), key=lambda names: len(bare.keys() & set(names.values())))
     keys = {name: key for key, name in names.items()}
     if not bare.keys() & keys.keys() or not {'stem', 'stages'} <= set(_tops(bare)):
         return bare
@@ -333,3 +425,26 @@ def _counted(what: str, keys: Iterable[str]) -> str:
     names = sorted(keys)
     shown = ', '.join(name[:100] for name in names[:3]) + (', ...' if len(names) > 3 else '')
     return f'{len(names)} {what}' + (f' ({shown})' if names else '')
+
+
+def _spellings(target: Mapping[str, Tensor]) -> Iterator[dict[str, str]]:
+    """The names that a model's tensors may have in a file, by their names in the model; the model's own come first."""
+    yield {key: key for key in target}
+    if {key.split('.')[0] for key in target} == {'backbone', 'head'}:
+        for rules in _SPELLINGS:
+            named = {}
+            for key in target:
+                name = key
+                for pattern, replacement in rules:
+                    name = re.sub(pattern, replacement, name)
+                named[key] = name
+            yield named
+
+
+def _agrees(value: Tensor | None, key: str, name: str, like: Tensor) -> bool:
+    return value is not None and (value.shape == like.shape or (key != name and _is_pointwise(value, like)))
+
+
+def _is_pointwise(value: Tensor, like: Tensor) -> bool:
+    """Whether one is a linear layer's weight and the other the same as a 1x1 convolution's, or they agree."""
+    return {value.dim(), like.dim()} <= {2, 4} and value.numel() == like.numel() and (value.shape[:2] == like.shape[:2])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from repnext_mm.checkpoints.state import plain_dict
+from repnext_mm.checkpoints.read import plain_dict
 
 FORMS = {  # a key that only this form of a backbone has
     'train': re.compile(r'conv_s\.conv_3_3\.weight$|channel_mixer\.0\.conv\.weight$'),

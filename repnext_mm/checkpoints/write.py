@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from repnext_mm._files import drafted
-from repnext_mm.checkpoints.errors import WeightsError
 from repnext_mm.checkpoints.read import StateDict
-from repnext_mm.errors import MissingFileError, UserError
+from repnext_mm.errors import MissingFileError, UserError, WeightsError
 
 HASH_DIGITS = 8
 _USUAL = {
@@ -98,7 +97,7 @@ def plain_metadata(meta: Any) -> Any:
     """Metadata as strings, numbers, and lists and dicts of them; other objects become the name of their type.
 
     Raises:
-        UserError: it has so many parts, or so deep, that they can only be a few that hold each other.
+        UserError: it is too large or too deeply nested, probably self-referential.
     """
     parts = 0
 

@@ -1,4 +1,4 @@
-"""Handwritten digits as a stock MMPretrain data set: pictures in one folder per class, made on first use."""
+"""Handwritten digits as a stock MMPretrain data set: images in one folder per class, made on first use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from repnext_mm.data.scene_files import CLASSES, must, read_json
 from repnext_mm.data.sources import Split, load_sources
 from repnext_mm.errors import UserError
 
-VERSION = 1  # raise it whenever the pictures change
+VERSION = 1  # raise it whenever the images change
 INFO = 'digits.json'
 
 
@@ -33,7 +33,7 @@ def build_digit_images(
 ) -> BaseDataset:
     """Write scikit-learn's handwritten digits unless they are there, and return MMPretrain's ``CustomDataset``.
 
-    1433 pictures to train and 364 to validate, of 8x8 pixels enlarged to ``size``; a function in the root registry, so
+    1433 images to train and 364 to validate, of 8x8 pixels enlarged to ``size``; a function in the root registry, so
     that MMPretrain is imported late. The other arguments are those of the stock data set.
 
     Raises:

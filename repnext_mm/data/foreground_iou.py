@@ -1,4 +1,4 @@
-"""Mean IoU over the foreground classes: a background that fills most of a picture would flatter the mean."""
+"""Mean IoU over the foreground classes: a background that fills most of an image would flatter the mean."""
 
 from __future__ import annotations
 

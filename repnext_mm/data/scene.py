@@ -1,4 +1,4 @@
-"""One digit scene: handwritten digits of random size, colour and place on a crop of a photograph."""
+"""One digit scene: handwritten digits of random size, color and place on a crop of a photograph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MIN_CONTRAST = 100.0  # of the strongest channel, out of 255
 
 
 class Scene(NamedTuple):
-    """A picture and its visible instances; ``instances[y, x]`` is 0 for background, else 1 + the instance's index."""
+    """An image and its visible instances; ``instances[y, x]`` is 0 for background, else 1 + the instance's index."""
 
     image: NDArray[np.uint8]  # (H, W, 3), RGB
     instances: NDArray[np.uint8]  # (H, W)
@@ -53,8 +53,8 @@ def compose_scene(*, split: Split, index: int, seed: int = 0, size: int = 256) -
         visible = np.bincount(trial.ravel(), minlength=len(areas) + 1)[1:]
         if any(seen < MIN_VISIBLE * area for seen, area in zip(visible, areas, strict=True)):
             continue
-        colour = _colour(image[window], alpha, rng)
-        image[window] = (1 - alpha[..., None]) * image[window] + alpha[..., None] * colour
+        color = _color(image[window], alpha, rng)
+        image[window] = (1 - alpha[..., None]) * image[window] + alpha[..., None] * color
         labels.append(label)
         areas.append(int((alpha > 0.5).sum()))
         trial[window][alpha > 0.5] = len(labels)
@@ -98,10 +98,10 @@ def _cut(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
     return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _colour(under: NDArray[np.float32], alpha: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A colour that differs visibly from what lies under the digit."""
+def _color(under: NDArray[np.float32], alpha: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A color that differs visibly from what lies under the digit."""
     mean = under[alpha > 0.5].mean(axis=0)
     while True:
-        colour = rng.uniform(0, 255, 3).astype(np.float32)
-        if np.abs(colour - mean).max() >= _MIN_CONTRAST:
-            return colour
+        color = rng.uniform(0, 255, 3).astype(np.float32)
+        if np.abs(color - mean).max() >= _MIN_CONTRAST:
+            return color

@@ -1,4 +1,4 @@
-"""Digit scenes on disk: COCO-style instances and ADE-style semantic masks of the same pictures, made once."""
+"""Digit scenes on disk: COCO-style instances and ADE-style semantic masks of the same images, made once."""
 
 from __future__ import annotations
 

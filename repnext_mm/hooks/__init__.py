@@ -3,16 +3,12 @@
 from repnext_mm.hooks.checkpoint import AtomicCheckpointHook
 from repnext_mm.hooks.fuse_backbone import FuseBackboneHook
 from repnext_mm.hooks.memory import ReturnMemoryHook
-from repnext_mm.hooks.resume import NoWholeCheckpointError
 from repnext_mm.hooks.seeding import SeededSampler, SeedStepsHook
 from repnext_mm.hooks.strict_load import StrictLoadHook
-from repnext_mm.hooks.whole_checkpoints import CheckpointNotSavedError
 
 __all__ = [
     'AtomicCheckpointHook',
-    'CheckpointNotSavedError',
     'FuseBackboneHook',
-    'NoWholeCheckpointError',
     'ReturnMemoryHook',
     'SeedStepsHook',
     'SeededSampler',

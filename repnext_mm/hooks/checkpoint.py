@@ -5,25 +5,31 @@ from __future__ import annotations
 import hashlib
 import io
 import os.path as osp
+import shutil
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import broadcast_object_list, is_main_process, master_only
+from mmengine.dist import barrier, broadcast_object_list, is_main_process, master_only
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from repnext_mm._files import drafted, sweep_drafts
+from repnext_mm._files import draft_path, drafted, sweep_drafts
+from repnext_mm.errors import NotWrittenError
 from repnext_mm.hooks.resume import newest_whole
-from repnext_mm.hooks.whole_checkpoints import LateRemoval, WholeSaves, saying_why
 
 # Entries of the message hub; one that begins with the name of a loop would be logged.
 _OUTDATED, _VALIDATED = 'outdated_best_ckpts', 'last_validation'
 _PROBE = '.repnext-write-probe'
+
+
+class CheckpointNotSavedError(NotWrittenError):
+    """A checkpoint could not be written; the ones before it are untouched."""
 
 
 @HOOKS.register_module()
@@ -63,7 +69,7 @@ class AtomicCheckpointHook(CheckpointHook):
         runner._load_from = path[0]
 
     def before_train(self, runner: Runner) -> None:
-        """See to the folder, and finish what a stopped run had begun."""
+        """Check the output folder and finish what an interrupted run left open."""
         self._take_names_only(runner)
         super().before_train(runner)
         self._local = isinstance(self.file_backend, LocalBackend) and '://' not in str(self.out_dir)
@@ -114,7 +120,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self.last_ckpt = path
         if is_main_process():
             record = Path(runner.work_dir, 'last_checkpoint')
-            with saying_why(record, last=path), drafted(record) as draft:
+            with _saying_why(record, last=path), drafted(record) as draft:
                 draft.write_text(path)
         if self.max_keep_ckpts > 0:
             while len(kept) > self.max_keep_ckpts:
@@ -128,7 +134,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """Save as mmengine does, and remove the previous best ones when all is saved."""
         hub, backend = runner.message_hub, self.file_backend
         # A checkpoint that is saved meanwhile names them: a successor removes what a kill leaves.
-        self.file_backend = late = LateRemoval(backend, note=lambda names: hub.update_info(_OUTDATED, names))
+        self.file_backend = late = _LateRemoval(backend, note=lambda names: hub.update_info(_OUTDATED, names))
         try:
             super()._save_best_checkpoint(self._whole(runner), metrics)
         finally:
@@ -150,13 +156,13 @@ class AtomicCheckpointHook(CheckpointHook):
         torch.save({key: value for key, value in checkpoint.items() if key in self.published_keys}, buffer)
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
         published = Path(f'{osp.splitext(ckpt_path)[0]}-{digest[:8]}.pth')
-        with saying_why(published, last=ckpt_path), drafted(published) as draft:
+        with _saying_why(published, last=ckpt_path), drafted(published) as draft:
             draft.write_bytes(buffer.getvalue())
         left_out = sorted(checkpoint.keys() - set(self.published_keys))
         runner.logger.info(f'{ckpt_path} is published to {published}, without {left_out}')
 
     def _whole(self, runner: Runner) -> Any:
-        return WholeSaves(runner, last=lambda: self.last_ckpt) if self._local else runner
+        return _WholeSaves(runner, last=lambda: self.last_ckpt) if self._local else runner
 
     def _folder(self, runner: Runner) -> str:
         """Where checkpoints go, also before mmengine has worked it out."""
@@ -178,7 +184,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def _tidy(self, runner: Runner) -> None:
         """Try the folder now, not after hours; and remove what killed runs left."""
         folder = Path(self.out_dir)
-        with saying_why(folder / 'a checkpoint', last=None):
+        with _saying_why(folder / 'a checkpoint', last=None):
             folder.mkdir(parents=True, exist_ok=True)
             with drafted(folder / _PROBE) as draft:
                 draft.write_bytes(b'0')
@@ -209,6 +215,76 @@ class AtomicCheckpointHook(CheckpointHook):
         if due and runner.message_hub.runtime_info.get(_VALIDATED) != done:
             runner.logger.info('The run was stopped before the validation of this checkpoint was recorded: it follows')
             runner.val_loop.run()
+
+
+@contextmanager
+def _saying_why(place: Path, *, last: str | None) -> Iterator[None]:
+    """Turn the system's errors into a sentence with a way out.
+
+    Args:
+        place: what is written within.
+        last: the checkpoint before it.
+
+    Raises:
+        CheckpointNotSavedError: in place of any ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error, NotWrittenError) else error
+        reason = getattr(cause, 'strerror', None) or cause
+        try:
+            room = f'; {shutil.disk_usage(place.parent).free / 1e6:.0f} MB are free there'
+        except OSError:  # there is no such folder
+            room = ''
+        whole = f" from '{osp.basename(last)}', which is whole" if last else ''
+        raise CheckpointNotSavedError(
+            f"{place.name} was not saved to '{place.parent}' ({reason}{room}): make room or give "
+            f'write access, then go on with --resume{whole}'
+        ) from error
+
+
+class _WholeSaves:
+    """A runner whose checkpoints appear whole; all else is the runner's own.
+
+    Args:
+        runner: mmengine's ``Runner`` or ``FlexibleRunner``.
+        last: gives the checkpoint before the one that is saved, for errors.
+    """
+
+    def __init__(self, runner: Any, *, last: Callable[[], str | None]) -> None:
+        self._runner, self._last = runner, last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *arguments: Any, **options: Any) -> None:
+        """What the hook calls; the runner checks the options."""
+        place = Path(out_dir, filename)
+        drafting = drafted(place, shared=True) if is_main_process() else nullcontext(draft_path(place))
+        with _saying_why(place, last=self._last()), drafting as draft:
+            place.parent.mkdir(parents=True, exist_ok=True)  # a name may hold folders
+            self._runner.save_checkpoint(out_dir, str(draft.relative_to(out_dir)), *arguments, **options)
+            if not isinstance(self._runner, Runner):  # FlexibleRunner: every process may write a part
+                barrier()
+
+
+class _LateRemoval:
+    """A file backend that remembers what it is to remove, and tells ``note`` all names so far."""
+
+    def __init__(self, backend: Any, *, note: Callable[[list[str]], None]) -> None:
+        self._backend, self._note = backend, note
+        self.names: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        """Remember; also for ``rmtree``."""
+        self.names.append(osp.basename(path))
+        self._note(list(self.names))
+
+    rmtree = remove
 
 
 def _best_names(runner: Runner) -> set[str]:

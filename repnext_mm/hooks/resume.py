@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from repnext_mm.checkpoints import is_whole_file
 from repnext_mm.errors import UserError
-from repnext_mm.hooks.whole_checkpoints import is_whole
 
 USUAL = ('epoch_{}.pth', 'iter_{}.pth')  # mmengine's own templates: a run may have counted otherwise before
 _BASES = (10, 16, 8, 2)  # that a template can write numbers in
@@ -76,12 +77,21 @@ def newest_whole(*, work_dir: Path, folder: Path, template: str) -> Choice:
     if newest is None:
         raise NoWholeCheckpointError(
             f"last_checkpoint names '{recorded[:300]}', which is missing or torn, and '{folder}' holds no whole "
-            f"checkpoint: bring one back, or remove '{record}' to start anew"
+            f"checkpoint: restore one, or delete '{record}' to start from scratch"
         )
     return Choice(
         newest,
         f"last_checkpoint names '{recorded[:300]}', which is missing or torn: '{newest}' is the newest whole one",
     )
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint is there to its last byte: its archive ends where it should, and all check sums agree.
+
+    torch itself compares no check sums: what a power cut filled with zeros would load. A folder, which some strategies
+    write, counts as whole; so does an archive that was saved without check sums, when nothing else is wrong with it.
+    """
+    return os.path.isdir(path) or is_whole_file(path)
 
 
 def step_of(name: str, template: str) -> int | None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from repnext_mm.checkpoints import LoadReport, StateDict, fit, read_checkpoint, recognise, state_dict_of
+from repnext_mm.checkpoints import LoadReport, StateDict, read_checkpoint, recognise, state_dict_of
+from repnext_mm.checkpoints.load import fit
 from repnext_mm.errors import UserError
 from repnext_mm.models.layers import called_one_by_one
 from repnext_mm.models.registry import BaseModule, log, type_name

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repnext_mm.checkpoints import LoadReport, StateDict, WeightsError, fit, state_dict_of
+from repnext_mm.checkpoints import LoadReport, StateDict, WeightsError, state_dict_of
+from repnext_mm.checkpoints.load import fit
 from repnext_mm.errors import UserError
 from repnext_mm.models.base import StagedBackbone, recomputed, resolve
 from repnext_mm.models.layers import (

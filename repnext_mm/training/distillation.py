@@ -12,7 +12,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from repnext_mm.checkpoints import check_fits, read_checkpoint, state_dict_of
+from repnext_mm.checkpoints import read_checkpoint, state_dict_of
+from repnext_mm.checkpoints.load import check_fits
 from repnext_mm.errors import UserError
 from repnext_mm.models.heads import TwoHeads
 
@@ -39,7 +40,7 @@ class DistilledClassifier(BaseModel):
 
     Raises:
         UserError: an argument is out of its range, or the teacher's weights cannot be loaded.
-        UserError: the student or the teacher is no classifier.
+        UserError: the student or the teacher is not a classifier.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class DistilledClassifier(BaseModel):
             )
         built: Any = MODELS.build(dict(student))
         if not hasattr(_scorer(built), '_get_loss'):
-            raise UserError(f"{type(built).__name__} has no classifier's loss: distil a classifier of MMPretrain")
+            raise UserError(f"{type(built).__name__} has no classifier's loss: distill a classifier of MMPretrain")
         super().__init__(data_preprocessor=built.data_preprocessor)
         self.student = built
         self.kind, self.alpha, self.tau = kind, alpha, tau
@@ -124,7 +125,7 @@ def distillation_loss(scores: Tensor, teacher_scores: Tensor, *, kind: str, tau:
 
 
 class _Teacher:
-    """A frozen classifier outside of the module tree: neither trained, saved, averaged nor synchronised."""
+    """A frozen classifier outside of the module tree: neither trained, saved, averaged nor synchronized."""
 
     def __init__(self, config: Mapping[str, Any], checkpoint: str | None, *, trust_pickle: bool) -> None:
         self._model: nn.Module = MODELS.build(dict(config)).eval().requires_grad_(False)

@@ -20,7 +20,8 @@ from repnext_mm.apis.weight_files import (
     fuse_file,
     inspect_file,
 )
-from repnext_mm.checkpoints import load_strictly, plain_metadata, read_checkpoint, write_checkpoint
+from repnext_mm.checkpoints import load_strictly, read_checkpoint, write_checkpoint
+from repnext_mm.checkpoints.write import plain_metadata
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from repnext_mm.checkpoints import WeightsError, is_whole_file, one_sentence, read_checkpoint, unsafe_globals
+from repnext_mm.checkpoints import WeightsError, is_whole_file, read_checkpoint, unsafe_globals
 from repnext_mm.checkpoints._reader import archive, budget
 from repnext_mm.checkpoints._reader.archive import ScriptGlobals
 from repnext_mm.checkpoints._reader.objects import Standin
 from repnext_mm.checkpoints._reader.tensors import known_globals
+from repnext_mm.checkpoints.read import one_sentence
 from tests.checkpoints.pickles import (
     archived,
     call,

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.checkpoints import check_fits, fit, recognise, state_dict_of, weights_in
+from repnext_mm.checkpoints import recognise, state_dict_of
+from repnext_mm.checkpoints.load import check_fits, fit
+from repnext_mm.checkpoints.read import weights_in
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.models.repnext_u import RepNeXtU
 from tests.conftest import randomise

@@ -9,15 +9,9 @@ from torch import nn
 
 from repnext_mm import RepNeXt
 from repnext_mm.apis.build import build_model
-from repnext_mm.checkpoints import (
-    check_fits,
-    load_strictly,
-    model_state,
-    read_checkpoint,
-    recognise,
-    state_dict_of,
-    writer_of,
-)
+from repnext_mm.checkpoints import load_strictly, read_checkpoint, recognise, state_dict_of
+from repnext_mm.checkpoints.load import check_fits
+from repnext_mm.checkpoints.recognise import writer_of
 from repnext_mm.models import ARCHITECTURES, FORMS
 from repnext_mm.reparam import fuse
 from tests.checkpoints import files
@@ -199,4 +193,4 @@ def test_quantised_weights_are_refused():
 
 def test_data_parallel_prefix(tmp_path, weights):
     torch.save({'state_dict': {f'module.{k}': v for k, v in weights.items()}}, tmp_path / 'ddp.pth')
-    assert model_state(read_checkpoint(tmp_path / 'ddp.pth')).keys() == weights.keys()
+    assert state_dict_of(read_checkpoint(tmp_path / 'ddp.pth')).keys() == weights.keys()

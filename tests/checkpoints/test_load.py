@@ -9,7 +9,8 @@ import torch
 from mmengine.logging import MMLogger
 
 from repnext_mm import RepNeXt
-from repnext_mm.checkpoints import backbone_state, read_checkpoint, state_dict_of
+from repnext_mm.checkpoints import read_checkpoint, state_dict_of
+from repnext_mm.checkpoints.load import backbone_state
 
 
 @pytest.fixture
@@ -123,10 +124,10 @@ def test_missing_file(tmp_path):
 def test_files_that_are_no_checkpoints(tmp_path):
     path = tmp_path / 'weights.pth'
     path.write_bytes(b'')
-    with pytest.raises(ValueError, match='is not a weight file, or is damaged|was not read: it'):
+    with pytest.raises(ValueError, match='is not a weight file or is corrupt|was not read: it'):
         read_checkpoint(path)
     path.write_text('<html>not found</html>')
-    with pytest.raises(ValueError, match='is not a weight file, or is damaged|was not read: it'):
+    with pytest.raises(ValueError, match='is not a weight file or is corrupt|was not read: it'):
         read_checkpoint(path)
     torch.save(torch.ones(1), path)
     with pytest.raises(ValueError, match='holds a Tensor'):

@@ -115,7 +115,7 @@ def test_every_prefix_of_a_file_is_one_sentence(reader, training_file, tmp_path)
     cut = tmp_path / 'cut.pth'
     for length in range(0, len(whole) - 1, max(1, len(whole) // 60)):
         cut.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match='is not a weight file, or is damaged|was not read: it') as caught:
+        with pytest.raises(ValueError, match='is not a weight file or is corrupt|was not read: it') as caught:
             read_checkpoint(cut)
         assert '\n' not in str(caught.value)
 

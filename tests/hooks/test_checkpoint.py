@@ -16,8 +16,8 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from repnext_mm import _files
 from repnext_mm._files import draft_path
 from repnext_mm.checkpoints import read_checkpoint
-from repnext_mm.hooks import CheckpointNotSavedError
-from repnext_mm.hooks.whole_checkpoints import is_whole
+from repnext_mm.hooks.checkpoint import CheckpointNotSavedError
+from repnext_mm.hooks.resume import is_whole
 from tests.hooks.tiny_run import Killed, make_runner
 
 

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from repnext_mm.hooks import CheckpointNotSavedError
-from repnext_mm.hooks.whole_checkpoints import is_whole
+from repnext_mm.hooks.checkpoint import CheckpointNotSavedError
+from repnext_mm.hooks.resume import is_whole
 from tests.hooks.tiny_run import make_runner
 
 

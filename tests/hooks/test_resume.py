@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from repnext_mm.hooks.resume import NoWholeCheckpointError, has_begun, newest_whole, step_of
-from repnext_mm.hooks.whole_checkpoints import is_whole
+from repnext_mm.hooks.resume import NoWholeCheckpointError, has_begun, is_whole, newest_whole, step_of
 from tests.hooks.tiny_run import make_runner
 
 
@@ -97,7 +96,7 @@ def test_a_later_step_of_an_older_run_is_not_taken(folder):
 def test_nothing_whole_is_an_error_and_nothing_at_all_is_not(folder, tmp_path):
     for path in folder.glob('epoch_*.pth'):
         truncate(path)
-    with pytest.raises(NoWholeCheckpointError, match=r'no whole checkpoint: bring one back, or remove .*last_ch'):
+    with pytest.raises(NoWholeCheckpointError, match=r'no whole checkpoint: restore one, or delete .*last_ch'):
         choose(folder)
     assert choose(tmp_path / 'nowhere') == (None, '')
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from repnext_mm.checkpoints import check_fits
+from repnext_mm.checkpoints.load import check_fits
 from repnext_mm.models import resolve_arch
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms, count_parameters

@@ -82,7 +82,8 @@ def test_same_outputs(kind, names, tmp_path):
 
 def load_exactly(model, path):
     """In float64: the model was built, and loaded, in float32."""
-    from repnext_mm.checkpoints import fit, read_checkpoint
+    from repnext_mm.checkpoints import read_checkpoint
+    from repnext_mm.checkpoints.load import fit
 
     state, report = fit(read_checkpoint(path), model.state_dict(), source=str(path))
     assert report.loaded == report.expected == len(model.state_dict())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from repnext_mm._files import DRAFT_SUFFIX
 from repnext_mm.checkpoints import read_checkpoint
-from repnext_mm.hooks.whole_checkpoints import is_whole
+from repnext_mm.hooks.resume import is_whole
 from tests.tools.running import ROOT
 
 PATIENCE_S = 180

@@ -66,7 +66,7 @@ HOSTILE = {
 def test_files_made_on_purpose(name, tmp_path):
     path = archived(tmp_path / 'bad.pth', pickled(HOSTILE[name]), {'0': bytes(8)})
     start = time.perf_counter()
-    with pytest.raises(ValueError, match='was not read: it|is not a weight file, or is damaged') as caught:
+    with pytest.raises(ValueError, match='was not read: it|is not a weight file or is corrupt') as caught:
         read_checkpoint(path)
     assert str(caught.value).isprintable()
     assert 'allocat' not in str(caught.value)
@@ -107,7 +107,7 @@ def test_archives_that_are_none_of_ours(how, tmp_path):
         if how == 'overlapping':
             data = archive.getinfo('good/data/0')
             data.file_size = data.compress_size = 1 << 30
-    with pytest.raises(ValueError, match='is not a weight file, or is damaged|was not read: it is an archive'):
+    with pytest.raises(ValueError, match='is not a weight file or is corrupt|was not read: it is an archive'):
         read_checkpoint(path)
     assert not list(tmp_path.parent.glob('good*'))
 
@@ -154,9 +154,9 @@ def test_code_in_torchscript_is_not_run(tmp_path):
     trace = tmp_path / 'trace'
     torch.jit.script(Holder(Hostile(str(trace)))).save(str(tmp_path / 'bad.pt'))
     trace.unlink(missing_ok=True)
-    with pytest.raises(ValueError, match='is not a weight file, or is damaged|no tensors'):
+    with pytest.raises(ValueError, match='is not a weight file or is corrupt|no tensors'):
         state_dict_of(read_checkpoint(tmp_path / 'bad.pt'))
-    with pytest.raises(ValueError, match='is not a weight file, or is damaged|no tensors'):
+    with pytest.raises(ValueError, match='is not a weight file or is corrupt|no tensors'):
         inspect_file(tmp_path / 'bad.pt')
     assert not trace.exists()
     torch.jit.load(str(tmp_path / 'bad.pt'))
@@ -275,5 +275,5 @@ def test_a_broken_archive_is_one_sentence_for_inspect_too(tmp_path):
     data = bytearray(buffer.getvalue())
     data[data.rfind(b'PK\x01\x02') + 1] = 0
     (tmp_path / 'a.pth').write_bytes(data)
-    with pytest.raises(ValueError, match='is not a weight file, or is damaged'):
+    with pytest.raises(ValueError, match='is not a weight file or is corrupt'):
         inspect_file(tmp_path / 'a.pth')

@@ -18,7 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from repnext_mm.apis import annotate_image
-from repnext_mm.apis.image_file import MAX_PIXELS, fit_picture
+from repnext_mm.apis.image_file import MAX_PIXELS, fit_image
 from repnext_mm.data.scene import compose_scene
 from tests.configs import CONFIGS
 from tests.tools.running import ROOT, run_tool
@@ -115,15 +115,15 @@ GOOD = {  # file name: content, name and (height, width) of the annotated pictur
     'line.png': (lambda: sized(40, 1), 'line.png', (1, 40)),
 }
 BAD = {  # content, what is said
-    'truncated.jpg': (lambda: saved('JPEG')[:-700], 'cannot be read, it is damaged'),
-    'truncated.png': (lambda: saved('PNG')[:-700], 'cannot be read, it is damaged'),
-    'truncated_progressive.jpg': (lambda: saved('JPEG', progressive=True)[:1200], 'cannot be read, it is damaged'),
+    'truncated.jpg': (lambda: saved('JPEG')[:-700], 'cannot be read, it is corrupt'),
+    'truncated.png': (lambda: saved('PNG')[:-700], 'cannot be read, it is corrupt'),
+    'truncated_progressive.jpg': (lambda: saved('JPEG', progressive=True)[:1200], 'cannot be read, it is corrupt'),
     'header.jpg': (lambda: saved('JPEG')[:20], 'cannot be read'),
-    'empty.jpg': (lambda: b'', 'cannot be read as a picture: give a JPEG or PNG file'),
-    'text.jpg': (lambda: b'no picture', 'cannot be read as a picture: give a JPEG or PNG file'),
+    'empty.jpg': (lambda: b'', 'cannot be read as an image: give a JPEG or PNG file'),
+    'text.jpg': (lambda: b'no picture', 'cannot be read as an image: give a JPEG or PNG file'),
     'bomb.png': (lambda: bomb(60000, 60000), 'has far too many pixels: scale it down'),
-    'hollow.png': (lambda: bomb(2000, 2000), 'cannot be read, it is damaged'),
-    'video.mp4': (lambda: b'\x00\x00\x00 ftypisom' + bytes(100), 'cannot be read as a picture'),
+    'hollow.png': (lambda: bomb(2000, 2000), 'cannot be read, it is corrupt'),
+    'video.mp4': (lambda: b'\x00\x00\x00 ftypisom' + bytes(100), 'cannot be read as an image'),
 }
 
 
@@ -159,7 +159,7 @@ def _annotated(name, network, folder):
 def test_what_the_network_sees(name, tmp_path):
     make, _, size = GOOD[name]
     (tmp_path / name).write_bytes(make())
-    with fit_picture(tmp_path / name) as path:
+    with fit_image(tmp_path / name) as path:
         seen = cv2.imread(str(path))
         assert seen.shape == (*size, 3)
         if size == (64, 96):
@@ -198,7 +198,7 @@ def test_too_narrow_for_the_pipeline(size, networks, tmp_path):
 
 def test_a_large_picture_is_scaled_down(tmp_path):
     Image.new('L', (12000, 9000), 77).save(tmp_path / 'large.jpg')
-    with fit_picture(tmp_path / 'large.jpg') as path:
+    with fit_image(tmp_path / 'large.jpg') as path:
         seen = cv2.imread(str(path))
     height, width = seen.shape[:2]
     assert MAX_PIXELS * 0.99 < height * width <= MAX_PIXELS
@@ -234,7 +234,7 @@ def test_mutations(count, tmp_path):
         path = tmp_path / f'picture{rng.choice((".jpg", ".png", ""))}'
         path.write_bytes(data if rng.random() < 0.7 else data[: rng.randrange(len(data))])
         try:
-            with fit_picture(path) as fit:
+            with fit_image(path) as fit:
                 seen = cv2.imread(str(fit))
                 assert seen.ndim == 3
                 assert seen.shape[0] * seen.shape[1] <= MAX_PIXELS

@@ -119,7 +119,10 @@ def read_coco(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read as JSON by pycocotools, or is not COCO-style.
     """
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}): give read access to it") from error
     if raw.startswith(b'version https://git-lfs'):
         raise UserError(f"'{path}' is a Git LFS pointer, not the annotations: run `git lfs pull`")
     if raw[:3] == b'\xef\xbb\xbf' or raw[:2] in (b'\xff\xfe', b'\xfe\xff'):

@@ -20,9 +20,8 @@ from repnext_mm.data.own import (
     find_coco,
     find_label_maps,
 )
+from repnext_mm.data.own.config_text import RECIPES, Plan, Task, classification_text, detection_text, segmentation_text
 from repnext_mm.data.own.findings import shortened
-from repnext_mm.data.own.new_config_plan import RECIPES, Plan, Task
-from repnext_mm.data.own.new_config_text import classification_text, detection_text, segmentation_text
 from repnext_mm.errors import FileInTheWayError, MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES
 

@@ -1,12 +1,89 @@
-"""The text of configs for a user's own data: what differs from ours, written out to be read and changed."""
+"""The text of configs for a user's own data: the published recipes, and what differs from them, written out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pprint import pformat
+from typing import Literal
 
-from repnext_mm.data.own.new_config_plan import Plan, backbone_text, head_text, rate_text
 from repnext_mm.data.own.suffixes import Suffixes
 from repnext_mm.models import ARCHITECTURES
+
+Task = Literal['det', 'seg', 'cls']
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published training recipe: what it inherits, and what its learning rate was chosen for."""
+
+    name: str
+    bases: tuple[str, ...]  # below configs/_base_
+    rate: float
+    rate_batch: int  # images in a step, over all GPUs
+    batch: int  # of one GPU, if the user does not say
+    size: int  # pixels, if the user does not say
+    epochs: int
+
+
+RECIPES: dict[Task, Recipe] = {
+    'det': Recipe(
+        'mask_rcnn_repnext',
+        ('models/mask_rcnn_repnext', 'datasets/coco_instance', 'schedules/coco_1x', 'default_runtime_det'),
+        2e-4,
+        16,
+        2,
+        800,
+        12,
+    ),
+    'seg': Recipe(
+        'semantic_fpn_repnext',
+        ('models/semantic_fpn_repnext', 'datasets/ade20k', 'schedules/ade20k_80k', 'default_runtime_seg'),
+        1e-4,
+        16,
+        4,
+        512,
+        64,  # 80,000 iterations on ADE20K's 20,210 images
+    ),
+    'cls': Recipe(
+        'repnext',
+        ('models/repnext_classifier', 'schedules/imagenet_repvit', 'default_runtime_cls'),
+        4e-3,
+        2048,
+        64,
+        224,
+        300,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that a config says and its task does not."""
+
+    task: Task
+    out: Path
+    bases: Sequence[str]  # paths
+    data_root: str
+    classes: Sequence[str]
+    arch: str
+    checkpoint: str | None
+    images: int  # to train on
+    batch: int
+    gpus: int
+    size: int
+    epochs: int
+
+    @property
+    def factor(self) -> float:
+        """Of the published learning rate: linear in the images of a step."""
+        return self.batch * self.gpus / RECIPES[self.task].rate_batch
+
+    @property
+    def steps(self) -> int:
+        """Iterations of one epoch."""
+        return -(-self.images // (self.batch * self.gpus))
 
 
 def detection_text(plan: Plan, *, masks: bool, annotations: Mapping[str, str], images: Mapping[str, str]) -> str:
@@ -18,9 +95,9 @@ def detection_text(plan: Plan, *, masks: bool, annotations: Mapping[str, str], i
     mask_heads = f'mask_head=dict(num_classes={count})' if masks else 'mask_roi_extractor=None,\n        mask_head=None'
     metric = ['bbox', 'segm'] if masks else ['bbox']
     kind = '' if masks else "    type='FasterRCNN',  # boxes only\n"
-    return f"""{head_text(plan)}
+    return f"""{_head_text(plan)}
 model = dict(
-{kind}{backbone_text(plan)}
+{kind}{_backbone_text(plan)}
     roi_head=dict(
         bbox_head=dict(num_classes={count}),
         {mask_heads},
@@ -65,7 +142,7 @@ val_evaluator = dict(ann_file=data_root + {'/' + annotations['val']!r}, metric={
 test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs={epochs})
-{rate_text(plan)}
+{_rate_text(plan)}
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end={warm_up}),
     dict(type='MultiStepLR', by_epoch=True, begin=0, end={epochs}, milestones={steps}, gamma=0.1),
@@ -97,12 +174,12 @@ def segmentation_text(
         pipeline={pipeline},
     )"""
 
-    return f"""{head_text(plan)}
+    return f"""{_head_text(plan)}
 crop_size = ({plan.size}, {plan.size})
 image_scale = ({4 * plan.size}, {plan.size})  # longest and shortest side, at most
 model = dict(
     data_preprocessor=dict(size=crop_size),
-{backbone_text(plan)}
+{_backbone_text(plan)}
     decode_head=dict(num_classes={len(plan.classes)}),
 )
 
@@ -134,7 +211,7 @@ test_dataloader = val_dataloader
 iterations = {iterations}  # {plan.epochs} x {plan.images} images / {plan.batch * plan.gpus} in a step
 train_cfg = dict(max_iters=iterations, val_interval={interval})
 default_hooks = dict(checkpoint=dict(interval={interval}))
-{rate_text(plan)}
+{_rate_text(plan)}
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min={plan.factor * 1e-6:g}, begin=0, end=iterations, by_epoch=False)
 ]
@@ -146,10 +223,10 @@ def classification_text(plan: Plan, *, folders: Mapping[str, str], suffixes: Seq
     count = len(plan.classes)
     topk = (1, 5) if count > 5 else (1,)
     extensions = '' if suffixes is None else f'        extensions={tuple(suffixes)!r},\n'
-    return f"""{head_text(plan)}
+    return f"""{_head_text(plan)}
 model = dict(
     data_preprocessor=dict(num_classes={count}),
-{backbone_text(plan)}
+{_backbone_text(plan)}
     head=dict(in_channels={ARCHITECTURES[plan.arch].embed_dims[-1]}, num_classes={count}, topk={topk}),
 )
 
@@ -217,8 +294,44 @@ val_evaluator = dict(type='Accuracy', topk={topk})
 test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs={plan.epochs})
-{rate_text(plan)}
+{_rate_text(plan)}
 param_scheduler = dict(
     lr_min={1e-5 * plan.factor:g}, warmup_epochs={min(5, plan.epochs // 5)}, warmup_lr={1e-6 * plan.factor:g}
 )
 """
+
+
+def _head_text(plan: Plan) -> str:
+    """Docstring, bases, data and classes."""
+    recipe, iterations = RECIPES[plan.task], plan.steps * plan.epochs
+    last = f'iter_{iterations}' if plan.task == 'seg' else f'epoch_{plan.epochs}'
+    classes = pformat(tuple(plan.classes), width=100, compact=True).replace('\n', '\n' + 12 * ' ')
+    bases = ''.join(f'    {base!r},\n' for base in plan.bases)
+    return (
+        f'"""{recipe.name}, arch {plan.arch}, {len(plan.classes)} classes: written by tools/new_config.py.\n\n'
+        f'Train: python tools/train.py {plan.out.name}\n'
+        f'Test: python tools/test.py {plan.out.name} work_dirs/{plan.out.stem}/{last}.pth\n'
+        f'Learning rate: {recipe.rate:g} for {recipe.rate_batch} images a step as published, scaled to '
+        f'{plan.batch} on {plan.gpus} GPU{"s" * (plan.gpus > 1)}.\n"""\n\n'
+        f'_base_ = [\n{bases}]\n\n'
+        f'data_root = {plan.data_root!r}\n'
+        f'metainfo = dict(\n    classes={classes}\n)\n'
+    )
+
+
+def _backbone_text(plan: Plan) -> str:
+    """The lines that choose arch and first weights, and for pyramids the neck's channels."""
+    weights = '' if plan.checkpoint is None else f"dict(type='Pretrained', checkpoint={plan.checkpoint!r})"
+    line = f'    backbone=dict(arch={plan.arch!r}, init_cfg={weights or None}),'
+    if plan.task != 'cls':
+        line += f'\n    neck=dict(in_channels={list(ARCHITECTURES[plan.arch].embed_dims)}),'
+    return line
+
+
+def _rate_text(plan: Plan) -> str:
+    """The scaled learning rate, and the batch that it is for."""
+    rate = RECIPES[plan.task].rate * plan.factor
+    return (
+        f'optim_wrapper = dict(optimizer=dict(lr={rate:.10g}))\n'
+        f'auto_scale_lr = dict(base_batch_size={plan.batch * plan.gpus})  # what this rate is for'
+    )

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx.experimental import optimization
 
 from repnext_mm.errors import MissingPackageError, UserError
-from repnext_mm.models import ARCHITECTURES, FORMS, Classifier
+from repnext_mm.lab.bench.exactness import with_random_statistics
+from repnext_mm.models import ARCHITECTURES, FORMS, Classifier, RepNeXt
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fusible import Form
-from repnext_mm.reparam.verify import randomise
 from repnext_mm.timing import fastest_form
 
 TRAIN_FORM = 'train'  # the train form in eval mode: branches merged on the fly, norms folded on the fly
@@ -100,9 +99,10 @@ def build_train_form(model: str, *, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     name, whole = model.removesuffix(CLASSIFIER), model.endswith(CLASSIFIER)
     if name in PEERS:
-        return _randomised(build_peer(name, whole=whole), seed)
-    network = Scores(name) if whole else MODELS.build({'type': 'RepNeXt', 'arch': name})
-    return _randomised(network.eval(), seed)
+        network: nn.Module = build_peer(name, whole=whole)
+    else:
+        network = Scores(name) if whole else RepNeXt(name)
+    return with_random_statistics(network.eval(), shape=(2, 3, 64, 64), seed=seed)
 
 
 class Scores(Classifier):
@@ -201,7 +201,3 @@ def tolerance(dtype: torch.dtype, *, tf32: bool = False) -> float:
     if dtype == torch.float32:
         return TOLERANCE_FLOAT32
     return HALF_PRECISION_ROUNDINGS * torch.finfo(dtype).eps / 2
-
-
-def _randomised(network: nn.Module, seed: int) -> nn.Module:
-    return randomise(network, seed=seed, image=torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))

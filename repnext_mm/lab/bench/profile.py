@@ -190,7 +190,7 @@ def find_step_spots(
     torch.manual_seed(0)
     images = torch.randn(shape).to(device, memory_format=MEMORY_FORMATS[memory_format])
     suffix = EVAL_NORMS if norm_eval else ''
-    found = ways_to_train({'type': 'RepNeXt', 'arch': arch}, like=images)
+    found = ways_to_train(arch, like=images)
     ways = {name: found[name + suffix] for name in (TRAIN, BRANCHES)}
     online = ways[TRAIN].run
     assert isinstance(online, nn.Module)

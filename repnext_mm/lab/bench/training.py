@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from repnext_mm.errors import UserError
+from repnext_mm.lab.bench.exactness import with_random_statistics
 from repnext_mm.lab.bench.networks import memory_format_of
 from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.repnext import RepDWConv
+from repnext_mm.models.repnext import RepDWConv, RepNeXt
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.surgery import replaced
-from repnext_mm.reparam.verify import randomise
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
 SHAPES = {'coco': (2, 3, 800, 1344), 'ade20k': (4, 3, 512, 512), '512': (2, 3, 512, 512)}
@@ -104,7 +103,7 @@ def measure_training_step(
     device = torch.device(device)
     torch.manual_seed(0)
     images = torch.randn(shape).to(device, memory_format=MEMORY_FORMATS[memory_format])
-    ways = ways_to_train({'type': 'RepNeXt', 'arch': arch}, like=images)
+    ways = ways_to_train(arch, like=images)
     errors = {name: _compared(way, images) for name, way in ways.items()}
 
     def autocast() -> AbstractContextManager[object]:
@@ -149,15 +148,13 @@ class Way(NamedTuple):
     optimizer: torch.optim.Optimizer
 
 
-def ways_to_train(settings: Mapping[str, Any], *, like: Tensor) -> dict[str, Way]:
+def ways_to_train(arch: str | Mapping[str, Any], *, like: Tensor) -> dict[str, Way]:
     """``TRAIN`` and ``BRANCHES``, with norms in train and in eval mode, in the memory format of the images ``like``.
 
     Two ways with norms in the same mode share their parameters and their optimizer, whose learning rate is 0.
     """
     ways = {}
-    source = randomise(
-        MODELS.build(dict(settings)).eval(), image=torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    )
+    source = with_random_statistics(RepNeXt(arch).eval(), shape=(2, 3, 64, 64))
     for suffix, norm_eval in (('', False), (EVAL_NORMS, True)):
         online: Any = copy.deepcopy(source)
         online.norm_eval = norm_eval

@@ -24,10 +24,11 @@ from repnext_mm.apis.build import build_model
 from repnext_mm.apis.config import innermost_datasets, load_config, without_teacher
 from repnext_mm.errors import UserError
 from repnext_mm.hooks import FuseBackboneHook
+from repnext_mm.lab.bench.exactness import with_random_statistics
 from repnext_mm.lab.draw.subject import read_image
 from repnext_mm.models import type_name
 from repnext_mm.reparam import FusionReport, fuse_checked
-from repnext_mm.reparam.verify import distances, randomise, worst
+from repnext_mm.reparam.verify import distances, worst
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
 FORMS = ('train', 'fused')
@@ -271,7 +272,7 @@ def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) ->
             part['score_thr'] = 0.0
     torch.manual_seed(0)
     model: Any = build_model(config, trust_pickle=trust_pickle).eval()
-    randomise(model.backbone, image=torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    with_random_statistics(model.backbone, shape=(2, 3, 64, 64))
     return model
 
 

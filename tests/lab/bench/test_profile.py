@@ -193,7 +193,7 @@ def test_three_ways(norm_eval):
 @pytest.mark.parametrize('norm_eval', [False, True])
 def test_merged_once_is_the_same_network_with_other_parameters(norm_eval):
     images = torch.randn(2, 3, 64, 64)
-    online = ways_to_train({'type': 'RepNeXt', 'arch': TINY}, like=images)[TRAIN + EVAL_NORMS * norm_eval].run
+    online = ways_to_train(TINY, like=images)[TRAIN + EVAL_NORMS * norm_eval].run
     before = {key: value.clone() for key, value in online.state_dict().items()}
     way = merged_once(online, norm_eval=norm_eval)
     after = online.state_dict()

@@ -47,7 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help='a config: the metric of its test set, of the model and of the file, decides, and its training set '
         'calibrates --int8; or a folder of images to calibrate with',
     )
-    parser.add_argument('--images', type=int, default=300, help='of --data, at most (default: %(default)s)')
+    parser.add_argument(
+        '--images', type=int, default=300, help='images of --data to use, at most (default: %(default)s)'
+    )
     parser.add_argument(
         '--max-drop', type=float, help='largest loss of a metric, from 0 to 1 (default: 0.001, with --int8 0.005)'
     )

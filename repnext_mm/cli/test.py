@@ -12,7 +12,9 @@ from repnext_mm.cli import options
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     options.add_checkpoint(parser)
-    parser.add_argument('--images', type=int, metavar='N', help='of an exported .onnx or .xml: test on N images only')
+    parser.add_argument(
+        '--images', type=int, metavar='N', help='with an exported .onnx or .xml file: test on N images only'
+    )
     parser.add_argument('--work-dir', help='where metrics and logs go (default: work_dirs/<config name>)')
     parser.add_argument('--out', help='write the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='write annotated images to this folder')

@@ -306,7 +306,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--coco', metavar='FILE', help="write detections as COCO results; image_id is the file's name")
     parser.add_argument('--no-draw', action='store_true', help='write no images')
     parser.add_argument('--threshold', type=float, default=0.3, help='least score to draw (default: %(default)s)')
-    parser.add_argument('--threads', type=int, help='of one run (default: chosen by the runtime)')
+    parser.add_argument('--threads', type=int, help='CPU threads of one run (default: chosen by the runtime)')
     parser.add_argument('--streams', type=int, default=1, help='images at the same time (default: %(default)s)')
 
 

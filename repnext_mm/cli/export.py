@@ -19,7 +19,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="backbone: feature maps, the default of an arch; classifier: scores, for an arch those of the authors' "
         'ImageNet classifier; model: all that a config describes, the default of a config',
     )
-    parser.add_argument('--form', default='default', help='deploy form, or auto: the fastest in this runtime, measured')
+    parser.add_argument(
+        '--form',
+        help='deploy form, or auto: the fastest in this runtime, measured (default: default; with --int8 balanced)',
+    )
     parser.add_argument(
         '--shape',
         nargs=4,

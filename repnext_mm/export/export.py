@@ -98,7 +98,7 @@ def export_part(
     *,
     checkpoint: str | None = None,
     part: str | None = None,
-    form: Form = 'default',
+    form: Form | None = None,
     shape: Sequence[int] = (1, 3, 224, 224),
     dynamic: bool = True,
     normalize: bool | None = None,
@@ -118,7 +118,7 @@ def export_part(
         source, checkpoint, part, trust_pickle, options: see ``load_part``.
         path: its end names the format, see ``format_of``.
         form: as in ``repnext_mm.reparam.fuse``, per stage too (``{'stages.0': 'dense'}``), or ``'auto'``: see
-            ``choose_form``.
+            ``choose_form``. By default ``'default'``, and in int8 ``'balanced'`` where the network has it.
         shape, dynamic, opset, half: see ``export_model``.
         normalize: see ``load_part``; by default for whole detectors, and for Core ML, which takes images.
         threads: of the runtime that ``'auto'`` measures in.
@@ -135,7 +135,7 @@ def export_part(
     check_format(format)
     check_options(format, opset=opset, half=half)
     _check_data(format, data, int8=int8, half=half, images=images, max_drop=max_drop)
-    if form != 'auto':
+    if form is not None and form != 'auto':
         check_form(form)
     chosen = load_part(
         source,
@@ -146,6 +146,8 @@ def export_part(
         options=options,
     )
     given: dict[str, Any] = dict(format=format, shape=shape, dynamic=dynamic, opset=opset, half=half)
+    if form is None:
+        form = 'balanced' if int8 and 'balanced' in forms_of(chosen.network) else 'default'
     choice = None
     if form == 'auto':
         choice = choose_form(chosen, threads=threads, **given)

@@ -331,8 +331,8 @@ def _about(
     known: Mapping[str, Any] = {}
     if checkpoint is not None:
         known = classes_in_checkpoint(read_checkpoint(checkpoint, trust_pickle=trust_pickle))
-    if not known and config.get('test_dataloader'):
-        known = classes_of_config(config)
+        if not known and config.get('test_dataloader'):
+            known = classes_of_config(config)
     names = {key: _plain(known[key]) for key in ('classes', 'palette') if isinstance(known.get(key), list | tuple)}
     if _is_detector(network):
         head = getattr(network, 'roi_head', None) or network.bbox_head

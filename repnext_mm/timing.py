@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from repnext_mm.errors import UserError
 from repnext_mm.reparam.checked import random_image
 from repnext_mm.reparam.fuse import fuse
-from repnext_mm.reparam.fusible import Form, Fusible, forms_of
+from repnext_mm.reparam.fusible import Form, forms_of
 
 Calls = Mapping[str, Callable[[], object]]
 _log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def fastest_at(size: tuple[int, int]) -> Callable[[nn.Module], Form]:
     """A choice for ``fuse_checked(form=...)``: the fastest form here and now, for an image of ``(height, width)``."""
 
     def choose(backbone: nn.Module) -> Form:
-        if len(forms_of(backbone)) == len(Fusible.forms) or not fuse(backbone)[1]:
+        if len(_candidates(backbone)) == 1 or not fuse(backbone)[1]:
             return 'default'  # nothing to choose from
         form = fastest_form(backbone, random_image(backbone, size))
         listed = ', '.join(f'{part or "all"}: {name}' for part, name in form.items())
@@ -168,7 +168,7 @@ def fastest_form(
     Args:
         backbone: in eval mode, with ``stages``; a model without is measured as a whole.
         image: ``(N, 3, H, W)``, on the backbone's device.
-        forms: the candidates; by default those that the modules in ``backbone`` name, but for ``keep_norms``.
+        forms: the candidates; by default those that the modules in ``backbone`` name, but for ``NOT_FOR_SPEED``.
         rounds: measurements of each form; their medians are compared.
 
     Returns:

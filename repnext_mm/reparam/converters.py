@@ -120,7 +120,7 @@ class _Conversion:
             returned = getattr(copy, method)()
         new = copy if returned is None else returned
         if not isinstance(new, nn.Module):
-            raise _Refused(f'it returned a {type(new).__name__}, no module')
+            raise _Refused(f'it returned a {type(new).__name__}, which is not a module')
         if _same(new, module):
             return None  # it was in deploy form already
         modes = {key: inner.training for key, inner in module.named_modules()}

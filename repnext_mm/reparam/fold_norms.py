@@ -294,7 +294,7 @@ class _Search:
             return False
         here = Counter(self._reached(scope, opaque))
         called = {node.target for way in ways for node in way.nodes if node.op == 'layer'}
-        # the wider scope knows better
+        # what is found in the enclosing module overrides what was found in its parts
         self._folds = {norm: fold for norm, fold in self._folds.items() if not {norm, *fold.layers} & called}
         self._refused = {norm: reason for norm, reason in self._refused.items() if norm not in called}
         own = [_folds_on(way) for way in ways]
@@ -383,7 +383,7 @@ def _paths(scope: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:
 
 
 def _objection(fold: Fold, ways: Collection[Way], own: Collection[Mapping[nn.Module, Fold]]) -> str:
-    """Why a fold of one way does not do on all ways; empty where it does."""
+    """Why a fold that is right on one way is not on all of them; empty where it is."""
     for way, folds in zip(ways, own, strict=True):
         called = {node.target for node in way.nodes if node.op == 'layer'}
         members = (fold.norm, *fold.layers)
@@ -523,7 +523,7 @@ def _even(tree: Tree) -> bool:
 
 
 def _fits(norm: nn.Module, count: int) -> bool:
-    """Whether a norm takes what layers along so many axes return."""
+    """Whether a norm takes what layers over this many spatial axes return."""
     if isinstance(norm, nn.BatchNorm1d):
         return count < 2
     if isinstance(norm, nn.BatchNorm3d):

@@ -64,7 +64,7 @@ def is_plain(layer: nn.Module) -> bool:
 def is_intercepted(module: nn.Module) -> bool:
     """Whether calling a module runs more or other code than the ``forward`` of its class: to be called, not read.
 
-    That are hooks of any kind, an attribute in the place of a method, and ``compile()`` in place.
+    These are hooks of any kind, an attribute in the place of a method, and ``compile()`` in place.
     """
     return bool(
         module._forward_hooks
@@ -97,7 +97,7 @@ def hooks_of_all_modules() -> bool:
 
 
 def why_intercepted(module: nn.Module) -> str:
-    """What ``is_intercepted`` found, for people; empty where it found nothing."""
+    """What ``is_intercepted`` found, as words for a report; empty where it found nothing."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return 'it has hooks, which would not run'
     if getattr(module, '_compiled_call_impl', None) is not None:
@@ -109,7 +109,7 @@ def why_intercepted(module: nn.Module) -> str:
 
 
 def why_called(layer: nn.Module) -> str:
-    """Why a layer is not plain, for people; empty where it is."""
+    """Why a layer is not plain, as words for a report; empty where it is."""
     if is_plain(layer):
         return ''
     return why_intercepted(layer) or f'its class {type(layer).__name__} may do more than its weight and bias say'
@@ -137,7 +137,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def on_the_instance(module: nn.Module) -> str:
-    """What makes this very module do other things than its class says, for people; empty where nothing does."""
+    """What makes this very module do other things than its class says, in words; empty where nothing does."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return 'it has hooks, which would not run'
     if getattr(module, '_compiled_call_impl', None) is not None:

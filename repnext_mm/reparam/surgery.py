@@ -114,7 +114,7 @@ def _referred_to(value: Any) -> Iterator[nn.Module]:
         item = found.pop()
         if id(item) in seen or item is None or isinstance(item, _NOT_FOLLOWED):
             continue
-        seen[id(item)] = item  # else another may get its id
+        seen[id(item)] = item  # otherwise another object may get its id
         if isinstance(item, nn.Module):
             yield item
         elif isinstance(item, Mapping):

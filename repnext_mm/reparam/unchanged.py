@@ -57,7 +57,7 @@ def state_kept(model: nn.Module) -> Iterator[Callable[[], None]]:
 
     What it yields brings that about earlier, as often as it is called.
 
-    That is what their attributes hold, however deep: lists, dicts, sets, deques, arrays, and tensors but for the
+    This covers what their attributes hold, however deep: lists, dicts, sets, deques, arrays, and tensors but for the
     weights of layers of PyTorch's own.
     """
     seen: dict[int, Any] = {}
@@ -98,7 +98,7 @@ def _keep(value: Any, undo: list[Callable[[], None]], seen: dict[int, Any], *, o
     """Note how to give a value its content back."""
     if id(value) in seen or isinstance(value, nn.Module | Logger) or _is_of_a_library(value):
         return
-    seen[id(value)] = value  # else another may get its id
+    seen[id(value)] = value  # otherwise another object may get its id
     if isinstance(value, Tensor):
         if own and not value.is_meta and type(value) in (Tensor, nn.Parameter):
             undo.append(_content_of(value))

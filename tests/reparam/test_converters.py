@@ -217,7 +217,7 @@ def test_what_a_method_leaves_as_it_was_stays_trainable():
 @pytest.mark.parametrize(
     ('options', 'reason'),
     [
-        ({'result': 'weights'}, 'it returned a tuple, no module'),
+        ({'result': 'weights'}, 'it returned a tuple, which is not a module'),
         ({'result': 'error'}, 'AssertionError: not like this'),
         ({'error': 0.1}, 'it changes the output by'),
     ],

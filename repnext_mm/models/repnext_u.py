@@ -273,7 +273,7 @@ class UnitBlock(Fusible):
                 yield conv, '' if isinstance(conv, RepUnit) else why_called(conv)
 
 
-class SingleBranch(nn.Module):
+class SingleBranch(Fusible):
     """``UnitBlock`` without a shortcut: nothing but convolutions and an activation, one after the other."""
 
     def __init__(self, spatial: nn.Conv2d, expand: nn.Conv2d, project: nn.Conv2d) -> None:
@@ -283,6 +283,9 @@ class SingleBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
         return self.block(x)
+
+    def fused(self, form: str) -> nn.Module:
+        return self  # what is fused already is a Fusible too: it tells that its backbone is not another library's
 
 
 class UnitStage(nn.Sequential):

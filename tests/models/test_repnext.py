@@ -281,7 +281,7 @@ class TestContract:
         assert all(torch.isfinite(g).all() for g in grads.values())
         model.zero_grad()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr('repnext_mm.models.repnext.folds', lambda norm: False)
+            patch.setattr('repnext_mm.models.repnext.is_affine', lambda norm: False)
             sum(f.pow(2).mean() for f in model(x)).backward()
         scale = max(p.grad.abs().max() for p in model.parameters())
         for name, p in model.named_parameters():

@@ -48,7 +48,7 @@ def published_form(arch: str, form: str) -> nn.Module:
 def by_definition(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Every branch and every norm run apart: otherwise both forms would merge by the same code."""
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr('repnext_mm.models.repnext_u.folds', lambda norm: False)
+        patch.setattr('repnext_mm.models.repnext_u.is_affine', lambda norm: False)
         return model(x)
 
 
@@ -80,7 +80,7 @@ def test_published_macs(arch, monkeypatch):
 
     assert round(gmacs('no_shortcut'), 2) == PUBLISHED[arch][3]
     assert gmacs('train') == gmacs('default') < PUBLISHED[arch][2]  # merged on the fly
-    monkeypatch.setattr('repnext_mm.models.repnext_u.folds', lambda norm: False)  # in training the branches run
+    monkeypatch.setattr('repnext_mm.models.repnext_u.is_affine', lambda norm: False)  # in training the branches run
     assert round(gmacs('train'), 2) == PUBLISHED[arch][2]
 
 
@@ -230,7 +230,7 @@ class TestContract:
         sum(f.pow(2).mean() for f in model(x)).backward()
         grads = {name: p.grad.clone() for name, p in model.named_parameters()}
         model.zero_grad()
-        monkeypatch.setattr('repnext_mm.models.repnext_u.folds', lambda norm: False)
+        monkeypatch.setattr('repnext_mm.models.repnext_u.is_affine', lambda norm: False)
         sum(f.pow(2).mean() for f in model(x)).backward()
         scale = max(p.grad.abs().max() for p in model.parameters())
         for name, p in model.named_parameters():

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repnext_mm.export.accuracy import Accuracy, evaluate_file
     from repnext_mm.export.export import (
         Choice,
         ExportedPart,
@@ -27,12 +28,14 @@ __all__ = [
     'PARTS',
     'RUNTIMES',
     'SUFFIXES',
+    'Accuracy',
     'Choice',
     'ExportReport',
     'ExportedPart',
     'NotExportedError',
     'Part',
     'choose_form',
+    'evaluate_file',
     'export_model',
     'export_part',
     'format_of',
@@ -43,7 +46,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for home in ('formats', 'graphs', 'export'):
+        for home in ('formats', 'graphs', 'accuracy', 'export'):
             module = import_module(f'{__name__}.{home}')
             if hasattr(module, name):
                 return getattr(module, name)

@@ -35,7 +35,7 @@ from repnext_mm.export.formats import (
     open_exported,
     traced,
 )
-from repnext_mm.export.graphs import Distance, Normalised, Part, load_part
+from repnext_mm.export.graphs import Distance, Normalized, Part, load_part
 from repnext_mm.export.predict import open_file
 from repnext_mm.export.quantize import quantize_onnx, signal_to_noise
 from repnext_mm.models.repnext import RepDWConv
@@ -294,7 +294,7 @@ def export_model(
     chosen = {key: value for key, value in (('opset', opset), ('half', half or None)) if value is not None}
     if not batched:
         _check_one_image(model, format, shape, opset)
-    pixels = format == 'coreml' and isinstance(model, Normalised)
+    pixels = format == 'coreml' and isinstance(model, Normalized)
     if pixels and shape[0] != 1:
         raise UserError(f'Core ML takes one image at a time, not {shape[0]}: give a shape 1 x C x H x W')
     reference = model if reference is None else reference
@@ -394,14 +394,14 @@ def choose_form(
 def probes(model: nn.Module, shape: Sequence[int], *, dynamic: bool, batch: bool = True) -> list[Tensor]:
     """Random inputs of a shape and, where sizes are dynamic, of another (odd) size and another batch.
 
-    ``batch=False`` keeps the batch. A ``Normalised`` model gets pixels.
+    ``batch=False`` keeps the batch. A ``Normalized`` model gets pixels.
     """
     shapes = [tuple(shape)]
     if dynamic:
         n, channels, height, width = shape
         shapes.append((n + batch, channels, _other(height, 3), _other(width, 5)))
     generator = torch.Generator().manual_seed(0)
-    if isinstance(model, Normalised):
+    if isinstance(model, Normalized):
         return [torch.rand(shape, generator=generator) * 255 for shape in shapes]
     return [torch.randn(shape, generator=generator) for shape in shapes]
 

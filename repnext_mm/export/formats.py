@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.errors import MissingFileError, MissingPackageError, UserError
-from repnext_mm.export.graphs import Normalised
+from repnext_mm.export.graphs import Normalized
 from repnext_mm.export.predict import KEY
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -185,7 +185,7 @@ def write_coreml(
     batched: bool = True,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """A Core ML program; the input of a ``Normalised`` model is an image in RGB, one at a time."""
+    """A Core ML program; the input of a ``Normalized`` model is an image in RGB, one at a time."""
     logging.getLogger('coremltools').setLevel(logging.ERROR)  # it warns of every library newer than itself
     with _quiet():
         import coremltools
@@ -194,7 +194,7 @@ def write_coreml(
         sizes: list[Any] = [height, width]
         if dynamic:
             sizes = [coremltools.RangeDim(MIN_SIZE, max(COREML_SIZE, size), size) for size in sizes]
-        if isinstance(model, Normalised):
+        if isinstance(model, Normalized):
             rgb = coremltools.colorlayout.RGB
             entry = coremltools.ImageType('image', shape=(1, channels, *sizes), color_layout=rgb)
         else:

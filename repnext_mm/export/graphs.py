@@ -34,7 +34,7 @@ from repnext_mm.reparam.fusible import Form
 from repnext_mm.reparam.surgery import replaced
 
 
-class Normalisation(NamedTuple):
+class Normalization(NamedTuple):
     """How the pixels 0 to 255 of an image become a network's input."""
 
     mean: Sequence[float]
@@ -42,22 +42,22 @@ class Normalisation(NamedTuple):
     rgb: bool  # the network takes RGB; else BGR
 
 
-IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), rgb=True)
+IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), rgb=True)
 IMAGENET_STEPS = [{'short_edge': 256}, {'crop': [224, 224]}]
 
 
-class Normalised(nn.Module):
-    """A network behind its normalisation: takes RGB pixels from 0 to 255."""
+class Normalized(nn.Module):
+    """A network behind its normalization: takes RGB pixels from 0 to 255."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, normalisation: Normalisation) -> None:
+    def __init__(self, network: nn.Module, normalization: Normalization) -> None:
         super().__init__()
         self.network = network
-        self.bgr = not normalisation.rgb
-        self.register_buffer('mean', torch.tensor(normalisation.mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(normalisation.std).reshape(1, -1, 1, 1), persistent=False)
+        self.bgr = not normalization.rgb
+        self.register_buffer('mean', torch.tensor(normalization.mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(normalization.std).reshape(1, -1, 1, 1), persistent=False)
         self.train(network.training)
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -130,7 +130,7 @@ class Part:
 
     network: nn.Module  # in eval mode
     output_names: tuple[str, ...]
-    normalisation: Normalisation | None  # inside the graph
+    normalization: Normalization | None  # inside the graph
     about: Mapping[str, Any] = field(default_factory=dict)
     """What ``repnext_mm.export.predict`` needs to know, as JSON has it.
 
@@ -179,7 +179,7 @@ class Part:
         )
 
     def _around(self, graph: nn.Module) -> nn.Module:
-        return graph if self.normalisation is None else Normalised(graph, self.normalisation)
+        return graph if self.normalization is None else Normalized(graph, self.normalization)
 
 
 def load_part(
@@ -230,22 +230,22 @@ def load_part(
     settings = unwrapped(config.model)
     if normalize is None:
         normalize = part != 'backbone' and ('roi_head' in settings or 'bbox_head' in settings)
-    normalisation = _normalisation(config) if normalize else None
+    normalization = _normalization(config) if normalize else None
     if part == 'backbone' or 'backbone' not in settings:
-        about = _about(None, config, normalisation, None, trust_pickle)
-        return _backbone(settings.get('backbone', settings), checkpoint, normalisation, about, trust_pickle)
+        about = _about(None, config, normalization, None, trust_pickle)
+        return _backbone(settings.get('backbone', settings), checkpoint, normalization, about, trust_pickle)
     network = _model(config, checkpoint, trust_pickle)
     names = _output_names(network)
     if part == 'classifier' and names != ('scores',):
         raise UserError(f"a '{type(network).__name__}' is not a classifier: take part 'model' or 'backbone'")
-    about = _about(network, config, normalisation, checkpoint, trust_pickle)
-    return Part(network, names, normalisation, about)
+    about = _about(network, config, normalization, checkpoint, trust_pickle)
+    return Part(network, names, normalization, about)
 
 
 def _backbone(
     settings: Mapping[str, Any],
     checkpoint: str | None,
-    normalisation: Normalisation | None,
+    normalization: Normalization | None,
     about: Mapping[str, Any],
     trust_pickle: bool,
 ) -> Part:
@@ -256,15 +256,15 @@ def _backbone(
     if checkpoint is not None:
         backbone.load_pretrained(checkpoint, trust_pickle=trust_pickle)
     names = tuple(f'stage_{index + 1}' for index in backbone.out_indices)
-    return Part(backbone.eval(), names, normalisation, about)
+    return Part(backbone.eval(), names, normalization, about)
 
 
-def _classifier(arch: str, checkpoint: str | None, normalisation: Normalisation | None, trust_pickle: bool) -> Part:
-    about = _described('classification', IMAGENET, inside=normalisation is not None, steps=IMAGENET_STEPS)
+def _classifier(arch: str, checkpoint: str | None, normalization: Normalization | None, trust_pickle: bool) -> Part:
+    about = _described('classification', IMAGENET, inside=normalization is not None, steps=IMAGENET_STEPS)
     if checkpoint is None:
-        return Part(Classifier(arch).eval(), ('scores',), normalisation, about)
+        return Part(Classifier(arch).eval(), ('scores',), normalization, about)
     classifier, _ = load_classifier(arch, checkpoint, trust_pickle=trust_pickle)
-    return Part(classifier.eval(), ('scores',), normalisation, about)
+    return Part(classifier.eval(), ('scores',), normalization, about)
 
 
 def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Module:
@@ -308,7 +308,7 @@ def _timm(name: str, checkpoint: str | None, normalize: bool, trust_pickle: bool
                 f"'{checkpoint}' does not fit timm's {name} ({' '.join(str(error).split())[:300]})"
             ) from error
     config = network.pretrained_cfg
-    scaled = Normalisation(tuple(255 * v for v in config['mean']), tuple(255 * v for v in config['std']), rgb=True)
+    scaled = Normalization(tuple(255 * v for v in config['mean']), tuple(255 * v for v in config['std']), rgb=True)
     height = config['input_size'][1]
     steps = [{'short_edge': round(height / config.get('crop_pct', 1))}, {'crop': [height, config['input_size'][2]]}]
     about = _described('classification', scaled, inside=normalize, steps=steps)
@@ -316,18 +316,18 @@ def _timm(name: str, checkpoint: str | None, normalize: bool, trust_pickle: bool
 
 
 def _about(
-    network: Any, config: Config, inside: Normalisation | None, checkpoint: str | None, trust_pickle: bool
+    network: Any, config: Config, inside: Normalization | None, checkpoint: str | None, trust_pickle: bool
 ) -> dict[str, Any]:
     """What ``predict`` needs to know of a config's model; nothing where its pipeline does what ``predict`` does not."""
     steps = _steps(config)
     try:
-        normalisation = inside or _normalisation(config)
+        normalization = inside or _normalization(config)
     except UserError:
         return {}
     if steps is None:
         return {}
     if network is None:
-        return _described('backbone', normalisation, inside=inside is not None, steps=steps)
+        return _described('backbone', normalization, inside=inside is not None, steps=steps)
     known: Mapping[str, Any] = {}
     if checkpoint is not None:
         known = classes_in_checkpoint(read_checkpoint(checkpoint, trust_pickle=trust_pickle))
@@ -340,16 +340,16 @@ def _about(
         names['mask_threshold'] = head.test_cfg.get('mask_thr_binary', 0.5)
         if names['masks'] == 'maps':
             names['mask_stride'] = head.prior_generator.strides[0][0]
-        return _described('detection', normalisation, inside=inside is not None, steps=steps, **names)
+        return _described('detection', normalization, inside=inside is not None, steps=steps, **names)
     if hasattr(network, 'encode_decode'):
         last = _last(network.decode_head)
         names |= {'align_corners': bool(last.align_corners), 'mask_threshold': getattr(last, 'threshold', None) or 0.5}
-        return _described('segmentation', normalisation, inside=inside is not None, steps=steps, **names)
-    return _described('classification', normalisation, inside=inside is not None, steps=steps, **names)
+        return _described('segmentation', normalization, inside=inside is not None, steps=steps, **names)
+    return _described('classification', normalization, inside=inside is not None, steps=steps, **names)
 
 
-def _described(task: str, normalisation: Normalisation, *, inside: bool, steps: Any, **more: Any) -> dict[str, Any]:
-    values = {'mean': list(normalisation.mean), 'std': list(normalisation.std), 'rgb': normalisation.rgb}
+def _described(task: str, normalization: Normalization, *, inside: bool, steps: Any, **more: Any) -> dict[str, Any]:
+    values = {'mean': list(normalization.mean), 'std': list(normalization.std), 'rgb': normalization.rgb}
     return {'task': task, 'pixels': inside, 'dtype': 'float32', 'steps': steps, **values, **more}
 
 
@@ -391,13 +391,13 @@ def _plain(values: Any) -> Any:
     )
 
 
-def _normalisation(config: Config) -> Normalisation:
+def _normalization(config: Config) -> Normalization:
     """What the data preprocessor of a model does to pixels; mmpretrain's stands beside the model."""
     settings = unwrapped(config.model).get('data_preprocessor') or config.get('data_preprocessor') or {}
     mean, std = settings.get('mean'), settings.get('std')
     if not isinstance(mean, Sequence) or not isinstance(std, Sequence) or {len(mean), len(std)} != {3}:
         raise UserError(
-            f"config '{config.filename}' has data_preprocessor mean={mean} and std={std}: normalisation in the graph "
+            f"config '{config.filename}' has data_preprocessor mean={mean} and std={std}: normalization in the graph "
             'needs three numbers each, export without it'
         )
-    return Normalisation(tuple(mean), tuple(std), rgb=bool(settings.get('bgr_to_rgb') or settings.get('to_rgb')))
+    return Normalization(tuple(mean), tuple(std), rgb=bool(settings.get('bgr_to_rgb') or settings.get('to_rgb')))

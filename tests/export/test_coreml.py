@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from repnext_mm.export import export_model
-from repnext_mm.export.graphs import IMAGENET, Normalised
+from repnext_mm.export.graphs import IMAGENET, Normalized
 from repnext_mm.reparam import fuse
 from tests.export.networks import tiny
 
@@ -30,16 +30,16 @@ def described(coremltools, path):
 
 
 @pytest.mark.filterwarnings('ignore')  # of coremltools about itself, at import
-def test_image_input_with_normalisation(coremltools, tmp_path):
+def test_image_input_with_normalization(coremltools, tmp_path):
     network = tiny()
     path = tmp_path / 'net.mlpackage'
     for _ in range(2):  # the second replaces the first
         report = export_model(
-            Normalised(fuse(network)[0], IMAGENET),
+            Normalized(fuse(network)[0], IMAGENET),
             path,
             format='coreml',
             shape=(1, 3, 64, 96),
-            reference=Normalised(network, IMAGENET),
+            reference=Normalized(network, IMAGENET),
             output_names=['s1', 's2', 's3', 's4'],
         )
     assert [file.name for file in tmp_path.iterdir()] == ['net.mlpackage']
@@ -55,7 +55,7 @@ def test_image_input_with_normalisation(coremltools, tmp_path):
     assert 'batch_norm' not in operations
     assert {'sub', 'mul'} & set(operations) or 'real_div' in operations  # mean and std
     with pytest.raises(ValueError, match='Core ML takes one image at a time, not 2'):
-        export_model(Normalised(network, IMAGENET), path, format='coreml', shape=(2, 3, 64, 96))
+        export_model(Normalized(network, IMAGENET), path, format='coreml', shape=(2, 3, 64, 96))
 
 
 @pytest.mark.filterwarnings('ignore')

@@ -185,7 +185,9 @@ def test_every_page_is_linked():
     assert [name(page) for page in DOCUMENTS if page not in seen and page.parent.name != 'benchmarks'] == []
 
 
-@pytest.mark.parametrize('former', MOVED)
-def test_the_changelog_lists_what_moved(former: str):
-    row = f'| `repnext_mm.{former}` | ' + ', '.join(f'`repnext_mm.{home}`' for home in MOVED[former]) + ' |'
-    assert row in (ROOT / 'CHANGELOG.md').read_text(), row
+def test_the_changelog_lists_what_moved():
+    shown = [line.strip() for line in (ROOT / 'CHANGELOG.md').read_text().splitlines() if '  | `repnext_mm.' in line]
+    assert sorted(shown) == sorted(
+        f'| `repnext_mm.{former}` | ' + ', '.join(f'`repnext_mm.{home}`' for home in homes) + ' |'
+        for former, homes in MOVED.items()
+    )

@@ -42,7 +42,7 @@ from repnext_mm.models.repnext import RepDWConv
 from repnext_mm.reparam import FusionReport, relative_error
 from repnext_mm.reparam.fusible import Form, check_form, forms_of
 from repnext_mm.reparam.verify import all_within, worst
-from repnext_mm.timing import Latency, measure_latency
+from repnext_mm.timing import NOT_FOR_SPEED, Latency, measure_latency
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3  # float16 rounds each weight by up to 5e-4 of it; seen are 5e-4 of the largest output
@@ -373,7 +373,7 @@ def choose_form(
     calls, refused = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for form in forms_of(part.network):
-            if form == 'keep_norms':  # it is there to be compared with
+            if form in NOT_FOR_SPEED:
                 continue
             path = Path(folder) / f'{form}{SUFFIXES[format][0]}'
             given: dict[str, Any] = dict(format=format, shape=shape, dynamic=dynamic, opset=opset, half=half)

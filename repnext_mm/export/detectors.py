@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torch.onnx.operators import shape_as_tensor
 
@@ -345,14 +344,18 @@ def large(boxes: Tensor, least: float) -> Tensor:
 
 def suppressed(boxes: Tensor, scores: Tensor, groups: Tensor, config: Any) -> Tensor:
     """Places of the boxes that non-maximum suppression within each group leaves, best first, at most the config's."""
+    from torchvision.ops import nms
+
     if not config.nms.get('class_agnostic', False):  # groups are moved apart, by as much as mmcv does: same rounding
         span = torch.cat([boxes.new_zeros(1), boxes.reshape(-1)]).max() + 1
         boxes = boxes + (groups.to(boxes.dtype) * span)[:, None]
-    return torchvision.ops.nms(boxes, scores, config.nms.iou_threshold)[: config.max_per_img]
+    return nms(boxes, scores, config.nms.iou_threshold)[: config.max_per_img]
 
 
 def regions(extractor: Any, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """RoIAlign of each box on the level of its size, in the order of the boxes."""
+    from torchvision.ops import roi_align
+
     features = features[: extractor.num_inputs]
     rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
     levels = extractor.map_roi_levels(rois, len(features))
@@ -360,7 +363,7 @@ def regions(extractor: Any, features: Sequence[Tensor], boxes: Tensor) -> Tensor
     for level, (maps, layer) in enumerate(zip(features, extractor.roi_layers, strict=True)):
         at = (levels == level).nonzero().squeeze(1)
         size, scale, ratio = layer.output_size, layer.spatial_scale, layer.sampling_ratio
-        cut.append(torchvision.ops.roi_align(maps, rois[at], size, scale, ratio, layer.aligned))
+        cut.append(roi_align(maps, rois[at], size, scale, ratio, layer.aligned))
         order.append(at)
     return torch.cat(cut)[torch.cat(order).argsort()]
 

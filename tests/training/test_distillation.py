@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch.nn import functional as F
 
+from repnext_mm.errors import UserError
 from repnext_mm.reparam import fuse
 from repnext_mm.training import distillation_loss
 
@@ -181,5 +182,5 @@ def test_classes_must_agree():
 
 
 def test_a_backbone_is_no_student():
-    with pytest.raises(TypeError, match="RepNeXt has no classifier's loss"):
+    with pytest.raises(UserError, match="RepNeXt has no classifier's loss"):
         build(student=dict(type='RepNeXt', arch=TINY))

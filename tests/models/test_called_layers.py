@@ -373,6 +373,7 @@ def test_changed_weights_count_in_every_form(form, change):
 
 
 def test_no_form_holds_tensors_that_its_state_does_not():
+    dense = []
     for form in FORMS:
         fused = fuse(network('multi'), form=form)[0]
         tensors = {id(t) for t in (*fused.parameters(), *fused.buffers())}
@@ -380,7 +381,8 @@ def test_no_form_holds_tensors_that_its_state_does_not():
         hidden = [v for m in fused.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
         assert tensors == state
         assert not hidden
-    assert any(isinstance(m, DenseMixer) for m in fused.modules())
+        dense += [form for m in fused.modules() if isinstance(m, DenseMixer)]
+    assert set(dense) == {'dense'}
 
 
 @pytest.mark.parametrize('kind', ['multi', 'u3'])

@@ -22,7 +22,8 @@ from repnext_mm.models import type_name
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 _SYNC_NORMS = dict.fromkeys(('SyncBN', 'SyncBatchNorm', 'MMSyncBN', 'NaiveSyncBN'), 'BN')
-_MIXED_PRECISION_DEVICES = ('cuda', 'npu', 'mlu', 'musa')  # of mmengine's AmpOptimWrapper
+MIXED_PRECISION_DEVICES = ('cuda', 'npu', 'mlu', 'musa')  # of mmengine's AmpOptimWrapper
+_GPU_ONLY = ('AmpOptimWrapper', 'AdaptiveClipAmpOptimWrapper')  # each has a twin for bfloat16
 _RANKS = {  # (RANK, WORLD_SIZE, LOCAL_RANK) as each launcher names them
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
@@ -56,6 +57,16 @@ def set_launcher(config: Config, launcher: str) -> None:
     config.launcher = launcher
 
 
+def set_memory_format(config: Config, memory_format: str) -> None:
+    """Write a memory format into the MemoryFormatHook of a config, which is added where there is none."""
+    hooks = dict(config.get('default_hooks') or {})
+    for hook in (*hooks.values(), *(config.get('custom_hooks') or ())):
+        if isinstance(hook, dict) and type_name(hook.get('type')) == 'MemoryFormatHook':
+            hook['memory_format'] = memory_format
+            return
+    config.default_hooks = {**hooks, 'memory_format': dict(type='MemoryFormatHook', memory_format=memory_format)}
+
+
 def check_strategy(config: Config) -> None:
     """The strategy of a FlexibleRunner can do what is asked of it.
 
@@ -79,13 +90,13 @@ def check_strategy(config: Config) -> None:
 
 
 def check_precision(config: Config, *, stages: tuple[str, ...]) -> None:
-    """Half precision is asked for only where mmengine has it, which is not on a CPU.
+    """Half precision is asked for only where it can be had: on a CPU, from ``Bfloat16OptimWrapper`` alone.
 
     Raises:
         UserError: the loop of one of ``stages``, or an optimizer's wrapper, asks for it here.
     """
     device = get_device()
-    if device in _MIXED_PRECISION_DEVICES:
+    if device in MIXED_PRECISION_DEVICES:
         return
     for stage in stages:
         if (config.get(f'{stage}_cfg') or {}).get('fp16'):
@@ -94,9 +105,11 @@ def check_precision(config: Config, *, stages: tuple[str, ...]) -> None:
         kind = wrapper['type']
         made = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
         if isinstance(made, type) and issubclass(made, AmpOptimWrapper):
+            name = type_name(kind)
+            other = name.replace('Amp', 'Bfloat16') if device == 'cpu' and name in _GPU_ONLY else 'OptimWrapper'
             raise UserError(
-                f"{key}.type='{type_name(kind)}' trains in mixed precision, which needs a GPU, and none was found "
-                f"({device}): set {key}.type='OptimWrapper' and omit its loss_scale"
+                f"{key}.type='{name}' trains in mixed precision with float16, which needs a GPU, and none was "
+                f"found ({device}): set {key}.type='{other}' and omit its loss_scale and dtype"
             )
 
 

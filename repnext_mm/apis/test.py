@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from repnext_mm.apis.build import build_runner, check_built
 from repnext_mm.apis.checks import check_checkpoint, check_class_counts, check_files, check_model, earlier_files
 from repnext_mm.apis.config import drop_initial_weights, innermost_datasets, load_config, without_teacher
-from repnext_mm.apis.launch import check_precision, fit_to_machine, set_launcher
+from repnext_mm.apis.launch import check_precision, fit_to_machine, set_launcher, set_memory_format
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.errors import UserError
 from repnext_mm.models import type_name
@@ -39,6 +39,7 @@ def prepare_test(
     ema: bool = False,
     img_size: int | None = None,
     crop_pct: float | None = None,
+    memory_format: str | None = None,
     options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
@@ -48,7 +49,8 @@ def prepare_test(
     FuseBackboneHook out of the config; nothing puts it into a config that lacks it. ``ema`` takes the averaged weights
     of the checkpoint. Fused weights are tested in deploy form, whatever form the config builds. ``img_size`` (pixels)
     and ``crop_pct`` (in (0, 1]) are timm's: the short edge is resized to ``img_size / crop_pct``, and the middle is cut
-    out; of the two, the one not given stays as the config has it.
+    out; of the two, the one not given stays as the config has it. ``memory_format`` is that of ``MemoryFormatHook``;
+    None leaves it to the config.
 
     Raises:
         UserError: one sentence with the value, the rule and the way out.
@@ -69,6 +71,8 @@ def prepare_test(
     drop_initial_weights(config.model)
     if not fuse:
         config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]
+    if memory_format is not None:
+        set_memory_format(config, memory_format)
     if img_size is not None or crop_pct is not None:
         _crop(config, img_size, crop_pct)
     if tta:

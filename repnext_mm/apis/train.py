@@ -23,7 +23,14 @@ from repnext_mm.apis.checks import (
     earlier_files,
 )
 from repnext_mm.apis.config import load_config
-from repnext_mm.apis.launch import check_precision, check_strategy, fit_to_machine, set_launcher
+from repnext_mm.apis.launch import (
+    MIXED_PRECISION_DEVICES,
+    check_precision,
+    check_strategy,
+    fit_to_machine,
+    set_launcher,
+    set_memory_format,
+)
 from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.errors import UserError
 from repnext_mm.hooks.resume import USUAL, has_begun
@@ -35,6 +42,7 @@ def prepare_training(
     *,
     work_dir: str | None = None,
     amp: bool = False,
+    memory_format: str | None = None,
     auto_scale_lr: bool = False,
     resume: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -42,7 +50,9 @@ def prepare_training(
 ) -> Config:
     """Read a training config, apply what the command line says, and check all that can be checked at once.
 
-    ``resume`` is None, 'auto' (the newest checkpoint of the working directory, if any) or a checkpoint's path.
+    ``amp`` is mixed precision: float16 with loss scaling on a GPU, bfloat16 on a CPU. ``memory_format`` is that of
+    ``MemoryFormatHook``; None leaves it to the config. ``resume`` is None, 'auto' (the newest checkpoint of the working
+    directory, if any) or a checkpoint's path.
 
     Raises:
         UserError: one sentence with the value, the rule and the way out.
@@ -54,6 +64,8 @@ def prepare_training(
     set_launcher(config, launcher)
     if amp:
         _enable_amp(config)
+    if memory_format is not None:
+        set_memory_format(config, memory_format)
     if auto_scale_lr:
         _enable_scaling(config, path)
     if resume == 'auto':
@@ -149,9 +161,9 @@ def _is_stock(kind: Any) -> bool:
     return made is CheckpointHook
 
 
-_MIXED_PRECISION = {
-    'OptimWrapper': 'AmpOptimWrapper',
-    'AdaptiveClipOptimWrapper': 'AdaptiveClipAmpOptimWrapper',
+_MIXED_PRECISION = {  # on a GPU, on a CPU
+    'OptimWrapper': ('AmpOptimWrapper', 'Bfloat16OptimWrapper'),
+    'AdaptiveClipOptimWrapper': ('AdaptiveClipAmpOptimWrapper', 'AdaptiveClipBfloat16OptimWrapper'),
 }
 
 
@@ -173,16 +185,31 @@ def _earlier_run(config: Config) -> str:
 
 
 def _enable_amp(config: Config) -> None:
-    kind = type_name(config.optim_wrapper.get('type', 'OptimWrapper'))
-    if kind not in {*_MIXED_PRECISION, *_MIXED_PRECISION.values()}:
+    wrapper, device = config.optim_wrapper, get_device()
+    kind = type_name(wrapper.get('type', 'OptimWrapper'))
+    plain = next((name for name, mixed in _MIXED_PRECISION.items() if kind in (name, *mixed)), None)
+    if plain is None:
         raise UserError(
             f"--amp cannot replace optim_wrapper.type='{kind}': it knows {' and '.join(_MIXED_PRECISION)} only; write "
             'a mixed-precision wrapper into the config'
         )
-    if get_device() == 'cpu':
-        raise UserError('--amp needs a GPU, and none was found: omit it')
-    config.optim_wrapper.type = _MIXED_PRECISION.get(kind, kind)
-    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    on_gpu, on_cpu = _MIXED_PRECISION[plain]
+    if device in MIXED_PRECISION_DEVICES:
+        if kind != on_cpu:  # which a GPU has too
+            wrapper.type = on_gpu
+            wrapper.setdefault('loss_scale', 'dynamic')
+        return
+    if device != 'cpu':
+        raise UserError(f'--amp needs a GPU or a CPU, and this is {device}: omit it')
+    dtype = str(wrapper.get('dtype') or 'bfloat16').removeprefix('torch.')
+    if dtype != 'bfloat16':
+        raise UserError(
+            f"--amp with optim_wrapper.dtype='{dtype}' needs a GPU, and none was found: omit dtype, a CPU has "
+            'bfloat16 only'
+        )
+    wrapper.type = on_cpu
+    for name in ('loss_scale', 'dtype', 'use_fsdp'):  # of mmengine's AmpOptimWrapper
+        wrapper.pop(name, None)
 
 
 def _enable_scaling(config: Config, path: str | Path) -> None:

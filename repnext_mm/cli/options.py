@@ -39,6 +39,14 @@ def add_cfg_options(parser: argparse._ActionsContainer, *, examples: str = '') -
     )
 
 
+def add_memory_format(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        '--memory-format',
+        choices=('channels_last', 'contiguous'),
+        help="layout of weights and features (default: the config's, which is contiguous without MemoryFormatHook)",
+    )
+
+
 def add_device(parser: argparse._ActionsContainer, *, default: str | None) -> None:
     parser.add_argument('--device', default=default, help="such as 'cpu' or 'cuda:0' (default: the best there is)")
 

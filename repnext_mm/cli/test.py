@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar='P',
         help="classification: the crop's share of the short edge, as timm's validate.py has it",
     )
+    options.add_memory_format(parser)
     options.add_cfg_options(parser, examples=', such as data_root=/data/coco')
     options.add_trust_pickle(parser)
     options.add_launcher(parser)
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         ema=args.ema,
         img_size=args.img_size,
         crop_pct=args.crop_pct,
+        memory_format=args.memory_format,
         options=args.cfg_options,
         launcher=args.launcher,
     )

@@ -11,7 +11,8 @@ from repnext_mm.cli import options
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
-    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU')
+    options.add_memory_format(parser)
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the rate by this run's batch over auto_scale_lr's"
     )
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
         args.config,
         work_dir=args.work_dir,
         amp=args.amp,
+        memory_format=args.memory_format,
         auto_scale_lr=args.auto_scale_lr,
         resume=args.resume,
         options=args.cfg_options,

@@ -3,12 +3,14 @@
 from repnext_mm.hooks.checkpoint import AtomicCheckpointHook
 from repnext_mm.hooks.fuse_backbone import FuseBackboneHook
 from repnext_mm.hooks.memory import ReturnMemoryHook
+from repnext_mm.hooks.memory_format import MemoryFormatHook
 from repnext_mm.hooks.seeding import SeededSampler, SeedStepsHook
 from repnext_mm.hooks.strict_load import StrictLoadHook
 
 __all__ = [
     'AtomicCheckpointHook',
     'FuseBackboneHook',
+    'MemoryFormatHook',
     'ReturnMemoryHook',
     'SeedStepsHook',
     'SeededSampler',

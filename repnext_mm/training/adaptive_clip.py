@@ -28,7 +28,7 @@ class AdaptiveClipOptimWrapper(OptimWrapper):
 
     def __init__(self, *args: Any, clip_grad: Mapping[str, float] | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        _clip_adaptively(self, clip_grad)
+        clip_adaptively(self, clip_grad)
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -37,10 +37,11 @@ class AdaptiveClipAmpOptimWrapper(AmpOptimWrapper):
 
     def __init__(self, *args: Any, clip_grad: Mapping[str, float] | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        _clip_adaptively(self, clip_grad)
+        clip_adaptively(self, clip_grad)
 
 
-def _clip_adaptively(wrapper: OptimWrapper, clip_grad: Mapping[str, float] | None) -> None:
+def clip_adaptively(wrapper: OptimWrapper, clip_grad: Mapping[str, float] | None) -> None:
+    """Make a wrapper clip so; ``clip_grad`` as of ``AdaptiveClipOptimWrapper``."""
     settings = {'clip_factor': 0.01, **(clip_grad or {})}
     for name, value in settings.items():
         if name not in ('clip_factor', 'eps', 'norm_type') or not value > 0:

@@ -73,7 +73,9 @@ def test_mixed_precision_of_a_config_needs_a_gpu(kind, monkeypatch):
         (dict(constructor='Own', generator=dict(type=kind)), r'optim_wrapper\.generator'),
     ):
         config = Config(dict(optim_wrapper=wrapper))
-        with pytest.raises(ValueError, match=rf"{key}\.type='{name}' trains in mixed precision.* a GPU.*none here"):
+        way_out = name.replace('Amp', 'Bfloat16')
+        words = rf"{key}\.type='{name}' trains in mixed precision.* a GPU.*none was found.* set {key}\.type='{way_out}'"
+        with pytest.raises(ValueError, match=words):
             check_precision(config, stages=('train', 'val'))
         check_precision(config, stages=('test',))
         with monkeypatch.context() as gpu:

@@ -96,16 +96,62 @@ def test_auto_scale_lr():
         prepare_training(COCO, auto_scale_lr=True, options={'auto_scale_lr': None, **SCRATCH})
 
 
-def test_amp(monkeypatch):
+def on(device, monkeypatch):
+    for module in (train, launch):
+        monkeypatch.setattr(module, 'get_device', lambda: device)
+
+
+MIXED = [
+    ('cuda', 'OptimWrapper', 'AmpOptimWrapper', 'dynamic'),
+    ('cuda', 'AdaptiveClipOptimWrapper', 'AdaptiveClipAmpOptimWrapper', 'dynamic'),
+    ('cuda', 'Bfloat16OptimWrapper', 'Bfloat16OptimWrapper', None),
+    ('cpu', 'OptimWrapper', 'Bfloat16OptimWrapper', None),
+    ('cpu', 'AdaptiveClipOptimWrapper', 'AdaptiveClipBfloat16OptimWrapper', None),
+    ('cpu', 'AmpOptimWrapper', 'Bfloat16OptimWrapper', None),
+    ('cpu', 'AdaptiveClipAmpOptimWrapper', 'AdaptiveClipBfloat16OptimWrapper', None),
+    ('cpu', 'Bfloat16OptimWrapper', 'Bfloat16OptimWrapper', None),
+]
+
+
+@pytest.mark.parametrize(('device', 'given', 'used', 'scale'), MIXED)
+def test_amp(device, given, used, scale, monkeypatch):
+    on(device, monkeypatch)
+    options = {'optim_wrapper.type': given, **SCRATCH}
+    if device == 'cpu' and 'Amp' in given:
+        options |= {'optim_wrapper.loss_scale': 512.0, 'optim_wrapper.dtype': 'bfloat16'}
+    wrapper = prepare_training(COCO, amp=True, options=options).optim_wrapper
+    assert (wrapper.type, wrapper.get('loss_scale')) == (used, scale)
+    assert device == 'cuda' or 'dtype' not in wrapper
+
+
+def test_amp_refuses_what_it_cannot_do(monkeypatch):
     with pytest.raises(ValueError, match=r"--amp cannot replace optim_wrapper\.type='OwnWrapper'"):
         prepare_training(COCO, amp=True, options={'optim_wrapper.type': 'OwnWrapper', **SCRATCH})
-    monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
-    with pytest.raises(ValueError, match='--amp needs a GPU'):
+    on('cpu', monkeypatch)
+    options = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'float16', **SCRATCH}
+    with pytest.raises(ValueError, match="dtype='float16' needs a GPU, and none was found: omit dtype"):
+        prepare_training(COCO, amp=True, options=options)
+    on('mps', monkeypatch)
+    with pytest.raises(ValueError, match='--amp needs a GPU or a CPU, and this is mps'):
         prepare_training(COCO, amp=True, options=SCRATCH)
-    for module in (train, launch):
-        monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
-    wrapper = prepare_training(COCO, amp=True, options=SCRATCH).optim_wrapper
-    assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+
+
+def test_memory_format(weights):
+    for config in (
+        prepare_training(COCO, memory_format='channels_last', options=SCRATCH),
+        prepare_test(COCO, weights, memory_format='channels_last'),
+    ):
+        assert config.default_hooks.memory_format == dict(type='MemoryFormatHook', memory_format='channels_last')
+        assert config.default_hooks.checkpoint.type == 'AtomicCheckpointHook'
+    assert 'memory_format' not in prepare_training(COCO, options=SCRATCH).default_hooks
+    named = {'default_hooks.memory_format.type': 'MemoryFormatHook', **SCRATCH}
+    assert prepare_training(COCO, options=named).default_hooks.memory_format == dict(type='MemoryFormatHook')
+    config = prepare_training(COCO, memory_format='contiguous', options=named)
+    assert config.default_hooks.memory_format.memory_format == 'contiguous'
+    own = {'custom_hooks': [dict(type='MemoryFormatHook')], **SCRATCH}
+    config = prepare_training(COCO, memory_format='contiguous', options=own)
+    assert config.custom_hooks == [dict(type='MemoryFormatHook', memory_format='contiguous')]
+    assert 'memory_format' not in config.default_hooks
 
 
 def test_resume(weights):

@@ -58,7 +58,7 @@ TASKS = {  # of what library, the model, what an image is annotated with, its pi
     'RetinaNet': ('mmdet', retinanet, with_boxes, 96),
     'RTMDet': ('mmdet', rtm, with_boxes, 96),
     'Semantic FPN': ('mmseg', semantic_fpn, with_labels_of_pixels, 64),
-    'classifier': ('mmpretrain', lambda: STUDENT, labelled, 64),
+    'classifier': ('mmpretrain', lambda: STUDENT, labelled, 128),
 }
 
 
@@ -74,7 +74,9 @@ def build(task: str) -> tuple[nn.Module, dict[str, Any]]:
     return model.train(), {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}
 
 
-def losses_of(model: Any, batch: dict[str, Any], dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[str, Tensor]]:
+def losses_of(
+    model: Any, batch: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a training step and its parts; what samples boxes draws alike every time."""
     torch.manual_seed(0)
     data = model.data_preprocessor(copy.deepcopy(batch), True)

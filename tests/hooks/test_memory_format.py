@@ -227,16 +227,15 @@ def test_fused_weights_become_a_deploy_form_of_the_format(tmp_path):
     assert contiguous == 0
 
 
-def test_exported_from_it(tmp_path):
+@pytest.mark.parametrize('way', ['traced', pytest.param('exported', marks=pytest.mark.slow)])
+def test_exported_from_it(way, tmp_path):
     backbone = make_runner(tmp_path).model.backbone.eval()
     x = torch.randn(1, 3, 32, 32)
     expected = [level.detach() for level in backbone(x)]
     convert(backbone, 'channels_last')
-    traced = torch.jit.trace(backbone, x)
-    exported = torch.export.export(backbone, (x,)).module()
-    for graph in (traced, exported):
-        for level, reference in zip(graph(x), expected, strict=True):
-            assert worst_error(level, reference) < 1e-5
+    graph = torch.jit.trace(backbone, x) if way == 'traced' else torch.export.export(backbone, (x,)).module()
+    for level, reference in zip(graph(x), expected, strict=True):
+        assert worst_error(level, reference) < 1e-5
 
 
 def test_data_parallel_buckets_are_made_for_it(monkeypatch):

@@ -5,7 +5,7 @@ Test: bash tools/dist_test.sh configs/repnext_u3_tiny_imagenet.py \
     work_dirs/repnext_u3_tiny_imagenet/epoch_450.pth 8
 One GPU: python tools/train.py configs/repnext_u3_tiny_imagenet.py --auto-scale-lr --amp
 Expected: unknown; its authors publish neither accuracy nor weights.
-Differences: their table tests at 256, their commands at 224; this tests at 256 (shorter side 292, centre 256x256).
+Differences: their table tests at 256, their commands at 224; this tests at 256 (shorter side 292, center 256x256).
 Their color jitter of 0.4 does nothing beside RandAugment (timm leaves it out then), so it is not here.
 """
 

@@ -15,9 +15,9 @@ from mmengine.logging import MMLogger
 from mmengine.utils import ManagerMixin
 from torch import Tensor
 
-from repnext_mm.reparam.verify import distance, randomise
+from repnext_mm.reparam.verify import distance, randomize
 
-__all__ = ['golden_tensor', 'randomise', 'worst_error']
+__all__ = ['golden_tensor', 'randomize', 'worst_error']
 
 DATA = Path(__file__).parent / 'data'
 

@@ -130,7 +130,7 @@ def test_configs_can_name_what_this_package_registers(tmp_path):
         (['trian'], "there is no verb 'trian', did you mean 'train'? Choose from train, test, "),
         (['xyzzy'], "there is no verb 'xyzzy', choose from train, test, "),
         (['check'], 'check needs a second word: check env or check data'),
-        (['--completion', 'cmd'], '--completion cmd: name one of bash, zsh, tcsh'),
+        (['--completion', 'cmd'], '--completion cmd: name one of bash, zsh'),
     ],
     ids=['near', 'far', 'half', 'shell'],
 )

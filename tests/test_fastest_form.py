@@ -10,14 +10,14 @@ from repnext_mm import RepNeXt
 from repnext_mm import timing as module
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.timing import Latency, fastest_form, stage_latencies
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 
 
 @pytest.fixture
 def backbone() -> nn.Module:
-    return randomise(RepNeXt(TINY)).eval()
+    return randomize(RepNeXt(TINY)).eval()
 
 
 def test_every_stage_is_measured_on_its_own_input(backbone):

@@ -11,7 +11,7 @@ from torch import nn
 
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 timm = pytest.importorskip('timm')
 import repnext_mm.timm_models  # noqa: E402, F401 - registers
@@ -33,7 +33,7 @@ def _deprecated():
 
 def network(name: str, form: str = 'train form', **options) -> nn.Module:
     torch.manual_seed(0)
-    model = randomise(timm.create_model(name, **options)).double()
+    model = randomize(timm.create_model(name, **options)).double()
     return timm.utils.reparameterize_model(model) if form == 'fused' else model
 
 
@@ -63,7 +63,7 @@ def test_backward_reaches_every_parameter(name):
 @pytest.mark.parametrize('name', MODELS)
 def test_default_cfg(name):
     """Pooling, classifier and first convolution are where the configuration says; on the meta device."""
-    model = network(name, device='meta', dtype=torch.float32).eval()
+    model = timm.create_model(name, device='meta', dtype=torch.float64).eval()
     cfg, state = model.default_cfg, model.state_dict()
     assert cfg['license'] == 'apache-2.0'
     for key in ('url', 'num_classes', 'input_size', 'pool_size', 'crop_pct', 'interpolation', 'mean', 'std'):
@@ -186,14 +186,14 @@ def test_split_batch_norm_counts_each_part_of_a_batch():
     assert worst_error(timm.utils.reparameterize_model(split).eval()(images), split.eval()(images)) < 1e-12
 
 
-def test_synchronised_norms_fuse():
+def test_synchronized_norms_fuse():
     from timm.layers import convert_sync_batchnorm
 
     model = network('repnext_m0').eval()
     expected = model(image())
-    synchronised = convert_sync_batchnorm(model).eval()
-    assert worst_error(synchronised(image()), expected) < 1e-12
-    fused = timm.utils.reparameterize_model(synchronised)
+    synchronized = convert_sync_batchnorm(model).eval()
+    assert worst_error(synchronized(image()), expected) < 1e-12
+    fused = timm.utils.reparameterize_model(synchronized)
     assert count_norms(fused) == 0
     assert worst_error(fused(image()), expected) < 1e-12
 

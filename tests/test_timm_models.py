@@ -9,7 +9,7 @@ from torch import nn
 
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam.fuse import count_norms, count_parameters
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 from tests.models.test_repnext import PUBLISHED
 
 timm = pytest.importorskip('timm')
@@ -63,7 +63,7 @@ def test_pretrained_cfg():
 
 
 def test_deploy_form_is_complete():
-    model = randomise(timm.create_model('repnext_m0')).double().eval()
+    model = randomize(timm.create_model('repnext_m0')).double().eval()
     image = torch.randn(2, 3, 64, 64).double()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     deploy = timm.models.reparameterize_model(model)
@@ -145,7 +145,7 @@ def test_parameter_groups():
 
 def test_fusing_in_training_mode_takes_the_running_statistics():
     """timm's scripts fuse right after they have built a model, before eval()."""
-    model = randomise(timm.create_model('repnext_m0')).double()
+    model = randomize(timm.create_model('repnext_m0')).double()
     image = torch.randn(1, 3, 64, 64).double()
     deploy = timm.utils.reparameterize_model(model)
     assert count_norms(deploy) == 0
@@ -154,7 +154,7 @@ def test_fusing_in_training_mode_takes_the_running_statistics():
 
 
 def test_a_part_with_hooks_stays_when_timm_fuses():
-    model = randomise(timm.create_model('repnext_m0')).double().eval()
+    model = randomize(timm.create_model('repnext_m0')).double().eval()
     block = model.stages[2].blocks[1]
     block.register_forward_hook(lambda module, args, output: 1.5 * output)
     block.channel_mixer[2].conv.register_forward_pre_hook(lambda module, args: (args[0] - 1,))

@@ -118,7 +118,7 @@ def fit_image(image: str | Path) -> Iterator[Path]:
 
 
 def _check_whole(image: Path) -> None:
-    """Refuse what decodes in part only, which OpenCV fills with grey, and what would fill the memory."""
+    """Refuse what decodes in part only, which OpenCV fills with gray, and what would fill the memory."""
     from PIL import Image, UnidentifiedImageError
 
     try:

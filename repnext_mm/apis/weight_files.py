@@ -20,17 +20,17 @@ from repnext_mm._files import drafted
 from repnext_mm.apis.build import build_model
 from repnext_mm.apis.config import classes_in_checkpoint, drop_initial_weights, load_config, without_teacher
 from repnext_mm.checkpoints import (
-    Recognised,
+    Recognized,
     WeightsError,
     is_torchscript,
     read_checkpoint,
-    recognise,
+    recognize,
     state_dict_of,
     unsafe_globals,
     write_checkpoint,
 )
 from repnext_mm.checkpoints.read import is_averaged, one_sentence, shown_entries, weights_in
-from repnext_mm.checkpoints.recognise import writer_of
+from repnext_mm.checkpoints.recognize import writer_of
 from repnext_mm.checkpoints.write import plain_metadata
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES, type_name
@@ -50,7 +50,7 @@ class Inspection:
     kind: str  # 'torch.save', 'TorchScript' or 'safetensors'
     unsafe: list[str]  # globals that only unpickling could build; when there are any, the rest is not known
     writer: str = 'unknown'
-    weights: Recognised | None = None
+    weights: Recognized | None = None
     tensors: int = 0
     parameters: int = 0  # numbers in floating-point tensors, norm statistics included
     dtypes: Mapping[str, int] | None = None
@@ -83,7 +83,7 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
         kind=kind,
         unsafe=unsafe,
         writer=writer_of(content),
-        weights=recognise(state, ARCHITECTURES),
+        weights=recognize(state, ARCHITECTURES),
         tensors=len(state),
         parameters=sum(value.numel() for value in state.values() if value.is_floating_point()),
         dtypes=dict(Counter(str(value.dtype).removeprefix('torch.') for value in state.values())),

@@ -3,13 +3,13 @@
 from repnext_mm.checkpoints._reader import is_torchscript, is_whole_file, unsafe_globals
 from repnext_mm.checkpoints.load import LoadReport, load_strictly
 from repnext_mm.checkpoints.read import StateDict, read_checkpoint, state_dict_of
-from repnext_mm.checkpoints.recognise import Recognised, recognise
+from repnext_mm.checkpoints.recognize import Recognized, recognize
 from repnext_mm.checkpoints.write import published_name, write_checkpoint
 from repnext_mm.errors import WeightsError
 
 __all__ = [
     'LoadReport',
-    'Recognised',
+    'Recognized',
     'StateDict',
     'WeightsError',
     'is_torchscript',
@@ -17,7 +17,7 @@ __all__ = [
     'load_strictly',
     'published_name',
     'read_checkpoint',
-    'recognise',
+    'recognize',
     'state_dict_of',
     'unsafe_globals',
     'write_checkpoint',

@@ -21,7 +21,7 @@ from repnext_mm.checkpoints.read import (
     unwrapped,
     weights_in,
 )
-from repnext_mm.checkpoints.recognise import recognise
+from repnext_mm.checkpoints.recognize import recognize
 from repnext_mm.errors import WeightsError
 
 _HALF = 2  # bytes of the narrowest type that holds weights as they were trained
@@ -159,7 +159,7 @@ def backbone_state(state: StateDict, *, prefix: str | None = None) -> tuple[Stat
         WeightsError: nothing stands below ``prefix``.
     """
     if prefix is None:
-        prefix = recognise(state, {}).prefix
+        prefix = recognize(state, {}).prefix
     if prefix:
         below = state_dict_of({'state_dict': state}, prefix=prefix)
         start = prefix.rstrip('.') + '.'
@@ -371,7 +371,7 @@ def _without(state: StateDict, unused: Sequence[str]) -> tuple[StateDict, tuple[
 
 def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
     """What is likely wrong, by what both sides are."""
-    found, wanted = recognise(state, {}), recognise(target, {})
+    found, wanted = recognize(state, {}), recognize(target, {})
     if found.arch and wanted.arch and found.arch != wanted.arch:
         return f'the file is a RepNeXt of {found.arch}, the model of {wanted.arch}: set arch'
     if found.form == 'merged':

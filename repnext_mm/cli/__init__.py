@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.version import __version__
 
-SHELLS = ('bash', 'zsh', 'tcsh')
+SHELLS = ('bash', 'zsh')
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 BARE = ('check env', 'ops', 'predict')  # verbs that do without torch, or without what may not be installed yet
 

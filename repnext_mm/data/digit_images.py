@@ -84,6 +84,6 @@ def _write_split(folder: Path, split: Split, size: int) -> None:
         (folder / str(label)).mkdir(parents=True)
     sources = load_sources(split)
     for index, (digit, label) in enumerate(zip(sources.digits, sources.labels, strict=True)):
-        grey = np.clip(cv2.resize(255 * (1 - digit), (size, size), interpolation=cv2.INTER_CUBIC), 0, 255)
+        gray = np.clip(cv2.resize(255 * (1 - digit), (size, size), interpolation=cv2.INTER_CUBIC), 0, 255)
         path = folder / str(label) / f'{index:04d}.png'
-        must(cv2.imwrite(str(path), np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=2)), folder)
+        must(cv2.imwrite(str(path), np.repeat(gray.round().astype(np.uint8)[..., None], 3, axis=2)), folder)

@@ -83,7 +83,7 @@ def _digit(sources: Sources, rng: np.random.Generator) -> tuple[NDArray[np.float
     # An 8x8 digit fills its square: a margin of 1 keeps its edge smooth there too.
     padded = np.pad(sources.digits[chosen], 1)
     drawn = cv2.resize(padded, (_CANVAS, _CANVAS), interpolation=cv2.INTER_CUBIC)
-    # Pencil strokes of 8x8 scans are grey at their rims: the ramp puts the edge at 0.45 of full ink.
+    # Pencil strokes of 8x8 scans are gray at their rims: the ramp puts the edge at 0.45 of full ink.
     ink = _cut(np.clip((drawn - 0.3) / 0.3, 0, 1))
     longer = int(rng.integers(SIZE_RANGE[0] + 2, SIZE_RANGE[1], endpoint=True))
     scale = longer / max(ink.shape)

@@ -66,9 +66,9 @@ def _corners(box: Tensor, origin: Tensor) -> Tensor:
     cos, sin = box[..., 4].cos(), box[..., 4].sin()
     along = torch.stack([cos, sin], -1) * box[..., 2, None] / 2
     across = torch.stack([-sin, cos], -1) * box[..., 3, None] / 2
-    centre = box[..., :2] - origin
+    center = box[..., :2] - origin
     return torch.stack(
-        [centre - along - across, centre + along - across, centre + along + across, centre - along + across], -2
+        [center - along - across, center + along - across, center + along + across, center - along + across], -2
     )
 
 
@@ -86,8 +86,8 @@ def _intersection(first: Tensor, second: Tensor) -> Tensor:
     points = torch.cat([crossings.flatten(-3, -2), first, second], -2)
     real = torch.cat([crossing.flatten(-2), _inside(first, second, edges2), _inside(second, first, edges1)], -1)
 
-    centre = (points * real[..., None]).sum(-2, keepdim=True) / real.sum(-1).clamp(min=1)[..., None, None]
-    points = torch.where(real[..., None], points - centre, 0.0)
+    center = (points * real[..., None]).sum(-2, keepdim=True) / real.sum(-1).clamp(min=1)[..., None, None]
+    points = torch.where(real[..., None], points - center, 0.0)
     angles = torch.where(real, torch.atan2(points[..., 1], points[..., 0]), torch.inf)
     order = angles.argsort(-1)
     points = points.gather(-2, order[..., None].expand_as(points))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from repnext_mm.checkpoints import LoadReport, StateDict, read_checkpoint, recognise, state_dict_of
+from repnext_mm.checkpoints import LoadReport, StateDict, read_checkpoint, recognize, state_dict_of
 from repnext_mm.checkpoints.load import fit
 from repnext_mm.errors import UserError
 from repnext_mm.models.layers import called_one_by_one
@@ -200,7 +200,7 @@ class StagedBackbone(BaseModule):
         return report
 
     def form_of(self, state: StateDict) -> str:
-        """The form of this network that a state dict holds, as ``recognise`` calls it; ``'unknown'`` when in doubt."""
+        """The form of this network that a state dict holds, as ``recognize`` calls it; ``'unknown'`` when in doubt."""
         return 'unknown'
 
     def fitted(
@@ -369,7 +369,7 @@ def deployed_like(
     found = _likeliest(content, prefix=prefix, ema=ema)
     if backbone is None or backbone.deploy or backbone.form_of(found) not in ('default', 'keep_norms'):
         return False
-    if backbone is not model and recognise(found, {}).task != recognise(model.state_dict(), {}).task:
+    if backbone is not model and recognize(found, {}).task != recognize(model.state_dict(), {}).task:
         return False
     backbone.switch_to_deploy()
     head = getattr(model, 'head', None)

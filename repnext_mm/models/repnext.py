@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from repnext_mm.checkpoints import StateDict, recognise
+from repnext_mm.checkpoints import StateDict, recognize
 from repnext_mm.errors import UserError
 from repnext_mm.models.base import StagedBackbone, recomputed, resolve
 from repnext_mm.models.layers import (
@@ -683,7 +683,7 @@ class RepNeXt(StagedBackbone):
         return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
 
     def form_of(self, state: StateDict) -> str:
-        return recognise(state, {}).form
+        return recognize(state, {}).form
 
     def _build(
         self, norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], drop_path_rate: float, with_cp: bool

@@ -18,12 +18,12 @@ from repnext_mm.reparam.kernel import Affine, Kernel
 
 
 def embed(kernel: Kernel, size: Sequence[int]) -> Kernel:
-    """Centre a kernel in a larger zero window: same output once the padding grows alike."""
+    """Center a kernel in a larger zero window: same output once the padding grows alike."""
     window = kernel.weight.shape[2:]
     margins = [new - old for new, old in zip(size, window, strict=False)]
     if len(size) != len(window) or any(margin < 0 or margin % 2 for margin in margins):
         raise ValueError(
-            f'cannot centre a {tuple(window)} kernel in {tuple(size)}: margins must be even and >= 0, one per axis'
+            f'cannot center a {tuple(window)} kernel in {tuple(size)}: margins must be even and >= 0, one per axis'
         )
     pads = [margin // 2 for margin in reversed(margins) for _ in range(2)]  # F.pad lists the last axis first
     return Kernel(F.pad(kernel.weight, pads), kernel.bias)
@@ -86,7 +86,7 @@ def identity(channels: int, size: Sequence[int], *, like: Tensor, groups: int | 
         groups: of the convolution; by default it is depthwise.
     """
     if any(length % 2 == 0 for length in size):
-        raise ValueError(f'a {tuple(size)} kernel has no centre: the identity needs odd sizes')
+        raise ValueError(f'a {tuple(size)} kernel has no center: the identity needs odd sizes')
     groups = channels if groups is None else groups
     if groups < 1 or channels % groups:
         raise ValueError(f'{channels} channels do not divide into {groups} groups')

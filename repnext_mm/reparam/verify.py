@@ -85,7 +85,7 @@ def outputs_of(output: object) -> list[Tensor]:
 
 
 @torch.no_grad()
-def randomise(network: nn.Module, *, seed: int = 0, image: Tensor | None = None) -> nn.Module:
+def randomize(network: nn.Module, *, seed: int = 0, image: Tensor | None = None) -> nn.Module:
     """Give norms, biases and layer scales, in place, values that no fusing mistake survives; fresh ones hide them all.
 
     Args:

@@ -22,7 +22,7 @@ from tests.tools.running import ROOT
         ({'meta': 'ab'}, {}),
         ({'state_dict': {}}, {}),
     ],
-    ids=['mmengine', 'before it', 'text', 'colours alone', 'another meta', 'no meta', 'weights alone'],
+    ids=['mmengine', 'before it', 'text', 'color alone', 'another meta', 'no meta', 'weights alone'],
 )
 def test_what_a_checkpoint_says(content, found):
     assert classes_in_checkpoint(content) == found

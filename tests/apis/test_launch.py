@@ -19,7 +19,7 @@ def config(**fields):
     return Config(dict(model=model, **fields))
 
 
-def test_synchronised_norms_are_dropped_with_one_line(on_cpu):
+def test_synchronized_norms_are_dropped_with_one_line(on_cpu):
     fitted = config(sync_bn='torch', launcher='none')
     assert len(launch.fit_to_machine(fitted)) == 1
     assert fitted.model.backbone.norm_cfg.type == fitted.model.heads[0].norm_cfg.type == 'BN'

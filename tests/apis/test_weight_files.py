@@ -27,7 +27,7 @@ from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms
 from tests.checkpoints import files
 from tests.configs import CONFIGS
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 IMAGE = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
 
@@ -35,7 +35,7 @@ IMAGE = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize('arch', ARCHITECTURES)
 def test_round_trip_of_every_backbone(arch, tmp_path):
     """Train form -> fuse -> save -> build with deploy=True -> load strictly -> same outputs."""
-    model = randomise(RepNeXt(arch)).eval()
+    model = randomize(RepNeXt(arch)).eval()
     fused, _ = fuse(model.double())
     path = write_checkpoint(tmp_path / 'fused.pth', fused.state_dict())
     deploy = RepNeXt(arch, deploy=True).double().eval()
@@ -77,7 +77,7 @@ def task(request, tmp_path):
     init_default_scope(config.get('default_scope', 'mmengine'))
     settings = config.model
     settings.get('backbone', settings).pop('init_cfg', None)
-    model = randomise(MODELS.build(settings)).eval()
+    model = randomize(MODELS.build(settings)).eval()
     meta = {'dataset_meta': {'classes': ('a', 'b')}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / 'm.pth')
     return path, tmp_path / 'm.pth', model

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from repnext_mm import RepNeXt
-from repnext_mm.checkpoints import recognise, state_dict_of
+from repnext_mm.checkpoints import recognize, state_dict_of
 from repnext_mm.checkpoints.load import check_fits, fit
 from repnext_mm.checkpoints.read import weights_in
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.models.repnext_u import RepNeXtU
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 
 
 @pytest.fixture(scope='module')
 def source():
-    return randomise(RepNeXt(TINY))
+    return randomize(RepNeXt(TINY))
 
 
 @pytest.fixture(scope='module')
@@ -221,9 +221,9 @@ def test_the_way_out_is_the_one_that_helps(content, message, state):
     assert len(str(error.value)) < 700
 
 
-def test_another_repnext_below_a_prefix_is_recognised(state):
+def test_another_repnext_below_a_prefix_is_recognized(state):
     for prefix in ('', 'backbone.', 'model.', 'model.backbone.'):
-        found = recognise(below(prefix, RepNeXt('m0').state_dict()), ARCHITECTURES)
+        found = recognize(below(prefix, RepNeXt('m0').state_dict()), ARCHITECTURES)
         assert (found.arch, found.form, found.prefix) == ('m0', 'train', prefix)
 
 

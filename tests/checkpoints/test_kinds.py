@@ -9,9 +9,9 @@ from torch import nn
 
 from repnext_mm import RepNeXt
 from repnext_mm.apis.build import build_model
-from repnext_mm.checkpoints import load_strictly, read_checkpoint, recognise, state_dict_of
+from repnext_mm.checkpoints import load_strictly, read_checkpoint, recognize, state_dict_of
 from repnext_mm.checkpoints.load import check_fits
-from repnext_mm.checkpoints.recognise import writer_of
+from repnext_mm.checkpoints.recognize import writer_of
 from repnext_mm.models import ARCHITECTURES, FORMS
 from repnext_mm.reparam import fuse
 from tests.checkpoints import files
@@ -68,19 +68,19 @@ def test_a_backbone_takes_it_completely(kind, file_of, weights):
         ('old_segmentor', 'segmentor', 'mmseg 0.30.0+', 'backbone.'),
     ],
 )
-def test_it_is_recognised(kind, task, writer, prefix, file_of):
+def test_it_is_recognized(kind, task, writer, prefix, file_of):
     content = read_checkpoint(file_of(kind))
-    found = recognise(state_dict_of(content), ARCHITECTURES)
+    found = recognize(state_dict_of(content), ARCHITECTURES)
     assert (found.task, found.form, found.arch, found.prefix) == (task, 'train', 'm0', prefix)
     assert writer_of(content) == writer
 
 
 @pytest.mark.parametrize('arch', ARCHITECTURES)
-def test_every_arch_is_recognised_in_every_form(arch):
+def test_every_arch_is_recognized_in_every_form(arch):
     model = RepNeXt(arch).eval()
     forms = {'train': model} | {form: fuse(model, form=form)[0] for form in FORMS}
     for form, network in forms.items():
-        found = recognise(network.state_dict(), ARCHITECTURES)
+        found = recognize(network.state_dict(), ARCHITECTURES)
         name = form
         if form not in ('train', 'default', 'keep_norms'):
             # 'balanced' has the keys of the default form; the E variants have one scale: nothing to merge
@@ -107,8 +107,8 @@ class TestAuthorsFusedFile:
             torch.jit.trace(network, torch.randn(1, 3, 64, 64)).save(str(tmp_path / 'm0_fused.pt'))
         return tmp_path / 'm0_fused.pt'
 
-    def test_recognised(self, path):
-        found = recognise(state_dict_of(read_checkpoint(path)), ARCHITECTURES)
+    def test_recognized(self, path):
+        found = recognize(state_dict_of(read_checkpoint(path)), ARCHITECTURES)
         assert (found.task, found.form, found.arch) == ('classifier', 'keep_norms', 'm0')
 
     def test_the_deploy_form_takes_it_without_norms(self, path, weights):
@@ -186,7 +186,7 @@ def test_reset_lets_a_head_start_anew():
         check_fits(state, model.state_dict(), source='file', reset=['head'])
 
 
-def test_quantised_weights_are_refused():
+def test_quantized_weights_are_refused():
     target = {'weight': torch.ones(2)}
     with pytest.raises(ValueError, match=r'weight is torch.int8, the model torch.float32'):
         check_fits({'weight': torch.ones(2, dtype=torch.int8)}, target, source='file')

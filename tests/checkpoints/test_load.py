@@ -77,7 +77,7 @@ def test_prefix(tmp_path, golden_state):
         built(tmp_path / 'weights.pth', prefix='pupil')
 
 
-def test_other_initialisations_still_run(authors_file, golden_state):
+def test_other_initializations_still_run(authors_file, golden_state):
     constant = {'type': 'Constant', 'val': 3.0, 'layer': 'Conv2d'}
     model = RepNeXt('m0', init_cfg=[constant])
     model.init_weights()

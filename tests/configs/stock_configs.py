@@ -34,7 +34,7 @@ from repnext_mm import FuseBackboneHook
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam.fuse import count_norms
 from repnext_mm.reparam.surgery import replaced
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
 SIZE = 128
@@ -153,7 +153,7 @@ def _try(package: str, path: Path, outcome: Outcome) -> None:
         if any(word in str(error) for word in ('connect', 'huggingface', 'transformers', 'No module', 'resolve')):
             raise Unsuitable(str(error)) from error
         raise
-    randomise(model)
+    randomize(model)
     for name in ('iter', 'epoch', 'max_epochs'):  # a run would say
         MessageHub.get_current_instance().update_info(name, 1)
     _train(package, model, config, outcome)

@@ -32,7 +32,7 @@ def test_header(arch):
     name = f'repnext_u3_{arch}_imagenet'
     header = ast.get_docstring(ast.parse((CONFIGS / f'{name}.py').read_text()))
     assert 'Expected: unknown; its authors publish neither accuracy nor weights' in header
-    assert 'this tests at 256 (shorter side 292, centre 256x256)' in header
+    assert 'this tests at 256 (shorter side 292, center 256x256)' in header
     assert re.search(rf'\(8 GPUs x {ARCHS[arch][1]} images', header)
     assert f'tools/dist_train.sh configs/{name}.py 8 --amp' in header
     assert f'work_dirs/{name}/epoch_450.pth' in header
@@ -73,7 +73,7 @@ def test_models_build_and_count(arch):
     assert count_parameters(model) + never_run == PUBLISHED[arch][0]
 
 
-def test_timm_leaves_colour_jitter_out():
+def test_timm_leaves_color_jitter_out():
     """What the header says about it."""
     create_transform = pytest.importorskip('timm.data').create_transform
     steps = create_transform(224, is_training=True, color_jitter=0.4, auto_augment='rand-m9-mstd0.5-inc1').transforms

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from repnext_mm import RepNeXt
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 
 
 def tiny(**options) -> RepNeXt:
-    return randomise(RepNeXt(TINY, **options)).eval()
+    return randomize(RepNeXt(TINY, **options)).eval()

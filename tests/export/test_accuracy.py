@@ -13,7 +13,7 @@ from repnext_mm.export import NotExportedError, export_part, load_part
 from repnext_mm.export.accuracy import Accuracy, evaluate, evaluate_file
 from repnext_mm.export.predict import open_file
 from repnext_mm.export.quantize import in_float, signal_to_noise
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.export.networks import TINY
 from tests.tools.running import ROOT
 
@@ -30,7 +30,7 @@ def classifier(tmp_path_factory):
         'model.head.in_channels': 64,
     }
     torch.manual_seed(0)
-    network = randomise(load_part(CONFIG, options=options).network)
+    network = randomize(load_part(CONFIG, options=options).network)
     torch.save({'state_dict': network.state_dict()}, folder / 'net.pth')
     return folder, options, str(folder / 'net.pth')
 

@@ -13,7 +13,7 @@ from repnext_mm.errors import UserError
 from repnext_mm.export import export_part, load_part
 from repnext_mm.export.detectors import detection_errors, detector_graph
 from repnext_mm.export.predict import open_file
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.export.detectors import DETECTORS
 
 # of mmdet's points and masks
@@ -30,9 +30,9 @@ CLASS_LAYERS = ('atss_cls', 'conv_cls', 'gfl_cls', 'retina_cls', 'rtm_cls')
 
 
 @torch.no_grad()
-def randomised(model):
+def randomized(model):
     """Norms that hide nothing, and scores that are far enough apart to be chosen among: no ties at 1."""
-    randomise(model)
+    randomize(model)
     last = [p for name, p in model.named_parameters() if any(f'{layer}.' in name for layer in CLASS_LAYERS)]
     for name, parameter in model.named_parameters():
         if ('cls' in name or 'reg' in name or 'obj' in name) and name.endswith('weight') and parameter.dim() == 4:
@@ -50,7 +50,7 @@ def written(name, folder, **changes):
     """A config and a checkpoint of a tiny detector with random weights."""
     config = folder / f'{name}.py'
     config.write_text(f"default_scope = 'mmdet'\nmodel = {DETECTORS[name] | changes!r}\n{PIPELINE}")
-    model = randomised(load_part(config).network)
+    model = randomized(load_part(config).network)
     torch.save({'state_dict': model.state_dict()}, folder / f'{name}.pth')
     return config, str(folder / f'{name}.pth')
 

@@ -10,7 +10,7 @@ from repnext_mm.export import NotExportedError, choose_form, export_part, load_p
 from repnext_mm.export.graphs import IMAGENET, Normalization, Normalized
 from repnext_mm.models import FORMS
 from repnext_mm.timing import NOT_FOR_SPEED
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 from tests.export.networks import TINY, tiny
 from tests.tools.running import ROOT
 
@@ -36,7 +36,7 @@ SMALL_SEGMENTOR = {
 
 
 @pytest.mark.parametrize('rgb', [True, False])
-def test_normalised_takes_rgb_pixels(rgb):
+def test_normalized_takes_rgb_pixels(rgb):
     mean, std = (10.0, 20.0, 30.0), (2.0, 3.0, 4.0)
     graph = Normalized(torch.nn.Identity(), Normalization(mean, std, rgb=rgb))
     bgr = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)  # as files are read
@@ -48,7 +48,7 @@ def test_normalised_takes_rgb_pixels(rgb):
 @torch.no_grad()
 def test_segmentor_logits_are_those_of_whole_inference(name, tmp_path):
     config = CONFIGS / 'semantic_fpn_repnext_m0_digits.py'
-    segmentor = randomise(load_part(config, options=SMALL_SEGMENTOR).network)
+    segmentor = randomize(load_part(config, options=SMALL_SEGMENTOR).network)
     torch.save({'state_dict': segmentor.state_dict()}, tmp_path / 'seg.pth')
     done = export_part(
         config, tmp_path / name, checkpoint=str(tmp_path / 'seg.pth'), options=SMALL_SEGMENTOR, shape=(1, 3, 64, 96)
@@ -64,7 +64,7 @@ def test_segmentor_logits_are_those_of_whole_inference(name, tmp_path):
 @torch.no_grad()
 def test_classifier_scores_with_normalization(tmp_path):
     (tmp_path / 'cls.py').write_text(CLASSIFIER)
-    classifier = randomise(load_part(tmp_path / 'cls.py').network)
+    classifier = randomize(load_part(tmp_path / 'cls.py').network)
     torch.save({'state_dict': classifier.state_dict()}, tmp_path / 'cls.pth')
     done = export_part(
         tmp_path / 'cls.py',

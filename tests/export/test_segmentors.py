@@ -9,7 +9,7 @@ import torch
 from repnext_mm.export import export_part, load_part
 from repnext_mm.export.graphs import AdaptiveAverage
 from repnext_mm.export.predict import open_file, predict
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 from tests.export.networks import TINY
 
 CLASSES, WIDTH = 4, 16
@@ -53,7 +53,7 @@ def written(name, folder):
         **(dict(num_stages=2) if isinstance(heads, list) else {}),
     )
     (folder / 'seg.py').write_text(f"default_scope = 'mmseg'\nmodel = {model!r}\n")
-    network = randomise(load_part(folder / 'seg.py').network)
+    network = randomize(load_part(folder / 'seg.py').network)
     torch.save({'state_dict': network.state_dict()}, folder / 'seg.pth')
     return folder / 'seg.py', str(folder / 'seg.pth'), network
 

@@ -22,7 +22,7 @@ from repnext_mm.apis.safe_loading import reading_safely
 from repnext_mm.hooks import StrictLoadHook
 from repnext_mm.reparam import relative_error
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 
@@ -43,7 +43,7 @@ class Regressor(BaseModel):
 
     def __init__(self, backbone: nn.Module | None = None) -> None:
         super().__init__()
-        self.backbone = backbone or randomise(RepNeXt(TINY))
+        self.backbone = backbone or randomize(RepNeXt(TINY))
         self.head = nn.Linear(64, 1)
         self.tested: list[tuple[int, bool]] = []
 
@@ -416,7 +416,7 @@ class Pair(BaseModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.student, self.teacher = Regressor(), Regressor(randomise(RepNeXt(TINY), seed=1))
+        self.student, self.teacher = Regressor(), Regressor(randomize(RepNeXt(TINY), seed=1))
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return (self.student if mode == 'loss' else self.teacher)(inputs, data_samples, mode)

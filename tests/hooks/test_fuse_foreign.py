@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from repnext_mm import FuseBackboneHook
 from repnext_mm.reparam import relative_error
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 pytest.importorskip('mmcv.ops')
 pytest.importorskip('mmdet')
@@ -38,7 +38,7 @@ def build(config: dict[str, Any]) -> nn.Module:
     init_default_scope('mmdet')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # timm's own
-        return randomise(MODELS.build(ConfigDict(config)))
+        return randomize(MODELS.build(ConfigDict(config)))
 
 
 def retinanet(backbone: dict[str, Any], channels: list[int]) -> nn.Module:

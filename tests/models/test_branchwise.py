@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from repnext_mm import RepNeXt
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam import fuse
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 2, 1, 1)}
 
@@ -28,7 +28,7 @@ def step(model, x):
 @pytest.mark.parametrize('mode', ['train', 'norm_eval', 'eval', 'with_cp'])
 def test_outputs_gradients_and_statistics_are_those_of_online_merging(mode, token_mixer):
     options = {'norm_eval': mode == 'norm_eval', 'with_cp': mode == 'with_cp'}
-    model = randomise(RepNeXt({**TINY, 'token_mixer': token_mixer}, **options)).double().train(mode != 'eval')
+    model = randomize(RepNeXt({**TINY, 'token_mixer': token_mixer}, **options)).double().train(mode != 'eval')
     other = copy.deepcopy(model)  # norms of both forms share their statistics: each form gets a model of its own
     apart = branch_by_branch(other)
     x = torch.randn(2, 3, 65, 97, dtype=torch.float64)

@@ -22,7 +22,7 @@ from repnext_mm.models.repnext import ConvNorm, CopyConv, MetaNeXtBlock, RepDWCo
 from repnext_mm.models.repnext_u import REP_UNITS, PatchMerging, PatchStem, UnitBlock
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fusible import fused_or_kept
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 from tests.models.test_repnext_blocks import CHANNELS, block, downsample
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
@@ -35,7 +35,7 @@ MODES = {'eval': (False, False), 'train': (True, True), 'norm_eval': (True, Fals
 
 
 def network(kind: str, mode: str = 'eval') -> nn.Module:
-    model = randomise(NETWORKS[kind]()).double()
+    model = randomize(NETWORKS[kind]()).double()
     return set_mode(model, mode)
 
 
@@ -142,11 +142,11 @@ PARTS = {
     'E block': lambda: block(True),
     'downsample': lambda: downsample(),
     'E downsample': lambda: downsample(True),
-    'unit block': lambda: randomise(UnitBlock.train_form(6, REP_UNITS['u3'](6), drop_path=0.2)).double(),
-    'u1': lambda: randomise(REP_UNITS['u1'](6)).double(),
-    'stem': lambda: randomise(RepNeXt(TINY).stem).double(),
-    'patches': lambda: randomise(PatchStem(3, 8)).double(),
-    'merging': lambda: randomise(PatchMerging(4, 8)).double(),
+    'unit block': lambda: randomize(UnitBlock.train_form(6, REP_UNITS['u3'](6), drop_path=0.2)).double(),
+    'u1': lambda: randomize(REP_UNITS['u1'](6)).double(),
+    'stem': lambda: randomize(RepNeXt(TINY).stem).double(),
+    'patches': lambda: randomize(PatchStem(3, 8)).double(),
+    'merging': lambda: randomize(PatchMerging(4, 8)).double(),
 }
 
 
@@ -310,7 +310,7 @@ def test_branches_with_another_geometry_than_they_were_built_with_run(attribute)
 @pytest.mark.parametrize('change', ANY.values(), ids=ANY)
 def test_heads_with_anything_done_to_them_stay(kind, change):
     for name, _ in kind(6, 3).named_modules():
-        head = randomise(kind(6, 3)).double().eval()
+        head = randomize(kind(6, 3)).double().eval()
         if name:
             exchange(head, name, change)
             x = torch.randn(2, 6).double()

@@ -13,7 +13,7 @@ from torch import nn
 from repnext_mm import RepNeXt
 from repnext_mm.models import FORMS, RepNeXtU
 from repnext_mm.reparam import fuse
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}
 UNITS = {'dims': (6, 12, 18, 24), 'depths': (1, 1, 2, 1)}
@@ -36,7 +36,7 @@ CASES = [
 
 def network(kind: str, form: str) -> nn.Module:
     torch.manual_seed(0)
-    model = randomise(NETWORKS[kind]()).double().eval()
+    model = randomize(NETWORKS[kind]()).double().eval()
     if form in ('train', 'eval'):
         return model.train(form == 'train')
     return fuse(model, form=form)[0].requires_grad_(False)

@@ -11,7 +11,7 @@ from repnext_mm.checkpoints.load import check_fits
 from repnext_mm.models import resolve_arch
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms, count_parameters
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 from tests.models.test_repnext import PUBLISHED
 
 pytest.importorskip('mmpretrain')
@@ -77,7 +77,7 @@ def test_published_counts_of_100_classes(arch):
 
 
 def test_deploy_round_trip():
-    model = randomise(classifier()).double().eval()
+    model = randomize(classifier()).double().eval()
     fused, _ = fuse(model)
     deployed = classifier(deploy=True).double().eval()
     deployed.load_state_dict(fused.state_dict())

@@ -18,7 +18,7 @@ from repnext_mm.hooks import StrictLoadHook
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms
 from tests.checkpoints import files
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 pytest.importorskip('mmpretrain')
 ARCH = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}
@@ -40,7 +40,7 @@ def config(*, deploy=False, classes=10):
 
 def built(**options):
     init_default_scope('mmpretrain')
-    model = randomise(MODELS.build(config(**options).model)).eval()
+    model = randomize(MODELS.build(config(**options).model)).eval()
     for parameter in model.head.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model

@@ -9,12 +9,12 @@ from torch import nn
 from repnext_mm.models.heads import NormLinear, TwoHeadLinear
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 
 @pytest.mark.parametrize('kind', [NormLinear, TwoHeadLinear])
 def test_fused(kind):
-    head = randomise(kind(12, 7)).double().eval()
+    head = randomize(kind(12, 7)).double().eval()
     fused, report = fuse(head)
     assert type(fused) is nn.Linear
     assert report.norms_after == count_norms(fused) == 0
@@ -23,7 +23,7 @@ def test_fused(kind):
 
 
 def test_mean_of_both():
-    head = randomise(TwoHeadLinear(12, 7)).double()
+    head = randomize(TwoHeadLinear(12, 7)).double()
     x = torch.randn(5, 12).double()
     first, second = head.eval().both(x)
     assert not torch.equal(first, second)

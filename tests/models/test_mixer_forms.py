@@ -10,7 +10,7 @@ from repnext_mm.models import FORMS
 from repnext_mm.models.repnext import ChunkConv
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}
 SIZES = [(1, 1), (2, 7), (5, 5), (9, 6), (10, 10), (11, 3), (24, 17)]
@@ -50,7 +50,7 @@ def test_how_many_convolutions_run(form, mixer):
 @pytest.mark.parametrize('source', ['train form', 'deploy form'])
 @pytest.mark.parametrize('form', [*FORMS, MIXED], ids=str)
 def test_a_backbone_in_any_form(form, source):
-    model = randomise(RepNeXt(TINY)).double().eval()
+    model = randomize(RepNeXt(TINY)).double().eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     start = model if source == 'train form' else fuse(model)[0]
     fused, report = fuse(start, form=form)
@@ -65,7 +65,7 @@ def test_a_backbone_in_any_form(form, source):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('form', FORMS)
 def test_dtype_and_memory_format_are_kept(form, dtype):
-    model = randomise(RepNeXt(TINY)).eval().to(dtype=dtype, memory_format=torch.channels_last)
+    model = randomize(RepNeXt(TINY)).eval().to(dtype=dtype, memory_format=torch.channels_last)
     fused, _ = fuse(model, form=form)
     assert {value.dtype for value in (*fused.parameters(), *fused.buffers()) if value.is_floating_point()} == {dtype}
     probe = torch.randn(1, 3, 40, 33).to(dtype)
@@ -75,7 +75,7 @@ def test_dtype_and_memory_format_are_kept(form, dtype):
 @pytest.mark.parametrize('form', FORMS)
 def test_compiles_without_graph_breaks(form):
     torch.compiler.reset()
-    model = randomise(RepNeXt(TINY)).eval()
+    model = randomize(RepNeXt(TINY)).eval()
     fused, _ = fuse(model, form=form)
     compiled = torch.compile(fused, fullgraph=True, backend='eager')
     with torch.inference_mode():
@@ -86,7 +86,7 @@ def test_compiles_without_graph_breaks(form):
 
 @pytest.mark.parametrize('form', FORMS)
 def test_a_traced_graph_knows_other_sizes(form):
-    model = randomise(RepNeXt(TINY)).double().eval()
+    model = randomize(RepNeXt(TINY)).double().eval()
     fused, _ = fuse(model, form=form)
     traced = torch.jit.trace(fused, torch.randn(1, 3, 64, 64).double())
     x = torch.randn(2, 3, 35, 50).double()
@@ -95,7 +95,7 @@ def test_a_traced_graph_knows_other_sizes(form):
 
 def trained(token_mixer: str) -> RepNeXt:
     """With convolutions whose channels differ by up to 1,000 in scale, which the norm behind them makes up for."""
-    model = randomise(RepNeXt({**TINY, 'token_mixer': token_mixer})).double().eval()
+    model = randomize(RepNeXt({**TINY, 'token_mixer': token_mixer})).double().eval()
     for stage in model.stages:
         for block in stage.blocks:
             last = block.token_mixer if token_mixer == 'single' else block.token_mixer.conv_l[1]

@@ -14,7 +14,7 @@ from repnext_mm.models import FORMS
 from repnext_mm.models.layers import may_overwrite, overwriting
 from repnext_mm.models.repnext import Downsample, MetaNeXtBlock
 from repnext_mm.reparam import fuse
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 
@@ -22,7 +22,7 @@ TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 @pytest.fixture(scope='module')
 def train_form() -> RepNeXt:
     torch.manual_seed(0)
-    return randomise(RepNeXt(TINY)).double().eval()
+    return randomize(RepNeXt(TINY)).double().eval()
 
 
 @pytest.fixture(scope='module')

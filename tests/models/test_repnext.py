@@ -15,7 +15,7 @@ from repnext_mm import RepNeXt
 from repnext_mm.models import ARCHITECTURES, Arch, resolve_arch
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms, count_parameters
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 4, 1)}
 
@@ -149,7 +149,7 @@ class TestReference:
 
 @pytest.mark.parametrize('arch', ['m0', 'm1', 'm2', 'm3', 'm4', 'm5'])
 def test_fusing_is_exact(arch):
-    model = randomise(RepNeXt(arch)).double().eval()
+    model = randomize(RepNeXt(arch)).double().eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     fused, _ = fuse(model)
     assert max(relative_error(fused, model, torch.randn(1, 3, 33, 47).double())) < 1e-12
@@ -159,7 +159,7 @@ def test_fusing_is_exact(arch):
 
 @pytest.mark.parametrize('arch', ['m0', 'm0e'])
 def test_deploy_builds_what_fusing_gives(arch):
-    fused, _ = fuse(randomise(RepNeXt(arch)).eval())
+    fused, _ = fuse(randomize(RepNeXt(arch)).eval())
     deploy = RepNeXt(arch, deploy=True).eval()
     deploy.load_state_dict(fused.state_dict(), strict=True)
     x = torch.randn(1, 3, 41, 64)
@@ -178,7 +178,7 @@ def test_fusing_is_idempotent(arch, form):
 
 
 def test_switch_to_deploy():
-    model = randomise(RepNeXt(TINY)).double()
+    model = randomize(RepNeXt(TINY)).double()
     x = torch.randn(1, 3, 41, 64).double()
     expected = model.eval()(x)
     model.train()  # mmdeploy switches before it calls eval()
@@ -201,7 +201,7 @@ def test_train_and_branch_sum_agree_in_training_mode():
     """Online merging against the definition, over the whole network with batch statistics."""
     from repnext_mm.models.repnext import RepDWConv
 
-    model = randomise(RepNeXt(TINY)).double().train()
+    model = randomize(RepNeXt(TINY)).double().train()
     x = torch.randn(2, 3, 40, 56).double()
     merged = [feature.detach() for feature in model(x)]
     for module in model.modules():
@@ -274,7 +274,7 @@ class TestContract:
 
     def test_norm_eval_trains_as_norms_that_are_not_folded(self):
         """Folding on the fly gives the gradients of running the norms."""
-        model = randomise(RepNeXt(TINY, norm_eval=True)).double().train()
+        model = randomize(RepNeXt(TINY, norm_eval=True)).double().train()
         x = torch.randn(2, 3, 40, 56).double()
         sum(f.pow(2).mean() for f in model(x)).backward()
         grads = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -308,7 +308,7 @@ class TestContract:
         model.train()(torch.randn(2, 3, 32, 32))[-1].sum().backward()
 
     def test_with_cp_gives_the_same_step(self):
-        plain = randomise(RepNeXt(TINY)).double().train()
+        plain = randomize(RepNeXt(TINY)).double().train()
         saving = RepNeXt(TINY, with_cp=True).double().train()
         saving.load_state_dict(plain.state_dict())
         x = torch.randn(2, 3, 40, 40).double()
@@ -385,11 +385,11 @@ class TestContract:
         assert [value for value, _ in depth.values()] == sorted(value for value, _ in depth.values())
 
     def test_half_precision_runs(self):
-        model = fuse(randomise(RepNeXt(TINY)).eval())[0].to(torch.bfloat16)
+        model = fuse(randomize(RepNeXt(TINY)).eval())[0].to(torch.bfloat16)
         assert {f.dtype for f in model(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))} == {torch.bfloat16}
 
     def test_torch_script_traces_both_forms(self):
-        model, x = randomise(RepNeXt(TINY)).eval(), torch.randn(1, 3, 64, 64)
+        model, x = randomize(RepNeXt(TINY)).eval(), torch.randn(1, 3, 64, 64)
         fused, _ = fuse(model)
         with torch.no_grad():
             traced = torch.jit.trace(fused, x)

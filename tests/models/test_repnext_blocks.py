@@ -12,7 +12,7 @@ from repnext_mm.models.layers import depthwise
 from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, RepDWConvM, RepDWConvS, Stage
 from repnext_mm.reparam import embed, fuse
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 CHANNELS = 8
 
@@ -20,14 +20,14 @@ CHANNELS = 8
 def block(single: bool = False, **options) -> MetaNeXtBlock:
     mixer = depthwise(CHANNELS, (11, 11)) if single else ChunkConv.train_form(CHANNELS)
     options = {'mlp_ratio': 2, 'norm_cfg': {'type': 'BN'}, 'act_cfg': {'type': 'GELU'}} | options
-    return randomise(MetaNeXtBlock.train_form(CHANNELS, mixer, **options).double())
+    return randomize(MetaNeXtBlock.train_form(CHANNELS, mixer, **options).double())
 
 
 def downsample(single: bool = False, **options) -> Downsample:
     half = CHANNELS // 2
     mixer = depthwise(half, (7, 7), stride=(2, 2), expansion=2) if single else CopyConv.train_form(half)
     options = {'mlp_ratio': 2, 'norm_cfg': {'type': 'BN'}, 'act_cfg': {'type': 'GELU'}} | options
-    return randomise(Downsample.train_form(CHANNELS, mixer, **options).double())
+    return randomize(Downsample.train_form(CHANNELS, mixer, **options).double())
 
 
 def definition(module: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from repnext_mm.models.repnext_u import (
 )
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms, count_parameters
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 TINY = {'dims': (6, 12, 24, 48), 'depths': (1, 1, 4, 1)}
 
@@ -108,7 +108,7 @@ def test_key_patterns(form):
 @pytest.mark.parametrize('form', ['default', 'no_shortcut'])
 @pytest.mark.parametrize('unit', ['u1', 'u2', 'u3'])
 def test_fusing_is_exact(unit, form):
-    model = randomise(RepNeXtU(TINY, unit=unit)).double().eval()
+    model = randomize(RepNeXtU(TINY, unit=unit)).double().eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     fused, report = fuse(model, form=form)
     x = torch.randn(1, 3, 75, 97).double()
@@ -124,14 +124,14 @@ def test_fusing_is_exact(unit, form):
 
 
 def test_a_published_net_fuses_exactly():
-    model = randomise(RepNeXtU('tiny')).double().eval()
+    model = randomize(RepNeXtU('tiny')).double().eval()
     x = torch.randn(1, 3, 33, 47).double()
     for form in ('default', 'no_shortcut'):
         assert worst(fuse(model, form=form)[0](x), by_definition(model, x)) < 1e-12
 
 
 def test_forms_may_differ_between_stages():
-    model = randomise(RepNeXtU(TINY)).double().eval()
+    model = randomize(RepNeXtU(TINY)).double().eval()
     fused, _ = fuse(model, form={'stages.3': 'no_shortcut'})
     assert {key.split('.')[3] for key in fused.state_dict() if key.startswith('stages.3')} == {'block'}
     assert 'stages.2.0.pwconv1.weight' in fused.state_dict()
@@ -141,14 +141,14 @@ def test_forms_may_differ_between_stages():
 
 @pytest.mark.parametrize('form', ['keep_norms', 'half', 'three_quarters', 'dense'])
 def test_other_forms_are_the_default_one(form):
-    model = randomise(RepNeXtU(TINY)).eval()
+    model = randomize(RepNeXtU(TINY)).eval()
     fused, default = fuse(model, form=form)[0], fuse(model)[0]
     assert all(torch.equal(a, b) for a, b in zip(fused.parameters(), default.parameters(), strict=True))
 
 
 @pytest.mark.parametrize('keep', [True, False], ids=['shortcuts', 'no shortcuts'])
 def test_deploy_builds_what_fusing_gives(keep):
-    fused, _ = fuse(randomise(RepNeXtU(TINY)).eval(), form='default' if keep else 'no_shortcut')
+    fused, _ = fuse(randomize(RepNeXtU(TINY)).eval(), form='default' if keep else 'no_shortcut')
     deploy = RepNeXtU(TINY, deploy=True, keep_shortcut=keep).eval()
     deploy.load_state_dict(fused.state_dict(), strict=True)
     x = torch.randn(1, 3, 41, 64)
@@ -159,7 +159,7 @@ def test_deploy_builds_what_fusing_gives(keep):
 
 @pytest.mark.parametrize('keep', [True, False], ids=['shortcuts', 'no shortcuts'])
 def test_switch_to_deploy(keep):
-    model = randomise(RepNeXtU(TINY, keep_shortcut=keep)).double()
+    model = randomize(RepNeXtU(TINY, keep_shortcut=keep)).double()
     x = torch.randn(1, 3, 41, 64).double()
     expected = by_definition(model.eval(), x)
     model.train()  # mmdeploy switches before it calls eval()
@@ -212,7 +212,7 @@ class TestContract:
 
     @pytest.mark.parametrize('sync', [False, True], ids=['BN', 'SyncBN'])
     def test_norm_eval_whatever_the_class(self, sync):
-        model = randomise(RepNeXtU(TINY, norm_eval=True))
+        model = randomize(RepNeXtU(TINY, norm_eval=True))
         expected = model.eval()(torch.ones(1, 3, 32, 32))
         if sync:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -225,7 +225,7 @@ class TestContract:
             torch.testing.assert_close(a, b)
 
     def test_norm_eval_trains_as_norms_that_are_not_folded(self, monkeypatch):
-        model = randomise(RepNeXtU(TINY, norm_eval=True)).double().train()
+        model = randomize(RepNeXtU(TINY, norm_eval=True)).double().train()
         x = torch.randn(2, 3, 40, 56).double()
         sum(f.pow(2).mean() for f in model(x)).backward()
         grads = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -243,7 +243,7 @@ class TestContract:
         model.train()(torch.randn(2, 3, 64, 64))[-1].sum().backward()
 
     def test_with_cp_gives_the_same_step(self):
-        plain = randomise(RepNeXtU(TINY)).double().train()
+        plain = randomize(RepNeXtU(TINY)).double().train()
         saving = RepNeXtU(TINY, with_cp=True).double().train()
         saving.load_state_dict(plain.state_dict())
         x = torch.randn(2, 3, 64, 64).double()
@@ -313,7 +313,7 @@ class TestContract:
 
     @pytest.mark.parametrize('form', ['default', 'no_shortcut'])
     def test_torch_script_traces_deploy_forms(self, form):
-        model, x = randomise(RepNeXtU(TINY)).eval(), torch.randn(1, 3, 64, 64)
+        model, x = randomize(RepNeXtU(TINY)).eval(), torch.randn(1, 3, 64, 64)
         network, _ = fuse(model, form=form)
         with torch.no_grad():
             traced = torch.jit.trace(network, x)
@@ -322,7 +322,7 @@ class TestContract:
 
 class TestLoading:
     def test_an_authors_file_loads_without_its_dead_weights(self, tmp_path):
-        source = randomise(RepNeXtU(TINY))
+        source = randomize(RepNeXtU(TINY))
         state = dict(source.state_dict())
         dead = {f'stages.{s}.0.feature.conv_repara.{n}': torch.ones(1) for s in range(4) for n in ('weight', 'bias')}
         extra = {'head.2.weight': torch.ones(3, 48), 'head.2.bias': torch.ones(3)}
@@ -370,7 +370,7 @@ def test_classifier():
         'neck': {'type': 'GlobalAveragePooling'},
         'head': {'type': 'LinearClsHead', 'num_classes': 5, 'in_channels': 48},
     }
-    model = randomise(MODELS.build(settings)).double().eval()
+    model = randomize(MODELS.build(settings)).double().eval()
     x = torch.randn(2, 3, 64, 64).double()
     fused, report = fuse(model, form='no_shortcut')
     assert report.norms_after == 0
@@ -383,7 +383,7 @@ SIZES = [(1, 1), (1, 9), (2, 2), (8, 5), (13, 13)]
 
 
 def unit(name: str, channels: int = 6) -> nn.Module:
-    return randomise(REP_UNITS[name](channels)).double().eval()
+    return randomize(REP_UNITS[name](channels)).double().eval()
 
 
 def block_by_definition(block: UnitBlock, x: torch.Tensor) -> torch.Tensor:
@@ -467,7 +467,7 @@ def test_merging_under_autocast_rounds_once(name):
 @pytest.mark.parametrize('form', ['default', 'no_shortcut'])
 @pytest.mark.parametrize('name', UNITS)
 def test_blocks_fuse_exactly(name, form):
-    block = randomise(UnitBlock.train_form(6, REP_UNITS[name](6), drop_path=0.2)).double().eval()
+    block = randomize(UnitBlock.train_form(6, REP_UNITS[name](6), drop_path=0.2)).double().eval()
     x = torch.randn(2, 6, 9, 7).double()
     before, expected = x.clone(), block_by_definition(block, x)
     fused, report = fuse(block, form=form)
@@ -481,7 +481,7 @@ def test_blocks_fuse_exactly(name, form):
 
 
 def test_a_kept_shortcut_can_be_eliminated_later():
-    block, x = randomise(UnitBlock.train_form(6, REP_UNITS['u3'](6))).double().eval(), torch.randn(2, 6, 9, 7).double()
+    block, x = randomize(UnitBlock.train_form(6, REP_UNITS['u3'](6))).double().eval(), torch.randn(2, 6, 9, 7).double()
     kept, _ = fuse(block)
     again, nothing = fuse(kept)
     assert again is kept
@@ -494,7 +494,7 @@ def test_a_kept_shortcut_can_be_eliminated_later():
 @pytest.mark.parametrize('size', [(4, 4), (9, 7), (16, 5)], ids=str)
 @pytest.mark.parametrize('layer', [PatchStem(3, 8), PatchMerging(3, 8)], ids=['stem', 'merging'])
 def test_patches_fuse_exactly(layer, size):
-    layer, x = randomise(layer).double().eval(), torch.randn(2, 3, *size).double()
+    layer, x = randomize(layer).double().eval(), torch.randn(2, 3, *size).double()
     first, second = layer
     fused, report = fuse(layer)
     assert type(fused) is nn.Conv2d

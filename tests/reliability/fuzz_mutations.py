@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from repnext_mm import RepNeXt
 from repnext_mm.reparam import fuse
 from tests.checkpoints import files
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 GLOBALS = (
@@ -63,7 +63,7 @@ def small_network() -> RepNeXt:
 def write_seeds(folder: Path) -> dict[str, bytes]:
     """A real file of each kind that users have, with the weights of a small network."""
     torch.manual_seed(0)
-    model = randomise(small_network()).eval()
+    model = randomize(small_network()).eval()
     state = dict(model.state_dict())
     files.authors_training(folder / 'authors.pth', state | {'head.head.linear.bias': torch.zeros(10)})
     optimizer = torch.optim.AdamW(list(model.parameters())[:6])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from repnext_mm import RepNeXt
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 ROOT = Path(__file__).parents[2]
 ARCH = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
@@ -51,7 +51,7 @@ def build(options: Mapping[str, Any], device: str = 'cpu') -> RepNeXt:
     """The same float64 weights and statistics in every process."""
     torch.manual_seed(0)
     backbone = RepNeXt(**{'arch': ARCH, **options}).double()
-    return randomise(backbone).to(device).train()
+    return randomize(backbone).to(device).train()
 
 
 def images(device: str = 'cpu') -> Tensor:
@@ -90,7 +90,7 @@ def results(rank: int, world: int, device: str) -> Iterator[tuple[str, Any]]:
         model = build(SYNC, device)
         parallel = DistributedDataParallel(model, broadcast_buffers=False)
         loss_of(parallel(shard)).backward()
-        yield 'synchronised', (gradients(model), buffers(model))
+        yield 'synchronized', (gradients(model), buffers(model))
         return
     for name, options in CASES.items():
         model = build(options)

@@ -19,7 +19,7 @@ from repnext_mm.checkpoints import read_checkpoint, state_dict_of, unsafe_global
 from repnext_mm.reparam import fuse
 from tests.checkpoints import files
 from tests.checkpoints.pickles import archived, call, plain, program, storage, tensor, tensor_arguments
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.reliability.fuzz_mutations import TINY
 
 
@@ -164,7 +164,7 @@ def test_code_in_torchscript_is_not_run(tmp_path):
 
 
 def test_torchscript_is_read_as_torch_reads_it(tmp_path):
-    kept, _ = fuse(randomise(RepNeXt(TINY)).eval(), form='keep_norms')
+    kept, _ = fuse(randomize(RepNeXt(TINY)).eval(), form='keep_norms')
     with torch.no_grad():
         network = torch.jit.trace(files.FusedClassifier(kept, nn.Linear(64, 3)), torch.randn(1, 3, 64, 64))
     network.save(str(tmp_path / 'a.pt'))
@@ -254,7 +254,7 @@ def test_metadata_is_written_plainly_or_not_at_all(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_not_fused(tmp_path):
-    model = randomise(RepNeXt(TINY))
+    model = randomize(RepNeXt(TINY))
     model.stages[2].blocks[0].norm.running_mean[0] = float('nan')
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'a.pth')
     (tmp_path / 'net.py').write_text(f"model = dict(type='RepNeXt', arch={TINY})\n")

@@ -92,11 +92,11 @@ def bomb(width, height):
 GOOD = {  # file name: content, name and (height, width) of the annotated picture
     'scene.jpg': (lambda: saved('JPEG'), 'scene.jpg', (64, 96)),
     'cmyk.jpg': (lambda: saved('JPEG', 'CMYK'), 'cmyk.jpg', (64, 96)),
-    'grey.jpg': (lambda: saved('JPEG', 'L'), 'grey.jpg', (64, 96)),
+    'gray.jpg': (lambda: saved('JPEG', 'L'), 'gray.jpg', (64, 96)),
     'progressive.jpg': (lambda: saved('JPEG', progressive=True), 'progressive.jpg', (64, 96)),
     'turned.jpg': (turned, 'turned.jpg', (96, 64)),
     '16bit.png': (png_16, '16bit.png', (64, 96)),
-    'grey.png': (lambda: saved('PNG', 'L'), 'grey.png', (64, 96)),
+    'gray.png': (lambda: saved('PNG', 'L'), 'gray.png', (64, 96)),
     'palette.png': (lambda: saved('PNG', 'P'), 'palette.png', (64, 96)),
     'rgba.png': (lambda: saved('PNG', 'RGBA'), 'rgba.png', (64, 96)),
     'black_and_white.png': (lambda: saved('PNG', '1'), 'black_and_white.png', (64, 96)),
@@ -164,10 +164,10 @@ def test_what_the_network_sees(name, tmp_path):
         assert seen.shape == (*size, 3)
         if size == (64, 96):
             plain = cv2.cvtColor(SCENE, cv2.COLOR_RGB2GRAY).astype(float)
-            grey = cv2.cvtColor(seen, cv2.COLOR_BGR2GRAY)
+            gray = cv2.cvtColor(seen, cv2.COLOR_BGR2GRAY)
             if name.startswith('black'):  # dithered
-                grey, plain = cv2.blur(grey, (15, 15)), cv2.blur(plain, (15, 15))
-            assert np.abs(grey - plain).mean() < 12
+                gray, plain = cv2.blur(gray, (15, 15)), cv2.blur(plain, (15, 15))
+            assert np.abs(gray - plain).mean() < 12
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

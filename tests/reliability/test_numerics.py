@@ -19,7 +19,7 @@ from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtB
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
 from repnext_mm.reparam.verify import all_within
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 FLOAT64 = 1e-12  # of the largest value: a few thousand roundings
 FEW_AND_MANY = [pytest.param(5, id='few'), pytest.param(300, id='many', marks=pytest.mark.slow)]
@@ -104,7 +104,7 @@ def test_any_network_fuses_exactly(examples):
     )
     def check(arch, size, batch, channels, form, indices, seed):
         torch.manual_seed(seed)
-        model = randomise(RepNeXt(arch, in_channels=channels, out_indices=indices), seed).double().eval()
+        model = randomize(RepNeXt(arch, in_channels=channels, out_indices=indices), seed).double().eval()
         before = {key: value.clone() for key, value in model.state_dict().items()}
         probe = torch.randn(batch, channels, *size, dtype=torch.float64)
         fused, report = fuse(model, form=form)
@@ -160,7 +160,7 @@ def test_any_network_trains_alike_with_frozen_norms(examples):
     @checked(examples, arch=architectures(), size=sizes, seed=seeds)
     def check(arch, size, seed):
         torch.manual_seed(seed)
-        model = randomise(RepNeXt(arch, norm_eval=True), seed).double().train()
+        model = randomize(RepNeXt(arch, norm_eval=True), seed).double().train()
         probe = torch.randn(1, 3, *size, dtype=torch.float64)
         gradients = []
         for network in (model, branch_by_branch(model)):
@@ -216,7 +216,7 @@ def test_half_precision_under_autocast(examples, dtype):
     @checked(examples, arch=architectures(), size=sizes, seed=seeds)
     def check(arch, size, seed):
         torch.manual_seed(seed)
-        model = randomise(RepNeXt(arch), seed).eval()
+        model = randomize(RepNeXt(arch), seed).eval()
         probe = torch.randn(1, 3, *size)
         apart = branch_by_branch(model)
         networks = {'apart': apart, 'merged': model, 'fused': fuse(model)[0], 'dense': fuse(model, form='dense')[0]}
@@ -235,7 +235,7 @@ def test_half_precision_under_autocast(examples, dtype):
 @HALVES
 def test_half_precision_gradients(dtype):
     torch.manual_seed(0)
-    model = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}, norm_eval=True)).train()
+    model = randomize(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}, norm_eval=True)).train()
     probe = torch.randn(2, 3, 65, 97)
 
     def gradients(network, cast):
@@ -260,7 +260,7 @@ def test_half_precision_gradients(dtype):
 def test_no_weight_that_is_no_number_passes(examples, value):
     """Any weight or statistic. An infinite variance is a number in effect: it switches its channel off."""
     torch.manual_seed(0)
-    source = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
+    source = randomize(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
     probe = torch.randn(1, 3, 64, 64)
     names = [name for name, tensor in source.state_dict().items() if tensor.is_floating_point()]
 
@@ -277,7 +277,7 @@ def test_no_weight_that_is_no_number_passes(examples, value):
 @pytest.mark.parametrize('value', [math.nan, math.inf], ids=str)
 def test_no_rim_of_a_kernel_that_is_no_number_passes(value):
     """The last level is smaller than its kernels: their rims meet padding only, and the outputs are numbers."""
-    model = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
+    model = randomize(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
     probe = torch.randn(1, 3, 33, 33)
     kernel = model.stages[3].blocks[0].token_mixer.conv_l[1].weight
     kernel.data[0, 0, 0] = value
@@ -287,7 +287,7 @@ def test_no_rim_of_a_kernel_that_is_no_number_passes(value):
 
 @pytest.mark.parametrize('value', [math.nan, math.inf], ids=str)
 def test_no_input_that_is_no_number_passes(value):
-    model = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
+    model = randomize(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
     probe = torch.randn(1, 3, 64, 64)
     probe[0, 1, 33, 7] = value
     assert not all_within(relative_error(fuse(model)[0], model, probe), math.inf)
@@ -299,7 +299,7 @@ def test_no_input_that_is_no_number_passes(value):
 def test_half_precision_that_overflows_when_fused_is_refused():
     """A variance near 0 and a large mean: the branches run, the fused bias does not fit."""
     model = torch.nn.Module()
-    model.backbone = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
+    model.backbone = randomize(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)})).eval()
     norm = model.backbone.stages[1].downsample.norm
     norm.running_var.fill_(1e-12)
     norm.running_mean.fill_(1e4)

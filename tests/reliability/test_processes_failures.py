@@ -65,7 +65,7 @@ def test_slurm_trains_with_two_tasks(tmp_path, slurm):
 
 @pytest.mark.parametrize('how', ['kill', 'raise'])
 def test_without_an_agent_the_others_notice(how, tmp_path, slurm):
-    """As when srun does not end the other tasks: they end by themselves when their neighbour's line is cut."""
+    """As when srun does not end the other tasks: they end by themselves when their neighbor's line is cut."""
     lines, marker = fault(tmp_path, how, iteration=2)
     config = write_config(tmp_path, 'classification', more=lines)
     output = run_job(ROOT / 'tools/slurm_train.sh', 'part', 'job', config, cwd=tmp_path, expect=ANY_ERROR, **slurm)

@@ -96,19 +96,19 @@ def test_all_processes_end_alike(found):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='torch has no SyncBN on the CPU')
 @pytest.mark.parametrize('world', [2, 4])
-def test_synchronised_norms_are_those_of_the_global_batch(tmp_path, world):
+def test_synchronized_norms_are_those_of_the_global_batch(tmp_path, world):
     """Several processes share one GPU: gradients and running statistics equal one process's with plain norms."""
     reference, statistics = alone({}, images())
     for process in gradient_worker.run(world, tmp_path, device='cuda:0'):
-        found, buffered = process['synchronised']
+        found, buffered = process['synchronized']
         assert worst(found, reference) < 1e-9
         for name, buffer in statistics.items():
             torch.testing.assert_close(buffered[name], buffer, rtol=1e-9, atol=1e-12)
 
 
-def test_the_synchronised_case_differs_in_its_norms_only():
-    plain, synchronised = build({}), build(SYNC)
-    assert {type(m).__name__ for m in synchronised.modules()} - {type(m).__name__ for m in plain.modules()} == {
+def test_the_synchronized_case_differs_in_its_norms_only():
+    plain, synchronized = build({}), build(SYNC)
+    assert {type(m).__name__ for m in synchronized.modules()} - {type(m).__name__ for m in plain.modules()} == {
         'SyncBatchNorm'
     }
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), synchronised.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), synchronized.parameters(), strict=True))

@@ -51,7 +51,7 @@ def test_what_a_strategy_says_itself_counts(on_gpu):
     assert config.strategy == own
 
 
-def test_a_strategy_on_the_cpu_gets_no_gpu_and_no_synchronised_norms(on_cpu):
+def test_a_strategy_on_the_cpu_gets_no_gpu_and_no_synchronized_norms(on_cpu):
     config, notes = fitted(**FLEXIBLE, sync_bn='torch')
     assert config.strategy.model_wrapper.device_ids is None
     assert config.strategy.sync_bn is None
@@ -95,7 +95,7 @@ def test_shards_on_the_cpu_get_no_gpu(on_cpu):
 def test_shards_say_what_they_do_not_do(on_gpu):
     config, notes = fitted(**FLEXIBLE, sync_bn='torch', strategy=dict(type='FSDPStrategy'))
     assert config.strategy == dict(type='FSDPStrategy', state_dict_cfg='full')
-    assert notes == ["strategy.type='FSDPStrategy' does not synchronise batch norms: sync_bn is not used."]
+    assert notes == ["strategy.type='FSDPStrategy' does not synchronize batch norms: sync_bn is not used."]
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,10 @@ def test_names_in_annotations_become_no_program(name, here, folder):
 )
 def test_names_of_folders_become_no_program(name, here):
     for split in ('train', 'val'):
-        for label, grey in (('cat', 50), ('dog', 90)):
+        for label, gray in (('cat', 50), ('dog', 90)):
             (here / name / split / label).mkdir(parents=True)
             for index in range(2):
-                cv2.imwrite('x.jpg', np.full((40, 48, 3), grey + index, np.uint8))
+                cv2.imwrite('x.jpg', np.full((40, 48, 3), gray + index, np.uint8))
                 shutil.copy('x.jpg', here / name / split / label / f'{index}.jpg')
     path, refusal = written(task='cls', data=here / name, arch='m0', batch=2)
     assert len(refusal.splitlines()) <= 1

@@ -16,12 +16,12 @@ from repnext_mm.errors import UserError
 from repnext_mm.models.repnext import ConvNorm
 from repnext_mm.reparam import Fusible, FusionError, fuse_checked, relative_error
 from repnext_mm.reparam.fuse import count_norms
-from repnext_mm.reparam.verify import randomise
+from repnext_mm.reparam.verify import randomize
 
 
 def layers(channels: int = 3) -> nn.Sequential:
     parts = [nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)]
-    return randomise(nn.Sequential(*parts))
+    return randomize(nn.Sequential(*parts))
 
 
 class Net(nn.Module):
@@ -55,7 +55,7 @@ class Wrong(Fusible):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_a_module_is_fused_as_a_whole_and_stays_as_it_was(dtype, training):
     parts = [ConvNorm(3, 4, 3, norm_cfg={'type': 'BN'}), nn.Dropout(0.5), ConvNorm(4, 5, 1, norm_cfg={'type': 'BN'})]
-    model = randomise(nn.Sequential(*parts)).to(dtype).train(training)
+    model = randomize(nn.Sequential(*parts)).to(dtype).train(training)
     model[0].eval()
     state, flags = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     fused, report = fuse_checked(model)
@@ -93,7 +93,7 @@ def test_data_parallel_wrappers_are_left_out():
 def test_a_probe_of_the_user():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
     assert not fuse_checked(model)[1]  # no image
-    fused, report = fuse_checked(randomise(model).double(), probe=torch.randn(5, 3).double())
+    fused, report = fuse_checked(randomize(model).double(), probe=torch.randn(5, 3).double())
     assert count_norms(fused) == 0
     assert max(report.errors) < 1e-14
 

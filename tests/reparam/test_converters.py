@@ -15,7 +15,7 @@ from repnext_mm.models import RepNeXt
 from repnext_mm.models.repnext import ConvNorm
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 EXACT = 1e-10
 
@@ -63,7 +63,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def ready(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    model = randomise(build()).to(dtype)
+    model = randomize(build()).to(dtype)
     for name, parameter in model.named_parameters():
         if name.endswith('gamma'):
             nn.init.uniform_(parameter, 0.5, 1.5)  # layer scale starts so small that it hides what it scales
@@ -314,7 +314,7 @@ def test_only_the_wrong_one_inside_is_left_out():
 
 
 def test_ours_come_first():
-    model = randomise(nn.Sequential(Outer(ConvNorm(3, 3, 1, norm_cfg={'type': 'BN'})))).double().eval()
+    model = randomize(nn.Sequential(Outer(ConvNorm(3, 3, 1, norm_cfg={'type': 'BN'})))).double().eval()
     fused, report = fuse(model)
     assert report.modules == ('0.inner', '0')
     assert max(relative_error(fused, model, image())) < 1e-14
@@ -354,7 +354,7 @@ def test_shapes_without_values():
 def test_what_is_foreign_may_be_left_alone():
     """So that the weights of a fused file fit the library's own model around the backbone."""
     rest = nn.Sequential(Fusing(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    model = randomise(nn.Sequential(ConvNorm(3, 3, 1, norm_cfg={'type': 'BN'}), rest)).eval()
+    model = randomize(nn.Sequential(ConvNorm(3, 3, 1, norm_cfg={'type': 'BN'}), rest)).eval()
     fused, report = fuse(model, foreign=False)
     assert report.modules == ('0',)
     assert fused[1] is rest

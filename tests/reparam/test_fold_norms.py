@@ -11,13 +11,13 @@ from torch import nn
 from repnext_mm.models.repnext import ConvNorm
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 EXACT = 1e-12
 
 
 def ready(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
-    return randomise(model).to(dtype).eval()
+    return randomize(model).to(dtype).eval()
 
 
 def checked(model: nn.Module, *size: int, norms: int) -> nn.Module:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 EXACT = 1e-12
 
@@ -49,7 +49,7 @@ def fused_and_compared(
     model: nn.Module, *, calls: Callable[[nn.Module], Any] | None = None, x: torch.Tensor | None = None
 ) -> tuple[nn.Module, tuple[str, ...], int]:
     """Fuse, compare, and return the model, what was refused, and how many norms are left."""
-    randomise(model).double().eval()
+    randomize(model).double().eval()
     call = calls or (lambda network: network(image() if x is None else x))
     expected = call(model)
     fused, report = fuse(model)
@@ -467,7 +467,7 @@ def test_a_probe_finds_what_following_the_code_does_not(monkeypatch):
     model = nn.Sequential(
         nn.Sequential(conv(), nn.BatchNorm2d(6)), nn.ReLU(), nn.Sequential(conv(6, 6, 1), nn.BatchNorm2d(6))
     )
-    randomise(model).double().eval()
+    randomize(model).double().eval()
     fused, report = fuse(model, probe=image())
     assert report.modules == ('0.0',)
     assert report.refused == ('2.1: folding it changes the output',)

@@ -63,7 +63,7 @@ KINDS = {
 }
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
             nn.init.uniform_(buffer, 0.5, 1.5) if 'var' in name else nn.init.normal_(buffer)
@@ -72,7 +72,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_they_fold_and_count(kind):
-    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), KINDS[kind](4), nn.Conv2d(4, 4, 3)))
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), KINDS[kind](4), nn.Conv2d(4, 4, 3)))
     fused, report = fuse(model)
     assert (report.norms_before, report.norms_after, count_norms(fused)) == (1, 0, 0)
     assert max(relative_error(fused, model, torch.randn(2, 3, 6, 5).double())) < EXACT
@@ -81,14 +81,14 @@ def test_they_fold_and_count(kind):
 
 
 def test_they_fold_forward_too():
-    model = randomised(nn.Sequential(nn.ReLU(), FrozenBatchNorm2d(4), nn.Conv2d(4, 4, 2)))
+    model = randomized(nn.Sequential(nn.ReLU(), FrozenBatchNorm2d(4), nn.Conv2d(4, 4, 2)))
     fused, report = fuse(model)
     assert report.norms_after == 0
     assert max(relative_error(fused, model, torch.randn(2, 4, 6, 5).double())) < EXACT
 
 
 def test_the_name_alone_does_not_do():
-    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNormWithMore(4)))
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNormWithMore(4)))
     assert not is_frozen(model[1])
     fused, report = fuse(model)
     assert fused is model
@@ -99,7 +99,7 @@ def test_a_frozen_timm_model():
     timm = pytest.importorskip('timm')
     model = timm.create_model('resnet18', num_classes=3)
     timm.utils.freeze(model)
-    randomised(model)
+    randomized(model)
     fused, report = fuse(model)
     assert (report.norms_before, report.norms_after) == (20, 0)
     assert max(relative_error(fused, model, torch.randn(1, 3, 64, 64).double())) < EXACT

@@ -10,13 +10,13 @@ from torch import nn
 
 from repnext_mm.models.repnext import ConvNorm
 from repnext_mm.reparam import FusionReport, fuse
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 
 def network(norm_cfg: dict | None = None) -> nn.Sequential:
     cfg = norm_cfg or {'type': 'BN'}
     parts = [ConvNorm(3, 8, 3, stride=2, norm_cfg=cfg), nn.GELU(), ConvNorm(8, 4, 1, norm_cfg=cfg)]
-    return randomise(nn.Sequential(nn.Sequential(*parts), nn.Conv2d(4, 2, 1)).eval())
+    return randomize(nn.Sequential(nn.Sequential(*parts), nn.Conv2d(4, 2, 1)).eval())
 
 
 def snapshot(model: nn.Module) -> tuple:
@@ -103,21 +103,21 @@ def test_kernels_are_computed_in_float64():
 
 def test_a_module_used_twice_stays_one_module():
     conv = ConvNorm(4, 4, 1, norm_cfg={'type': 'BN'})
-    model = randomise(nn.Sequential(conv, nn.GELU(), conv).eval())
+    model = randomize(nn.Sequential(conv, nn.GELU(), conv).eval())
     fused, report = fuse(model)
     assert fused[0] is fused[2]
     assert report.modules == ('0',)
 
 
 def test_norms_that_do_not_fold_are_kept():
-    model = randomise(nn.Sequential(ConvNorm(3, 4, 1, norm_cfg={'type': 'BN', 'track_running_stats': False}))).eval()
+    model = randomize(nn.Sequential(ConvNorm(3, 4, 1, norm_cfg={'type': 'BN', 'track_running_stats': False}))).eval()
     fused, report = fuse(model)
     assert fused is model
     assert not report
 
 
 def test_a_fusible_model_is_replaced_as_a_whole():
-    conv, x = randomise(ConvNorm(3, 4, 3, norm_cfg={'type': 'BN'})).eval().double(), torch.randn(1, 3, 5, 7).double()
+    conv, x = randomize(ConvNorm(3, 4, 3, norm_cfg={'type': 'BN'})).eval().double(), torch.randn(1, 3, 5, 7).double()
     fused, report = fuse(conv)
     assert isinstance(fused, nn.Conv2d)
     assert worst_error(fused(x), conv(x)) < 1e-13

@@ -34,7 +34,7 @@ from repnext_mm.reparam import (
     ungroup,
 )
 from repnext_mm.reparam.laws import as_linear, average
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 EPS = 1e-13
 EPS_OF_SUMS = 1e-12  # over channels and windows
@@ -151,7 +151,7 @@ def test_identity(size):
 
 
 def test_identity_refuses_even_sizes():
-    with pytest.raises(ValueError, match='no centre'):
+    with pytest.raises(ValueError, match='no center'):
         identity(3, (2, 3), like=torch.ones(1))
 
 
@@ -184,7 +184,7 @@ def test_concat_refuses_different_windows():
 
 
 def batch_norm(channels: int, *, affine: bool = True) -> nn.BatchNorm2d:
-    return randomise(nn.BatchNorm2d(channels, affine=affine).double()).eval()
+    return randomize(nn.BatchNorm2d(channels, affine=affine).double()).eval()
 
 
 @pytest.mark.parametrize('affine', [True, False], ids=['affine', 'plain'])
@@ -207,7 +207,7 @@ def test_norm_before(groups, bias, affine):
 
 
 def test_norm_before_a_linear_layer():
-    norm, k, x = randomise(nn.BatchNorm1d(6).double()).eval(), kernel(5, 6), torch.randn(3, 6).double()
+    norm, k, x = randomize(nn.BatchNorm1d(6).double()).eval(), kernel(5, 6), torch.randn(3, 6).double()
     assert worst_error(F.linear(x, *norm_before(affine_of(norm), k)), F.linear(norm(x), *k)) < EPS
 
 
@@ -392,7 +392,7 @@ def test_average_pool_refuses_an_empty_window():
 @pytest.mark.parametrize('axes', [1, 2, 3])
 @pytest.mark.parametrize('length', [1, 3])
 def test_norm_alone(axes, length, groups):
-    norm = randomise(NORM[axes](6).double()).eval()
+    norm = randomize(NORM[axes](6).double()).eval()
     x = torch.randn(2, 6, *[4] * axes).double()
     alone = norm_alone(affine_of(norm), size=[length] * axes, groups=groups)
     assert worst_error(CONV[axes](x, *alone, padding=length // 2, groups=groups or 6), norm(x)) < EPS_OF_SUMS
@@ -400,7 +400,7 @@ def test_norm_alone(axes, length, groups):
 
 def test_a_repvgg_block_is_a_sum_of_laws():
     """A 3x3 beside a normed shortcut."""
-    norm, k, x = randomise(nn.BatchNorm2d(4).double()).eval(), kernel(4, 2, 3, 3), torch.randn(1, 4, 5, 6).double()
+    norm, k, x = randomize(nn.BatchNorm2d(4).double()).eval(), kernel(4, 2, 3, 3), torch.randn(1, 4, 5, 6).double()
     whole = add(k, norm_alone(affine_of(norm), size=(3, 3), groups=2))
     expected = F.conv2d(x, *k, padding=1, groups=2) + norm(x)
     assert worst_error(F.conv2d(x, *whole, padding=1, groups=2), expected) < EPS_OF_SUMS

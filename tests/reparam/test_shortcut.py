@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repnext_mm.reparam import Kernel, affine_of, eliminate_shortcut, norm_before
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 
 def kernel(*shape: int, bias: bool = True) -> Kernel:
@@ -86,7 +86,7 @@ def test_gradients_reach_every_kernel():
     [
         (((4, 2, 3, 3), (8, 4, 1, 1), (4, 8, 1, 1)), 'must be depthwise'),
         (((4, 4), (8, 4, 1, 1), (4, 8, 1, 1)), 'must be depthwise'),
-        (((4, 1, 2, 3), (8, 4, 1, 1), (4, 8, 1, 1)), 'no centre'),
+        (((4, 1, 2, 3), (8, 4, 1, 1), (4, 8, 1, 1)), 'no center'),
         (((4, 1, 3, 3), (8, 3, 1, 1), (4, 8, 1, 1)), r'expand kernel .* must be 1x1, \(8, 4, 1, 1\)'),
         (((4, 1, 3, 3), (8, 4, 3, 3), (4, 8, 1, 1)), 'expand kernel'),
         (((4, 1, 3, 3), (8, 4, 1, 1), (4, 7, 1, 1)), r'project kernel .* must be 1x1, \(4, 8, 1, 1\)'),
@@ -104,14 +104,14 @@ def test_shapes_that_do_not_fit(shapes, message):
 def test_norm_before_an_unpadded_window(window, stride, groups, bias):
     """The second law of the family: a norm before patches that no padding surrounds."""
     k, x = kernel(8, 4 // groups, *window, bias=bias), torch.randn(2, 4, 9, 7).double()
-    norm = randomise(nn.BatchNorm2d(4).double()).eval()
+    norm = randomize(nn.BatchNorm2d(4).double()).eval()
     merged = norm_before(affine_of(norm), k, unpadded=True)
     expected = F.conv2d(norm(x), *k, stride, groups=groups)
     assert worst_error(F.conv2d(x, *merged, stride, groups=groups), expected) < 1e-13
 
 
 def test_norm_before_a_padded_window_is_inexact():
-    k, x, norm = kernel(8, 4, 3, 3), torch.randn(2, 4, 9, 7).double(), randomise(nn.BatchNorm2d(4).double()).eval()
+    k, x, norm = kernel(8, 4, 3, 3), torch.randn(2, 4, 9, 7).double(), randomize(nn.BatchNorm2d(4).double()).eval()
     merged = norm_before(affine_of(norm), k, unpadded=True)
     assert worst_error(F.conv2d(x, *merged, padding=1), F.conv2d(norm(x), *k, padding=1)) > 1e-3
     with pytest.raises(ValueError, match='unpadded=True'):

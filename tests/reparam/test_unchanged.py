@@ -14,7 +14,7 @@ from torch import nn
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms
 from repnext_mm.reparam.unchanged import generators_kept, state_kept
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 
 class Busy(nn.Module):
@@ -64,7 +64,7 @@ def held(model: Busy) -> tuple:
 
 
 def test_fusing_leaves_nothing_behind():
-    model = randomise(Busy()).eval()
+    model = randomize(Busy()).eval()
     lists = model.seen, model.seen['inner'], Busy.log[0]
     before = repr(held(model))
     fused, report = fuse(model)
@@ -75,7 +75,7 @@ def test_fusing_leaves_nothing_behind():
 
 
 def test_a_probe_leaves_nothing_behind():
-    model = randomise(Busy()).eval()
+    model = randomize(Busy()).eval()
     before = repr(held(model))
     fused, _ = fuse(model, probe=torch.randn(1, 3, 5, 5))
     assert count_norms(fused) == 0

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from repnext_mm.reparam import relative_error
-from repnext_mm.reparam.verify import all_within, distances, randomise, worst
+from repnext_mm.reparam.verify import all_within, distances, randomize, worst
 
 
 class Levels(nn.Module):
@@ -61,12 +61,12 @@ def test_the_worst_of_several_levels_is_nan_where_one_is():
         distances([ones[:0]], [ones[:0]])
 
 
-def test_randomised_numbers_hide_nothing():
+def test_randomized_numbers_hide_nothing():
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False, track_running_stats=False)]
     models = [nn.Sequential(*copy.deepcopy(layers)) for _ in range(3)]
     for model in models:
         nn.init.zeros_(model[0].bias)
-    first, second, other = (randomise(model, seed=seed) for model, seed in zip(models, (0, 0, 1), strict=True))
+    first, second, other = (randomize(model, seed=seed) for model, seed in zip(models, (0, 0, 1), strict=True))
     assert all(map(torch.equal, first[1].state_dict().values(), second[1].state_dict().values()))
     assert not torch.equal(first[1].weight, other[1].weight)
     for tensor in (first[0].bias, first[1].weight, first[1].bias, first[1].running_mean, first[1].running_var):
@@ -78,7 +78,7 @@ def test_an_image_keeps_activations_in_range():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
     image = 1e4 * torch.randn(64, 3)
     with torch.no_grad():
-        assert randomise(model, image=image)(image).abs().max() < 20
+        assert randomize(model, image=image)(image).abs().max() < 20
 
 
 def test_shapes_must_agree():

@@ -9,7 +9,7 @@ import torch
 
 from repnext_mm import RepNeXt
 from tests.checkpoints import files
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.tools.running import ROOT, run_tool
 
 TOOL = ROOT / 'tools/checkpoint.py'
@@ -25,7 +25,7 @@ def test_inspect_convert_fuse_compare(tmp_path, golden_state):
     assert '671 tensors are equal, 0 differ' in run_tool(TOOL, 'compare', 'm0.pth.tar', 'm0.safetensors', cwd=tmp_path)
 
     (tmp_path / 'net.py').write_text("model = dict(type='RepNeXt', arch='m0')\n")
-    torch.save({'state_dict': randomise(RepNeXt('m0')).state_dict()}, tmp_path / 'net.pth')
+    torch.save({'state_dict': randomize(RepNeXt('m0')).state_dict()}, tmp_path / 'net.pth')
     shown = run_tool(TOOL, 'fuse', 'net.pth', 'net.py', 'fused.pth', '--publish', cwd=tmp_path)
     assert 'parameters 2,073,200 -> 2,007,080, norms 53 -> 0' in shown
     errors = re.search(r'float64: (.*)', shown)[1].split(', ')

@@ -227,11 +227,11 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
 def test_a_model_without_scores(tmp_path):
     from mmpretrain.structures import DataSample
 
-    cv2.imwrite(str(tmp_path / 'grey.png'), np.zeros((40, 50, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / 'gray.png'), np.zeros((40, 50, 3), np.uint8))
     init_default_scope('mmpretrain')
     model = SimpleNamespace(test_step=lambda data: [DataSample()], data_preprocessor=SimpleNamespace())
     with pytest.raises(ValueError, match='SimpleNamespace gives no score for each class'):
-        top_classes(model, tmp_path / 'grey.png', pipeline=[dict(type='PackInputs')])
+        top_classes(model, tmp_path / 'gray.png', pipeline=[dict(type='PackInputs')])
 
 
 def test_a_small_picture_is_enlarged_to_be_read(tmp_path):

@@ -70,7 +70,7 @@ def tested(root, confident):
 def test_training_learns_from_the_authors_file_and_says_what_it_dropped(trained):
     output, checkpoint = trained
     assert checkpoint.is_file()
-    assert 'No GPU here: batch norms are not synchronised' in output
+    assert 'No GPU here: batch norms are not synchronized' in output
     assert output.count('No GPU here') == 1
     assert 'dropped 14 tensors of head from' in output
     assert 'Epoch(val) [1]' in output

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from tests.configs import CONFIGS
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.export.detectors import ANCHORS, DELTAS, FOCAL, dense, rtmdet
 from tests.export.networks import TINY
 from tests.training.test_distillation import STUDENT
@@ -68,7 +68,7 @@ def build(task: str) -> tuple[nn.Module, dict[str, Any]]:
     init_default_scope(scope)
     torch.manual_seed(0)
     model = MODELS.build(ConfigDict(copy.deepcopy(config())))
-    randomise(model.backbone)
+    randomize(model.backbone)
     samples = Samples(annotated, size)
     items = [samples[0], samples[1]]
     return model.train(), {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}

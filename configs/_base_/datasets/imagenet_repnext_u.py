@@ -1,7 +1,7 @@
 """ImageNet as in RepNeXtU's recipe: the RepViT recipe's augmentation, each image once, tested at 256.
 
 Images are read as in that recipe: by Pillow, without turning what EXIF says is turned.
-Tested at 256: the shorter side becomes 292 (256 / 0.875) and the centre of 256x256 is cut out. That is what the loader
+Tested at 256: the shorter side becomes 292 (256 / 0.875) and the center of 256x256 is cut out. That is what the loader
 of ConvNeXt, on whose training script the recipe builds, does for an input of 256.
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from repnext_mm._files import drafted
-from repnext_mm.checkpoints import read_checkpoint, recognise, state_dict_of
+from repnext_mm.checkpoints import read_checkpoint, recognize, state_dict_of
 from repnext_mm.data.own import (
     Findings,
     check_class_folders,
@@ -220,7 +220,7 @@ def _usable_checkpoint(checkpoint: str | None, arch: str) -> str | None:
     path = Path(checkpoint)
     if not path.is_file():
         raise MissingFileError(f"--checkpoint '{checkpoint}' does not exist: give the path of a weight file")
-    found = recognise(state_dict_of(read_checkpoint(path)), ARCHITECTURES)
+    found = recognize(state_dict_of(read_checkpoint(path)), ARCHITECTURES)
     if found.arch != arch:
         raise UserError(f"--checkpoint '{checkpoint}' holds RepNeXt {found.arch or 'nowhere'}, not {arch}: change one")
     if found.form != 'train':

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam import FusionReport, fuse, relative_error
 from repnext_mm.reparam.fusible import Form
-from repnext_mm.reparam.verify import all_within, outputs_of, randomise
+from repnext_mm.reparam.verify import all_within, outputs_of, randomize
 
 TOLERANCE_FLOAT64 = 1e-10
 TOLERANCE_FLOAT32 = 1e-4
@@ -91,7 +91,7 @@ def with_random_statistics(model: nn.Module, *, shape: Sequence[int] = (1, 3, 22
 
     They are fitted to images of ``shape``, so that activations stay in range.
     """
-    return randomise(model, seed=seed, image=torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
+    return randomize(model, seed=seed, image=torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
 def _levels(fused: nn.Module, reference: nn.Module, image: Tensor) -> tuple[LevelError, ...]:

@@ -187,7 +187,7 @@ def _dataset_meta(pair: Pair, subject: Subject) -> Mapping[str, Any]:
 def _colors(palette: Any, *, count: int) -> tuple[str, ...]:
     if isinstance(palette, list | tuple) and len(palette) >= count:
         return tuple('#{:02x}{:02x}{:02x}'.format(*map(int, color)) for color in palette[:count])
-    hues = (index * 0.618 % 1 for index in range(count))  # the golden section keeps neighbours apart
+    hues = (index * 0.618 % 1 for index in range(count))  # the golden section keeps neighbors apart
     return tuple(
         '#{:02x}{:02x}{:02x}'.format(*(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 0.95)))
         for hue in hues

@@ -16,7 +16,7 @@ from torch import nn
 
 from repnext_mm.lab.bench import whole_model
 from repnext_mm.lab.bench.whole_model import PARTS, Observed, Stopwatch, measure_whole_model
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.tools.running import ROOT
 
 DETECTOR = ROOT / 'configs/mask_rcnn_repnext_m0_digits.py'
@@ -37,7 +37,7 @@ def built(path: Path, options: dict) -> nn.Module:
     config = Config.fromfile(path)
     config.merge_from_dict(options)
     init_default_scope(config.default_scope)
-    return randomise(MODELS.build(config.model))
+    return randomize(MODELS.build(config.model))
 
 
 def test_detector_with_random_weights(image):

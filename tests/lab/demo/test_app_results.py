@@ -31,7 +31,7 @@ from repnext_mm.lab.demo.app_results import (
     run_forms,
 )
 from repnext_mm.timing import Latency
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.tools.running import ROOT
 
 CONFIGS = {
@@ -54,7 +54,7 @@ def write_weights(scope, path):
     config = load_config(CONFIGS[scope])
     init_default_scope(scope)
     torch.manual_seed(0)
-    model = randomise(MODELS.build(config.model))
+    model = randomize(MODELS.build(config.model))
     if scope == 'mmdet':
         model.roi_head.bbox_head.fc_cls.weight.data *= 100
     palette = [[10 * index, 0, 255 - index] for index in range(len(NAMES[scope]))]

@@ -12,7 +12,7 @@ from repnext_mm.apis import load_config
 from repnext_mm.data.scene import compose_scene
 from repnext_mm.lab.draw.cam import METHODS, activation_map, draw_activation_maps
 from repnext_mm.lab.draw.subject import Subject, load_subject, see
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.tools.running import ROOT
 
 pytest.importorskip('pytorch_grad_cam')
@@ -38,7 +38,7 @@ def random_subject(scope, *, root):
     config = load_config(ROOT / 'configs' / CONFIGS[scope], options=options)
     init_default_scope(scope)
     torch.manual_seed(0)
-    model = randomise(MODELS.build(config.model)).eval()
+    model = randomize(MODELS.build(config.model)).eval()
     if scope == 'mmdet':
         model.roi_head.bbox_head.fc_cls.weight.data *= 100
     return Subject(name=scope, model=model, config=config)

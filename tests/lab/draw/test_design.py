@@ -22,7 +22,7 @@ from repnext_mm.lab.draw.design import (
 from repnext_mm.models import ARCHITECTURES, RepNeXt
 from repnext_mm.models.repnext import ChunkConv, CopyConv, RepDWConvM, RepDWConvS
 from repnext_mm.reparam import embed
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 FIGURES = {'architecture': architecture, 'equivalent': equivalent, 'transforms': transforms}
 WIDEST = replace(ARCHITECTURES['m5'], embed_dims=(1024, 2048, 4096, 8192), depths=(1, 1, 99, 1))
@@ -53,7 +53,7 @@ def test_texts_lie_in_their_boxes_and_on_no_other_text(name, arch):
     ids=['S', 'S strided', 'M', 'M strided'],
 )
 def test_branches_are_those_whose_sum_the_module_is(module):
-    module = randomise(module).double()
+    module = randomize(module).double()
     branches, x = branches_of(module), torch.randn(2, 4, 13, 12, dtype=torch.float64)
 
     def run(branch):

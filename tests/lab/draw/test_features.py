@@ -10,13 +10,13 @@ import torch
 from repnext_mm import RepNeXt
 from repnext_mm.lab.draw.features import SCALES, draw_features, token_mixer_chunks
 from repnext_mm.reparam import fuse
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 ARCH = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 2, 1, 1)}
 
 
 def backbone(**options):
-    return randomise(RepNeXt(ARCH, **options)).double().eval()
+    return randomize(RepNeXt(ARCH, **options)).double().eval()
 
 
 def test_chunks_are_what_the_mixer_does():

@@ -10,7 +10,7 @@ from repnext_mm import RepNeXt
 from repnext_mm.lab.draw.kernels import draw_kernels, effective_kernels
 from repnext_mm.models import RepNeXtU
 from repnext_mm.reparam import add, embed, fuse
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 
 ARCH = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 UNIT = {'dims': (6, 6, 12, 12), 'depths': (1, 1, 1, 1)}
@@ -20,7 +20,7 @@ UNIT = {'dims': (6, 6, 12, 12), 'depths': (1, 1, 1, 1)}
     'net', [RepNeXt(ARCH), RepNeXtU(UNIT, unit='u2'), RepNeXtU(UNIT, unit='u3')], ids=['multi', 'u2', 'u3']
 )
 def test_branches_add_up(net):
-    kernels = effective_kernels(randomise(net).eval())
+    kernels = effective_kernels(randomize(net).eval())
     fused = dict(fuse(net)[0].named_modules())
     added = 0
     for name, branches in kernels.items():

@@ -11,7 +11,7 @@ from torch import nn
 from repnext_mm import RepNeXt
 from repnext_mm.lab.draw.receptive_field import draw_receptive_fields, noise_images, receptive_fields, side_holding
 from repnext_mm.reparam import fuse
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 
 class Known(nn.Module):
@@ -40,7 +40,7 @@ def test_a_known_field():
 
 
 def test_fused_sees_the_same(tmp_path):
-    net = randomise(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}, out_indices=(0, 2))).eval()
+    net = randomize(RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}, out_indices=(0, 2))).eval()
     images = noise_images(2, size=64)
     rows = {name: receptive_fields(model, images) for name, model in (('train', net), ('fused', fuse(net)[0]))}
     for train, fused in zip(*rows.values(), strict=True):

@@ -34,7 +34,7 @@ class ArchLike(Protocol):
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Recognized:
     """What is known about a state dict."""
 
     task: str  # 'backbone', 'classifier', 'detector', 'segmentor' or 'unknown'
@@ -43,7 +43,7 @@ class Recognised:
     prefix: str  # of the backbone's keys: '', 'backbone.' or longer
 
 
-def recognise(state: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]) -> Recognised:
+def recognize(state: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]) -> Recognized:
     """Read task, form and architecture off a state dict.
 
     Args:
@@ -54,7 +54,7 @@ def recognise(state: Mapping[str, Tensor], architectures: Mapping[str, ArchLike]
     backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     whole = prefix.removesuffix('backbone.')
     below = {key.removeprefix(whole).split('.')[0] for key in state if key.startswith(whole)}
-    return Recognised(_task(below), _form(backbone), _arch(backbone, architectures), prefix)
+    return Recognized(_task(below), _form(backbone), _arch(backbone, architectures), prefix)
 
 
 def writer_of(content: Mapping[str, Any]) -> str:

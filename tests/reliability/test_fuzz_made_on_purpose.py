@@ -118,7 +118,7 @@ def test_a_flipped_bit_of_a_weight_is_found(tmp_path):
     data = bytearray((tmp_path / 'w.pth').read_bytes())
     data[data.find(bytes(2000)) + 1000] ^= 64
     (tmp_path / 'w.pth').write_bytes(data)
-    with pytest.raises(ValueError, match='is damaged .*CRC'):
+    with pytest.raises(ValueError, match='is corrupt .*CRC'):
         read_checkpoint(tmp_path / 'w.pth')
 
 

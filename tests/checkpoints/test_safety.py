@@ -156,8 +156,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def breaks(content, file):
-        with open(file, 'wb') as half:
-            half.write(b'half')
+        file.write(b'half')
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, 'save', breaks)

@@ -99,7 +99,13 @@ def _built(name: str, options: dict[str, Any]) -> nn.Module:
 
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # timm talks about overwritten and deprecated entries
-            return timm.create_model(name.removeprefix(TIMM), pretrained=False, **options)
+            try:
+                return timm.create_model(name.removeprefix(TIMM), pretrained=False, **options)
+            except (RuntimeError, TypeError) as error:
+                if not options:
+                    raise
+                given = ', '.join(f'{key}={value!r}' for key, value in options.items())
+                raise UserError(f'timm does not build {name!r} with {given}: {error}') from error
     scope, _, kind = name.rpartition('.')
     with reading_safely(), DefaultScope.overwrite_default_scope(scope or None):
         return MODELS.build({'type': name if scope else kind, **options})

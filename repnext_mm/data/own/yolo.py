@@ -1,8 +1,8 @@
 """YOLO labels: one text file per image, one row per object, in fractions of the image's width and height.
 
-A row is a class number with the center, width and height of a box, or with the points of a polygon. Read here, and not
-by a library: it is five numbers in a row, and supervision and globox stop at the first fault or pass over it, where a
-person wants to be told of all of them by file and row (supervision would also bring SciPy and FFmpeg along).
+A row is a class number with the center, width and height of a box, or with the points of a polygon. No library reads
+them here: globox knows no polygons; supervision turns those into masks, keeps 32 bits, stops at the first bad file,
+where a person wants to hear of all of them by row, and would bring PyAV (FFmpeg) along.
 Format: https://docs.ultralytics.com/datasets/detect and https://docs.ultralytics.com/datasets/segment.
 """
 
@@ -201,15 +201,23 @@ def _listed(places: Sequence[Path], description: Description, root: Path, split:
             folders.append(place)
             paths += _images_in(place)
         else:
-            for line in read_lines(place):
-                starts = (place.parent, root)
-                paths.append(next((s / line for s in starts if os.path.isfile(s / line)), place.parent / line))
+            paths += [_listed_image(line, (place.parent, root)) for line in read_lines(place)]
     if not paths:
         raise UserError(
             f"{description.path.name} names {quoted(below(place, root) for place in places)} for '{split}', and no "
             'image is there: correct the entry'
         )
     return _Images(list(dict.fromkeys(Path(os.path.abspath(path)) for path in paths)), folders)
+
+
+def _listed_image(line: str, starts: Sequence[Path]) -> Path:
+    """The image that a list means, also where its author's folders were others above: CVAT writes data/images/..."""
+    parts = Path(line).parts
+    for first in range(max(1, len(parts) - 1)):  # one folder at least, or the whole
+        for start in starts:
+            if os.path.isfile(path := start.joinpath(*parts[first:])):
+                return path
+    return starts[0] / line
 
 
 def _images_in(folder: Path) -> list[Path]:

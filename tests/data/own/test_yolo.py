@@ -174,8 +174,12 @@ def test_names_from_classes_txt_or_the_command_line(tmp_path):
     assert not findings.errors, findings.report()
 
 
-@pytest.mark.parametrize('entry', ['train.txt', '[images/a, images/b]'], ids=['list of images', 'two folders'])
-def test_what_data_yaml_lists_counts(tmp_path, entry):
+@pytest.mark.parametrize(
+    'entry, start',
+    [('[images/a, images/b]', './'), ('train.txt', './'), ('train.txt', 'data/'), ('train.txt', '/home/me/street/')],
+    ids=['two folders', 'list of images', 'as CVAT writes it', 'of another machine'],
+)
+def test_what_data_yaml_lists_counts(tmp_path, entry, start):
     data = write_yolo(tmp_path)
     for kind in ('images', 'labels'):
         (data / kind / 'train').rename(data / kind / 'a')
@@ -183,7 +187,7 @@ def test_what_data_yaml_lists_counts(tmp_path, entry):
     (data / 'images/a/empty_road.jpg').rename(data / 'images/b/empty_road.jpg')
     names = ['a/street_0001', 'a/street_0002', 'b/empty_road', 'a/unlabeled']
     (data / 'labels/a/empty_road.txt').unlink()
-    (data / 'train.txt').write_text(''.join(f'./images/{name}.jpg\n' for name in names))
+    (data / 'train.txt').write_text(''.join(f'{start}images/{name}.jpg\n' for name in names))
     (data / 'data.yaml').write_text(f'train: {entry}\nval: images/val\n' + NAMES['list'])
     findings = Findings()
     assert_boxes(pixel_boxes(find_boxes(data, None, findings)['train']))

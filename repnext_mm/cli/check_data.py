@@ -10,8 +10,8 @@ from repnext_mm.data.own import (
     check_class_folders,
     check_coco,
     check_label_maps,
+    find_boxes,
     find_class_folders,
-    find_coco,
     find_label_maps,
 )
 from repnext_mm.errors import UserError
@@ -23,7 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """What says where the data are and how to read them."""
-    parser.add_argument('--task', required=True, choices=('det', 'seg', 'cls'), help='COCO JSON, maps, or folders')
+    parser.add_argument(
+        '--task', required=True, choices=('det', 'seg', 'cls'), help='boxes (COCO, YOLO, VOC), maps, folders'
+    )
     parser.add_argument('--data', required=True, metavar='ROOT', help='the folder that holds all of the data')
     parser.add_argument('--classes', help='names, separated by commas (needed for seg; other data name them)')
     parser.add_argument(
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Report what the check found; 1 if there are errors."""
     root, classes, findings = Path(args.data).resolve(), names_of(args.classes), Findings()
     if args.task == 'det':
-        check_coco(find_coco(root), classes, findings, boxes_only=args.boxes_only)
+        check_coco(find_boxes(root, classes, findings), classes, findings, boxes_only=args.boxes_only)
     elif args.task == 'cls':
         check_class_folders(find_class_folders(root), classes, findings)
     elif classes is None:

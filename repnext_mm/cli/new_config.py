@@ -39,5 +39,7 @@ def run(args: argparse.Namespace) -> None:
     print(done.findings.report())
     if done.path is None:
         raise UserError('nothing was written: fix the errors above and run this again')
+    if done.annotations:
+        print(f'wrote the annotations, converted, to {", ".join(map(str, done.annotations))}')
     trainer = 'repnext train' if args.called[0] == 'repnext' else 'python tools/train.py'
     print(f'wrote {done.path}\ntrain with: {trainer} {done.path}')

@@ -6,6 +6,7 @@ how they are scored), their code is called instead of a second version of it.
 
 from repnext_mm.data.own.class_folders import check_class_folders
 from repnext_mm.data.own.coco import check_coco
+from repnext_mm.data.own.detection import find_boxes
 from repnext_mm.data.own.findings import Findings
 from repnext_mm.data.own.label_maps import check_label_maps
 from repnext_mm.data.own.layout import CocoSplit, MapSplit, find_class_folders, find_coco, find_label_maps
@@ -17,6 +18,7 @@ __all__ = [
     'check_class_folders',
     'check_coco',
     'check_label_maps',
+    'find_boxes',
     'find_class_folders',
     'find_coco',
     'find_label_maps',

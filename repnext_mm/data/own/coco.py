@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from repnext_mm.data.own.coco_libraries import MOST_SCORED, SMALLEST, perfect_score, used_boxes
@@ -42,7 +45,8 @@ def check_coco(
     for split, part in splits.items():
         images = _check_images(split, part, sound[split]['images'], findings)
         named = {record['id']: record['name'] for record in categories[split]}
-        boxes = _Boxes(split, images, named, _broken_ids(part.content, sound[split]), names, masks, findings)
+        broken = _broken_ids(part.content, sound[split])
+        boxes = _Boxes(split, images, named, broken, names, masks, part.places, findings)
         boxes.check(sound[split]['annotations'])
         kind = 'boxes with masks' if masks else 'boxes (no masks)'
         findings.counts.append(
@@ -157,6 +161,7 @@ class _Boxes:
     broken: set[tuple[str, Any]]  # see `_broken_ids`
     names: tuple[str, ...]
     masks: bool
+    places: Sequence[str] | None  # where the boxes stood before they were converted
     findings: Findings
     usable: Counter[str] = field(default_factory=Counter)  # per class
     in_image: Counter[Any] = field(default_factory=Counter)
@@ -168,6 +173,8 @@ class _Boxes:
         seen: set[Any] = set()
         for index, box in annotations.items():
             place = f'annotations[{index}] (id {value_text(box["id"])}) of {self.split}'
+            if self.places is not None:
+                place = f'{self.places[index]} of {self.split}'
             if box['id'] in seen:
                 self.findings.error('duplicate annotation id', place)
             seen.add(box['id'])
@@ -250,11 +257,18 @@ def _ask_the_libraries(
     splits: Mapping[Split, CocoSplit], names: tuple[str, ...], masks: bool, findings: Findings
 ) -> None:
     """What mmdet and pycocotools make of annotations in which nothing wrong was seen."""
-    used = used_boxes(splits['train'].annotations, names)
+    train = splits['train']
+    if train.places is None:
+        used = used_boxes(train.annotations, names)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, 'train.json')
+            path.write_text(json.dumps(train.content), encoding='utf-8')
+            used = used_boxes(path, names)
     if used is None:
         findings.warn('what mmdet itself would leave out was not tried', 'mmdet is not installed here')
     elif not used:
-        findings.error('mmdet finds no box to learn from', shortened(str(splits['train'].annotations)))
+        findings.error('mmdet finds no box to learn from', shortened(str(train.annotations)))
     for kind in ('bbox', 'segm') if masks else ('bbox',):
         score = perfect_score(splits['val'].content, names, kind)
         if score is not None and score < 0.9995:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,9 @@ class Plan:
 
 
 def detection_text(plan: Plan, *, masks: bool, annotations: Mapping[str, str], images: Mapping[str, str]) -> str:
-    """Mask R-CNN, or Faster R-CNN for boxes only; paths are relative to the data's root."""
+    """Mask R-CNN, or Faster R-CNN for boxes only; paths are relative to the data's root, or absolute."""
+    scored = annotations['val']
+    scored_text = repr(scored) if os.path.isabs(scored) else f'data_root + {"/" + scored!r}'
     count, epochs = len(plan.classes), plan.epochs
     scale = (plan.size * 1333 // 800, plan.size)
     warm_up = max(2, min(500, plan.steps * epochs // 10))
@@ -138,7 +141,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + {'/' + annotations['val']!r}, metric={metric})
+val_evaluator = dict(ann_file={scored_text}, metric={metric})
 test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs={epochs})

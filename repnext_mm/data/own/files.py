@@ -43,6 +43,19 @@ def list_files(folder: Path) -> Listing:
     return Listing(sorted(found), sorted(hidden), sorted(broken))
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list of names, without the empty ones.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding='utf-8-sig', errors='replace')
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}): give read access to it") from error
+    return [line.strip() for line in text.replace('\0', '?').splitlines() if line.strip()]
+
+
 def is_hidden(name: str) -> bool:
     """Whether a folder is a program's or a system's own: Jupyter's, git's, macOS's, a NAS's."""
     return name.startswith('.') or name in _OF_SYSTEMS

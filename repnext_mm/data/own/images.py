@@ -91,6 +91,11 @@ def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterat
         yield from pool.map(work, items)
 
 
+def sizes_of(paths: Iterable[Path]) -> Iterator[Seen]:
+    """Size of every image in turn, from its header where that is enough."""
+    return in_parallel(_size_of, paths)
+
+
 def see(path: Path) -> Seen:
     """Decode one image as ``LoadImageFromFile`` does by default."""
     import cv2
@@ -140,6 +145,18 @@ def read_header(content: bytes) -> Header | None:
         return Header('', True, False, giant=True)
     except (OSError, SyntaxError, ValueError):
         return None
+
+
+def _size_of(path: Path) -> Seen:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.getexif().get(_ORIENTATION, 1) == 1:
+                return Seen(image.size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        pass
+    return see(path)  # which knows what OpenCV turns, and what it alone can read
 
 
 def _kind(content: bytes, header: Header | None) -> str:

@@ -48,18 +48,23 @@ MAP_NAMES = {
     'target',
     'targets',
 }
-_IMAGE_NAMES = {'image', 'images', 'img', 'imgs', 'jpeg', 'photo', 'photos', 'picture', 'pictures', 'rgb'}
+IMAGE_NAMES = {'image', 'images', 'img', 'imgs', 'jpeg', 'photo', 'photos', 'picture', 'pictures', 'rgb'}
 _PROBED = 50  # file names of a JSON that are looked for in each folder
 _LOOKED_INTO = 20  # JSON files of one split that are read to see which are COCO-style
-_RULE = "name one 'train' and one 'val' (or training, validation, valid, test), in its own name or its folder's"
+SPLIT_RULE = "name one 'train' and one 'val' (or training, validation, valid, test), in its own name or its folder's"
 
 
 class CocoSplit(NamedTuple):
-    """A COCO-style JSON file, its content, and the folder its file names start from."""
+    """COCO-style annotations, and the folder their file names start from.
+
+    ``places`` says for each annotation where it stood before it was converted; None where ``annotations`` is the JSON
+    file itself, else it is the file or folder that was converted.
+    """
 
     annotations: Path
     images: Path
     content: dict[str, Any]
+    places: Sequence[str] | None = None
 
 
 class MapSplit(NamedTuple):
@@ -76,21 +81,21 @@ def find_coco(root: Path) -> dict[Split, CocoSplit]:
         MissingFileError: ``root`` or the images of a split are not there.
         UserError: none or several files for a split, or a file that is not COCO-style.
     """
-    folders = _folders(root)
-    files = sorted(path for folder in folders for path in _files_in(folder) if path.suffix.lower() == '.json')
+    folders = folders_below(root)
+    files = sorted(path for folder in folders for path in files_in(folder) if path.suffix.lower() == '.json')
     if not files:
         raise UserError(
-            f"'{root}' has no .json file up to 3 folders below it, but {_format_of(root)}: convert the annotations to "
-            f'COCO-style JSON first, one file per split'
+            f"'{root}' has no .json file up to 3 folders below it, but {suffix_counts(list_files(root).files)}: give "
+            f'COCO-style JSON, one file per split, or YOLO labels (.txt) or Pascal VOC (.xml) beside their images'
         )
     found: dict[Split, CocoSplit] = {}
     split: Split
     for split in get_args(Split):
-        named = _named(files, split, root)
+        named = of_split(files, split, root)
         if not named:
             raise UserError(
                 f"'{root}' has {_count(files, '.json file')} ({_quoted(files, root)}), and none is named as the split "
-                f"'{split}': {_RULE}"
+                f"'{split}': {SPLIT_RULE}"
             )
         path = _one_coco(named, split, root)
         content = read_coco(path)
@@ -107,20 +112,20 @@ def find_label_maps(root: Path) -> dict[Split, MapSplit]:
         MissingFileError: ``root`` is not there.
         UserError: none or several folders for a split, or nothing readable in them.
     """
-    folders = [folder for folder in _folders(root) if folder != root]
-    of_maps = [folder for folder in folders if _words(folder, root) & MAP_NAMES]
+    folders = [folder for folder in folders_below(root) if folder != root]
+    of_maps = [folder for folder in folders if words_of(folder, root) & MAP_NAMES]
     holding = {above for folder in of_maps for above in folder.parents} - set(of_maps)
     of_images = [
         folder
         for folder in folders
-        if folder not in of_maps and (folder not in holding or any(map(is_image_name, _files_in(folder))))
+        if folder not in of_maps and (folder not in holding or any(map(is_image_name, files_in(folder))))
     ]
-    beside = not any(_named(of_maps, split, root) for split in ('train', 'val'))
+    beside = not any(of_split(of_maps, split, root) for split in ('train', 'val'))
     found: dict[Split, MapSplit] = {}
     split: Split
     for split in get_args(Split):
-        images = _one_folder(of_images, split, root, 'folder of images', prefer=_IMAGE_NAMES)
-        maps = images if beside else _one_folder(of_maps, split, root, 'folder of label maps')
+        images = one_folder(of_images, split, root, 'folder of images', prefer=IMAGE_NAMES)
+        maps = images if beside else one_folder(of_maps, split, root, 'folder of label maps')
         found[split] = MapSplit(images, maps)
     return found
 
@@ -132,26 +137,26 @@ def find_class_folders(root: Path) -> dict[Split, Path]:
         MissingFileError: ``root`` is not there.
         UserError: none or several folders for a split, or no folder in them.
     """
-    folders = [folder for folder in _folders(root) if folder != root]
+    folders = [folder for folder in folders_below(root) if folder != root]
     found: dict[Split, Path] = {}
     split: Split
     for split in get_args(Split):
-        found[split] = _one_folder(folders, split, root, 'folder of class folders', readable=False)
+        found[split] = one_folder(folders, split, root, 'folder of class folders', readable=False)
         if not any(path.is_dir() for path in found[split].iterdir()):
-            held = suffix_counts(_files_in(found[split]))
+            held = suffix_counts(files_in(found[split]))
             raise UserError(f"'{found[split]}' has no folder in it, but {held}: make one folder for each class")
     return found
 
 
-def _one_folder(
+def one_folder(
     folders: Sequence[Path], split: Split, root: Path, what: str, *, prefer: Collection[str] = (), readable: bool = True
 ) -> Path:
     """The least deep folder of a split; ``prefer``: words that decide among several; ``readable``: it holds images."""
-    named = _named(folders, split, root)
+    named = of_split(folders, split, root)
     if not named:
         below = [Path(entry.path) for entry in _scan(root) if entry.is_dir()]
-        held = f'it holds {_quoted(below, root)}' if below else f'it holds {suffix_counts(_files_in(root))}'
-        raise UserError(f"'{root}' has no {what} named as the split '{split}' ({held}{_broken(root)}): {_RULE}")
+        held = f'it holds {_quoted(below, root)}' if below else f'it holds {suffix_counts(files_in(root))}'
+        raise UserError(f"'{root}' has no {what} named as the split '{split}' ({held}{_broken(root)}): {SPLIT_RULE}")
     if readable:
         with_images = [path for path in named if any(map(is_image_name, list_files(path).files))]
         if not with_images:
@@ -162,7 +167,7 @@ def _one_folder(
             )
         named = with_images
     least = _least_deep(named)
-    chosen = [path for path in least if _words(path, root) & set(prefer)]
+    chosen = [path for path in least if words_of(path, root) & set(prefer)]
     return _only(chosen if len(chosen) == 1 else least, split, root, what)
 
 
@@ -197,17 +202,17 @@ def _only(found: Sequence[Path], split: Split, root: Path, what: str) -> Path:
     return found[0]
 
 
-def _named(paths: Iterable[Path], split: Split, root: Path) -> list[Path]:
+def of_split(paths: Iterable[Path], split: Split, root: Path) -> list[Path]:
     """Those whose path says this split and no other; 'test' serves where there is no 'val'."""
     by_split: dict[str, list[Path]] = {}
     for path in paths:
-        names = {_SPLIT_NAMES[word] for word in _words(path, root) & _SPLIT_NAMES.keys()}
+        names = {_SPLIT_NAMES[word] for word in words_of(path, root) & _SPLIT_NAMES.keys()}
         if len(names) == 1:
             by_split.setdefault(names.pop(), []).append(path)
     return by_split.get(split) or (by_split.get('test', []) if split == 'val' else [])
 
 
-def _words(path: Path, root: Path) -> set[str]:
+def words_of(path: Path, root: Path) -> set[str]:
     """Lower-case words in the path below the root: `trainMasks/x_2017`, `trainannot` and `TRAIN/Labels` say 'train'."""
     words = set()
     for part in re.findall('[A-Z]+(?![a-z])|[A-Z]?[a-z]+', path.relative_to(root).as_posix()):
@@ -215,12 +220,12 @@ def _words(path: Path, root: Path) -> set[str]:
         words.add(word)
         for split in ('train', 'valid', 'val', 'test'):
             rest = word.removeprefix(split)
-            if rest != word and rest in MAP_NAMES | _IMAGE_NAMES | {'set'}:
+            if rest != word and rest in MAP_NAMES | IMAGE_NAMES | {'set'}:
                 words |= {split, rest}
     return words
 
 
-def _folders(root: Path) -> list[Path]:
+def folders_below(root: Path) -> list[Path]:
     """The root and the folders up to three levels below it, without those of programs and systems."""
     if not root.is_dir():
         raise MissingFileError(f"data folder '{root}' does not exist: give the folder that holds all of the data set")
@@ -231,7 +236,8 @@ def _folders(root: Path) -> list[Path]:
     return found
 
 
-def _files_in(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """The files directly in a folder."""
     return [Path(entry.path) for entry in _scan(folder) if entry.is_file()]
 
 
@@ -262,14 +268,6 @@ def _broken(root: Path) -> str:
     return f', and links that lead nowhere: {_quoted(links, root)}' if links else ''
 
 
-def _format_of(root: Path) -> str:
-    """What a folder without JSON holds."""
-    files = list_files(root).files
-    suffixes = {os.path.splitext(name)[1].lower() for name in files}
-    guess = 'YOLO' if '.txt' in suffixes else 'Pascal VOC' if '.xml' in suffixes else None
-    return suffix_counts(files) + (f' (as of {guess})' if guess else '')
-
-
 def _images_of(content: dict[str, Any], path: Path, folders: list[Path], split: Split, root: Path) -> Path:
     """The folder with most of the file's first images; among equals one of the split, then the least deep."""
     named = (image.get('file_name') for image in content['images'])
@@ -277,7 +275,7 @@ def _images_of(content: dict[str, Any], path: Path, folders: list[Path], split: 
     hits = {folder: sum(os.path.isfile(folder / name) for name in names) for folder in folders}
 
     def rank(folder: Path) -> tuple[int, bool, int]:
-        says_split = any(_SPLIT_NAMES.get(word) == split for word in _words(folder, root))
+        says_split = any(_SPLIT_NAMES.get(word) == split for word in words_of(folder, root))
         return hits[folder], says_split, -len(folder.parts)
 
     best = max(folders, key=rank)

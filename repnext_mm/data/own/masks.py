@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repnext_mm.data.own.findings import Findings, value_text
@@ -39,7 +39,7 @@ def _check_polygons(
     )
     if (value := next(far, None)) is not None:
         findings.error('polygon lies far outside its image', f'{place} has {value_text(value)}')
-    elif not any(map(_area, kept)):
+    elif not any(map(polygon_area, kept)):
         findings.error(f'empty mask (no polygon of three points with an area): remove the box, {_BOXES_ONLY}', place)
     elif scored and len(polygons[0]) < 6:  # pycocotools tells what all of them are from the first
         findings.error(f'the first polygon has fewer than three points: remove it, {_BOXES_ONLY}', place)
@@ -79,8 +79,8 @@ def _runs(counts: str) -> list[int]:
     return [] if shift else runs
 
 
-def _area(polygon: list[float]) -> float:
-    """By the shoelace formula."""
+def polygon_area(polygon: Sequence[float]) -> float:
+    """Pixels inside ``[x1, y1, x2, y2, ...]``, by the shoelace formula."""
     points = list(zip(polygon[::2], polygon[1::2], strict=True))
     pairs = zip(points, points[1:] + points[:1], strict=True)
     return abs(sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in pairs)) / 2

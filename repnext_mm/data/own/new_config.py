@@ -16,12 +16,15 @@ from repnext_mm.data.own import (
     check_class_folders,
     check_coco,
     check_label_maps,
+    find_boxes,
     find_class_folders,
-    find_coco,
     find_label_maps,
 )
 from repnext_mm.data.own.config_text import RECIPES, Plan, Task, classification_text, detection_text, segmentation_text
+from repnext_mm.data.own.converted import converted_files, write_converted
 from repnext_mm.data.own.findings import shortened
+from repnext_mm.data.own.layout import CocoSplit
+from repnext_mm.data.sources import Split
 from repnext_mm.errors import FileInTheWayError, MissingFileError, UserError
 from repnext_mm.models import ARCHITECTURES
 
@@ -34,6 +37,7 @@ class NewConfig:
 
     path: Path | None
     findings: Findings
+    annotations: tuple[Path, ...] = ()  # written, too: COCO-style JSON of what was in another format
 
 
 def new_config(
@@ -54,8 +58,10 @@ def new_config(
 ) -> NewConfig:
     """Check the data below a folder, and write a config that trains on them.
 
+    YOLO labels and Pascal VOC are written as COCO-style JSON to ``NAME_annotations`` beside the config ``NAME.py``.
+
     Args:
-        task: 'det' (COCO-style JSON), 'seg' (images and label maps) or 'cls' (one folder per class).
+        task: 'det' (COCO-style JSON, YOLO or Pascal VOC), 'seg' (images and label maps) or 'cls' (a folder per class).
         data: the folder with everything below it, training and validation data told apart by names.
         classes: their names; may be omitted for 'det' and 'cls', whose data name them.
         arch: a published architecture.
@@ -67,7 +73,7 @@ def new_config(
         epochs: times through the training data; for 'seg' turned into iterations.
         reduce_zero_label: in label maps 0 is ignored and 1 is the first class.
         map_suffix: what names of label maps end in, where several would fit.
-        boxes_only: masks in COCO-style JSON are not looked at.
+        boxes_only: masks and polygons are not looked at.
 
     Raises:
         UserError: one sentence with the value, the rule and the way out.
@@ -81,7 +87,7 @@ def new_config(
         option = '--reduce-zero-label' if reduce_zero_label else '--map-suffix'
         raise UserError(f'{option} is about label maps: omit it for {task}')
     if task != 'det' and boxes_only:
-        raise UserError(f'--boxes-only is about COCO-style JSON: omit it for {task}')
+        raise UserError(f'--boxes-only is about annotations with masks: omit it for {task}')
     recipe, root = RECIPES[task], Path(data).resolve()
     path = Path(f'{recipe.name}_{arch}_{root.name}.py' if out is None else out)
     if not re.fullmatch(r'[\w.+ -]+', path.name):  # it stands in the config, which is a program
@@ -90,6 +96,7 @@ def new_config(
         raise UserError(f"--out '{path}' is not a config file: let its name end in .py")
     if path.exists():
         raise FileInTheWayError(f"'{path}' is there already: remove it, or name another file with --out")
+    annotations = path.resolve().with_name(f'{path.stem}_annotations')
     plan = Plan(
         task=task,
         out=path,
@@ -105,10 +112,11 @@ def new_config(
         epochs=_at_least(1, epochs=recipe.epochs if epochs is None else epochs),
     )
     findings = Findings()
+    converted: dict[Split, CocoSplit] = {}
     if checkpoint is None:
         findings.warn('without --checkpoint the backbone starts from random weights', f'arch {arch}')
     if task == 'det':
-        text = _detection(plan, root, classes, findings, boxes_only=boxes_only)
+        text, converted = _detection(plan, root, annotations, classes, findings, boxes_only=boxes_only)
     elif task == 'seg':
         text = _segmentation(
             plan, root, classes or (), findings, reduce_zero_label=reduce_zero_label, map_suffix=map_suffix
@@ -122,7 +130,8 @@ def new_config(
     with drafted(path) as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(text, encoding='utf-8')
-    return NewConfig(path=path, findings=findings)
+        files = write_converted(converted, annotations) if converted else {}
+    return NewConfig(path=path, findings=findings, annotations=tuple(files.values()))
 
 
 def configs_folder() -> Path:
@@ -138,15 +147,36 @@ def configs_folder() -> Path:
     raise MissingFileError(f"no configs beside or in '{package}': install repnext_mm again, or run in its clone")
 
 
-def _detection(plan: Plan, root: Path, classes: Sequence[str] | None, findings: Findings, *, boxes_only: bool) -> str:
-    splits = find_coco(root)
+def _detection(
+    plan: Plan,
+    root: Path,
+    folder: Path,
+    classes: Sequence[str] | None,
+    findings: Findings,
+    *,
+    boxes_only: bool,
+) -> tuple[str, dict[Split, CocoSplit]]:
+    """The text, and the annotations that it expects to be written to ``folder``."""
+    splits = find_boxes(root, classes, findings)
+    converted = {split: part for split, part in splits.items() if part.places is not None}
+    if converted and folder.is_relative_to(root):  # another run would take them for the user's own
+        raise UserError(
+            f"converted annotations would be written to '{folder}', among the data: name a file elsewhere with --out"
+        )
+    if converted and folder.exists():
+        raise FileInTheWayError(
+            f"'{folder}', where converted annotations would be written, is there already: remove it, or name another "
+            'file with --out'
+        )
     facts = check_coco(splits, classes, findings, boxes_only=boxes_only)
-    return detection_text(
+    files = converted_files(converted, folder) or {split: part.annotations for split, part in splits.items()}
+    text = detection_text(
         replace(plan, classes=facts.classes, images=facts.images),
         masks=facts.masks,
-        annotations=_below(root, {split: part.annotations for split, part in splits.items()}),
+        annotations=_below(root, files),
         images=_below(root, {split: part.images for split, part in splits.items()}),
     )
+    return text, converted
 
 
 def _segmentation(
@@ -183,8 +213,11 @@ def _classification(plan: Plan, root: Path, classes: Sequence[str] | None, findi
 
 
 def _below(root: Path, paths: Mapping[Any, Path]) -> dict[str, str]:
-    """Paths relative to the root, '' for the root itself."""
-    return {split: '' if path == root else path.relative_to(root).as_posix() for split, path in paths.items()}
+    """Paths relative to the root, '' for the root itself; absolute ones for what is not below it."""
+    return {
+        split: '' if path == root else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+        for split, path in paths.items()
+    }
 
 
 def _bases(out: Path, names: Sequence[str]) -> list[str]:

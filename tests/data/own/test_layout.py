@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from repnext_mm.data.own import Findings, check_label_maps, find_class_folders, find_coco, find_label_maps
+from repnext_mm.data.own import Findings, check_label_maps, find_boxes, find_class_folders, find_coco, find_label_maps
 from tests.data.own.small_sets import SPLITS, coco_content, noise, write_coco, write_folders, write_maps
 
 MAP_LAYOUTS = {
@@ -142,7 +142,7 @@ def labelme(root):
             (root / split / f'image_{index:05d}.json').write_text('{"shapes": [], "imagePath": "x.jpg"}')
 
 
-def yolo(root, suffix='.txt'):
+def labels_apart(root, suffix):
     for kind in ('images', 'labels'):
         for split in SPLITS:
             (root / kind / split).mkdir(parents=True)
@@ -155,8 +155,7 @@ def one_file(root):
 
 NO_COCO = {
     'labelme': (labelme, ["500 .json files of the split 'train'", 'and 497 more', 'a file of labelme']),
-    'yolo': (yolo, ['no .json file', '(as of YOLO)', 'convert the annotations to COCO']),
-    'voc': (lambda root: yolo(root, '.xml'), ['no .json file', '(as of Pascal VOC)']),
+    'another': (lambda root: labels_apart(root, '.ann'), ['no .json file', 'but 2 .jpg, 2 .ann: give COCO-style JSON']),
     'empty': (lambda root: None, ['no .json file', 'but no file']),
     'without a split': (one_file, ["1 .json file ('instances_default.json'), and none is named as the split 'train'"]),
 }
@@ -167,7 +166,7 @@ def test_annotations_of_another_format_are_one_short_sentence(tmp_path, name):
     make, parts = NO_COCO[name]
     make(tmp_path)
     with pytest.raises(ValueError) as caught:
-        find_coco(tmp_path)
+        find_boxes(tmp_path, None, Findings())
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert len(str(caught.value)) < 600
 

@@ -140,7 +140,7 @@ BAD = {
     "--checkpoint 'gone.pth' does not exist": dict(checkpoint='gone.pth'),
     "has no folder of class folders named as the split 'train' (it holds no file)": dict(data='empty'),
     'has no .json file up to 3 folders below it, but 8 .jpg': dict(task='det'),
-    '--boxes-only is about COCO-style JSON: omit it for cls': dict(boxes_only=True),
+    '--boxes-only is about annotations with masks: omit it for cls': dict(boxes_only=True),
     '--map-suffix is about label maps': dict(map_suffix='.png'),
     'is there already': dict(out='there.py'),
 }

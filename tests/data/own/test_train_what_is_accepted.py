@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.data.own.small_sets import noise, write_coco, write_folders, write_maps
+from tests.data.own.test_voc import write_voc
+from tests.data.own.test_yolo import write_yolo
 from tests.tools.running import ROOT, metrics, options, run_tool
 
 WORKERS = options(train_dataloader__num_workers=0, val_dataloader__num_workers=0, test_dataloader__num_workers=0)
@@ -59,6 +61,17 @@ def masks(root):
     return ['--task', 'det']
 
 
+def yolo_polygons(root):
+    data = write_yolo(root / 'data', polygons=True)
+    (data / 'labels/train/street_0001.txt').write_text('0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.8\n' * 2)
+    return ['--task', 'det']
+
+
+def voc(root):
+    write_voc(root / 'data')
+    return ['--task', 'det']
+
+
 def maps_beside(root):
     write_maps(root, layout='{split}', image='.jpg', label='_mask.png', count=6)
     odd_images(root / 'train', [f'{number}.jpg' for number in range(6)])
@@ -94,6 +107,8 @@ def class_folders(root):
     [
         (boxes, 'coco/bbox_mAP'),
         (masks, 'coco/segm_mAP'),
+        (yolo_polygons, 'coco/segm_mAP'),
+        (voc, 'coco/bbox_mAP'),
         (maps_beside, 'mIoU'),
         (split_before_kind, 'mIoU'),
         (class_folders, 'accuracy/top1'),

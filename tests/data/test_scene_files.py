@@ -79,7 +79,7 @@ def test_scenes_of_an_older_generator_are_refused(root, monkeypatch):
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / 'thesis.txt').write_text('mine')
-    with pytest.raises(FileExistsError, match=r'holds no digit scenes: remove .* or set another data_root'):
+    with pytest.raises(FileExistsError, match=r'does not hold digit scenes: remove .* or set another data_root'):
         ensure_scenes(tmp_path, TINY)
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.txt']
 

@@ -17,7 +17,11 @@ from tests.conftest import randomize
 from tests.export.detectors import DETECTORS
 
 # of mmdet's points and masks
-pytestmark = pytest.mark.filterwarnings('ignore:torch.meshgrid', 'ignore:To copy construct:UserWarning:mmdet')
+pytestmark = pytest.mark.filterwarnings(
+    'ignore:torch.meshgrid',
+    'ignore:To copy construct:UserWarning:mmdet',
+    'ignore:DeprecationWarning. .num_anchors. is deprecated',
+)
 PIPELINE = """
 test_dataloader = dict(dataset=dict(type='CocoDataset', metainfo=dict(classes=('a', 'b', 'c')), pipeline=[
     dict(type='LoadImageFromFile'),

@@ -104,7 +104,7 @@ def test_any_network_fuses_exactly(examples):
     )
     def check(arch, size, batch, channels, form, indices, seed):
         torch.manual_seed(seed)
-        model = randomize(RepNeXt(arch, in_channels=channels, out_indices=indices), seed).double().eval()
+        model = randomize(RepNeXt(arch, in_channels=channels, out_indices=indices), seed=seed).double().eval()
         before = {key: value.clone() for key, value in model.state_dict().items()}
         probe = torch.randn(batch, channels, *size, dtype=torch.float64)
         fused, report = fuse(model, form=form)
@@ -160,7 +160,7 @@ def test_any_network_trains_alike_with_frozen_norms(examples):
     @checked(examples, arch=architectures(), size=sizes, seed=seeds)
     def check(arch, size, seed):
         torch.manual_seed(seed)
-        model = randomize(RepNeXt(arch, norm_eval=True), seed).double().train()
+        model = randomize(RepNeXt(arch, norm_eval=True), seed=seed).double().train()
         probe = torch.randn(1, 3, *size, dtype=torch.float64)
         gradients = []
         for network in (model, branch_by_branch(model)):
@@ -176,8 +176,8 @@ def blocks():
     """Each kind of module that folds a norm, by name, with what it takes and gives."""
     common = {'mlp_ratio': 2, 'norm_cfg': {'type': 'BN'}, 'act_cfg': {'type': 'GELU'}}
     return {
-        'block': lambda: MetaNeXtBlock(8, ChunkConv.train_form(8), **common),
-        'downsample': lambda: Downsample(16, CopyConv.train_form(8), **common),
+        'block': lambda: MetaNeXtBlock.train_form(8, ChunkConv.train_form(8), **common),
+        'downsample': lambda: Downsample.train_form(16, CopyConv.train_form(8), **common),
         'stem': lambda: RepNeXt({'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}, in_channels=8).stem,
     }
 
@@ -216,7 +216,7 @@ def test_half_precision_under_autocast(examples, dtype):
     @checked(examples, arch=architectures(), size=sizes, seed=seeds)
     def check(arch, size, seed):
         torch.manual_seed(seed)
-        model = randomize(RepNeXt(arch), seed).eval()
+        model = randomize(RepNeXt(arch), seed=seed).eval()
         probe = torch.randn(1, 3, *size)
         apart = branch_by_branch(model)
         networks = {'apart': apart, 'merged': model, 'fused': fuse(model)[0], 'dense': fuse(model, form='dense')[0]}

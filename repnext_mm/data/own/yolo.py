@@ -9,6 +9,7 @@ Format: https://docs.ultralytics.com/datasets/detect and https://docs.ultralytic
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -103,7 +104,8 @@ def read_yolo(
 def _yaml(path: Path) -> dict[str, Any] | None:
     """The content, if it has class names."""
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
+        text = path.read_text(encoding='utf-8-sig', errors='replace')
+        content = yaml.safe_load(text) if re.search(r'^\W*names\W', text, re.MULTILINE) else None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror}): give read access to it") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

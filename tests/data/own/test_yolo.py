@@ -295,6 +295,15 @@ def test_a_folder_in_the_way_and_a_config_among_the_data(tmp_path):
     assert not (data / 'street.py').exists()
 
 
+def test_yaml_of_other_programs_is_not_read(tmp_path):
+    data = write_yolo(tmp_path)
+    (data / 'environment.yml').write_text('name: [not closed')
+    (data / 'images/train/setup.yaml').write_text('names: [deeper]')
+    findings = Findings()
+    find_boxes(data, None, findings)
+    assert 'the 2 class names of data.yaml' in findings.report()
+
+
 def test_coco_beside_yolo_labels_counts(tmp_path):
     data = write_yolo(tmp_path)
     (data / 'annotations').mkdir()

@@ -76,7 +76,8 @@ class SegmentorLogits(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, classes, H, W)``."""
-        return self.segmentor.encode_decode(image, [{'img_shape': image.shape[2:]}] * image.shape[0])
+        # heads read the first image's size only, and a list as long as the batch would freeze it in the graph
+        return self.segmentor.encode_decode(image, [{'img_shape': image.shape[2:]}])
 
 
 class AdaptiveAverage(nn.Module):

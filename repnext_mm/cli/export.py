@@ -1,4 +1,4 @@
-"""Write a fused model as ONNX, TorchScript, OpenVINO or Core ML, compared with the model as it was trained."""
+"""Write a fused model for a runtime (ONNX, OpenVINO, ncnn, ...), compared with the model as it was trained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=('N', 'C', 'H', 'W'),
         help='input to trace and to compare with (default: 1 3 224 224)',
     )
-    parser.add_argument('--static', action='store_true', help='this shape only (default: any batch and size)')
+    parser.add_argument('--static', action='store_true', help='this shape only, as ExecuTorch and LiteRT want (default: any)')
     parser.add_argument(
         '--normalize',
         action=argparse.BooleanOptionalAction,

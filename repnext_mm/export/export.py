@@ -33,9 +33,9 @@ from repnext_mm.export.formats import (
     format_of,
     onnx_to_openvino,
     open_exported,
-    traced,
 )
-from repnext_mm.export.graphs import Distance, Normalized, Part, load_part
+from repnext_mm.export.graphs import Distance, Normalized, Part, load_part, traced
+from repnext_mm.export.mobile import ONE_IMAGE, TOLERANCES, check_mobile
 from repnext_mm.export.predict import open_file
 from repnext_mm.export.quantize import quantize_onnx, signal_to_noise
 from repnext_mm.models.repnext import RepDWConv
@@ -135,6 +135,7 @@ def export_part(
     check_format(format)
     check_options(format, opset=opset, half=half)
     _check_data(format, data, int8=int8, half=half, images=images, max_drop=max_drop)
+    check_mobile(format, form=form, dynamic=dynamic)
     if form is not None and form != 'auto':
         check_form(form)
     chosen = load_part(
@@ -268,12 +269,13 @@ def export_model(
         model: from one image tensor to tensors; RepNeXt fused, float32, on the CPU, norms and dropout in eval mode.
             Never changed.
         path: ends like the format's files do. OpenVINO writes a ``.bin`` beside it.
-        format: ``'onnx'``, ``'torchscript'``, ``'openvino'`` or ``'coreml'``.
+        format: a name in ``repnext_mm.export.SUFFIXES``.
         shape: ``(N, C, H, W)`` of the input.
         dynamic: let batch, height and width be others later. Compared at another batch and an odd size too.
         reference: what to compare with, such as the model before fusing; ``model`` by default.
         output_names: one per output; ``output_0``, ... by default.
-        tolerance: the largest relative error accepted; by default 1e-4, and 5e-3 with ``half``.
+        tolerance: the largest relative error accepted; by default 1e-4, 5e-3 with ``half``, and for the runtimes of
+            phones see ``repnext_mm.export.mobile.TOLERANCES``.
         opset: of ONNX; by default 20 with torch 2.9 or newer, else 17. Gelu is written as Erf before 20.
         half: store the weights of ONNX or OpenVINO in float16: a file of half the size. They are cast back when it is
             opened, and computed with in what the runtime chooses.
@@ -290,7 +292,9 @@ def export_model(
     check_format(format)
     check_options(format, opset=opset, half=half)
     _check(model, path, format, shape)
-    tolerance = (HALF_TOLERANCE if half else TOLERANCE) if tolerance is None else tolerance
+    check_mobile(format, dynamic=dynamic, batch=shape[0], detects=not batched)
+    if tolerance is None:
+        tolerance = HALF_TOLERANCE if half else TOLERANCES.get(format, TOLERANCE)
     chosen = {key: value for key, value in (('opset', opset), ('half', half or None)) if value is not None}
     if not batched:
         _check_one_image(model, format, shape, opset)
@@ -298,9 +302,10 @@ def export_model(
     if pixels and shape[0] != 1:
         raise UserError(f'Core ML takes one image at a time, not {shape[0]}: give a shape 1 x C x H x W')
     reference = model if reference is None else reference
-    inputs = probes(model, shape, dynamic=dynamic, batch=batched and not pixels)
+    any_batch = batched and not pixels and format not in ONE_IMAGE
+    inputs = probes(model, shape, dynamic=dynamic, batch=any_batch)
     # what is 1 in the example may stay 1 in the graph
-    example = inputs[0].repeat(2, 1, 1, 1) if dynamic and shape[0] == 1 and batched and not pixels else inputs[0]
+    example = inputs[0].repeat(2, 1, 1, 1) if dynamic and shape[0] == 1 and any_batch else inputs[0]
     count = _count_outputs(reference, inputs[-1])
     names = list(output_names or (f'output_{index}' for index in range(count)))
     if len(names) != count:
@@ -365,6 +370,7 @@ def choose_form(
         NotExportedError: no form can be exported.
         UserError: the format has no runtime here.
     """
+    check_mobile(format, form='auto', dynamic=dynamic)
     if format not in RUNTIMES:
         raise UserError(
             f"form 'auto' measures in the export's own runtime, and {format!r} has none here: name one of "
@@ -441,7 +447,7 @@ def check_options(format: str, *, opset: int | None = None, half: bool = False) 
 
 
 def _check(model: nn.Module, path: Path, format: str, shape: Sequence[int]) -> None:
-    if path.suffix not in SUFFIXES[format]:
+    if not path.name.endswith(SUFFIXES[format]):
         raise UserError(f"'{path.name}' does not end like format {format!r}: let it end with {SUFFIXES[format][0]}")
     if not path.parent.is_dir():
         raise MissingFileError(f'no folder {path.parent} to write {path.name} to: make it first')
@@ -577,7 +583,15 @@ def _first_line(error: Exception) -> str:
     return f'{type(error).__name__}: {lines[0][:300]}' if lines else type(error).__name__
 
 
-RUNTIME_NAMES = {'onnx': 'ONNX Runtime', 'torchscript': 'TorchScript', 'openvino': 'OpenVINO'}
+RUNTIME_NAMES = {
+    'onnx': 'ONNX Runtime',
+    'torchscript': 'TorchScript',
+    'openvino': 'OpenVINO',
+    'ncnn': 'ncnn',
+    'mnn': 'MNN',
+    'executorch': 'ExecuTorch',
+    'litert': 'LiteRT',
+}
 
 
 class _Exported(nn.Module):

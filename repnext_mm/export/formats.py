@@ -7,8 +7,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.errors import MissingFileError, MissingPackageError, UserError
-from repnext_mm.export.graphs import Normalized
+from repnext_mm.export import mobile
+from repnext_mm.export.graphs import Normalized, quiet, traced
 from repnext_mm.export.predict import KEY
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -25,12 +25,20 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     'torchscript': ('.pt', '.torchscript'),
     'openvino': ('.xml',),
     'coreml': ('.mlpackage',),
+    'ncnn': mobile.NCNN_SUFFIXES[:1],  # both ends as pnnx has them: OpenVINO's weights are a .bin too
+    'mnn': ('.mnn',),
+    'executorch': ('.pte',),
+    'litert': ('.tflite',),
 }
 PACKAGES: dict[str, tuple[str, ...]] = {
     'onnx': ('onnx', 'onnxruntime', 'onnxscript'),
     'torchscript': (),
     'openvino': ('onnx', 'onnxscript', 'openvino'),  # the way to OpenVINO leads through ONNX
     'coreml': ('coremltools',),
+    'ncnn': ('ncnn', 'pnnx'),
+    'mnn': ('MNN', 'onnx', 'onnxscript'),  # by way of ONNX too
+    'executorch': ('executorch', 'torchao'),
+    'litert': ('litert_torch', 'ai_edge_litert'),
 }
 
 
@@ -40,11 +48,11 @@ def format_of(path: str | Path) -> str:
     Raises:
         UserError: it ends like that of no format.
     """
-    suffix = Path(path).suffix.lower()
+    name = Path(path).name.lower()
     for format, suffixes in SUFFIXES.items():
-        if suffix in suffixes:
+        if name.endswith(suffixes) and name not in suffixes:
             return format
-    if suffix == '.mlmodel':
+    if name.endswith('.mlmodel'):
         raise UserError(
             f"'{path}' would be a Core ML neuralnetwork, which Core ML superseded by programs (iOS 15, macOS 12) and "
             'which is not written here: let it end with .mlpackage, any later device runs it'
@@ -61,11 +69,13 @@ def check_format(format: str) -> None:
     """
     if format not in SUFFIXES:
         raise UserError(f'unknown format {format!r}: choose one of {", ".join(SUFFIXES)}')
+    mobile.check_torch(format)
     missing = [package for package in PACKAGES[format] if importlib.util.find_spec(package) is None]
     if missing:
+        where = mobile.INSTALL.get(format, "pip install 'repnext_mm[export]', or make env in a clone")
         raise MissingPackageError(
             f'format {format!r} needs {", ".join(missing)}, which {"is" if len(missing) == 1 else "are"} not '
-            "installed: pip install 'repnext_mm[export]', or make env in a clone"
+            f'installed: {where}'
         )
 
 
@@ -76,6 +86,7 @@ NEW_EXPORTER = tuple(int(part) for part in torch.__version__.split('.')[:2]) >= 
 NEWER_OPSET = 18  # the first of the newer exporter; it converts to older ones, and the files do not open
 OPSETS = range(11, 24 if NEW_EXPORTER else 18)  # 11: the first whose Resize computes what torch's does
 DETECTOR_OPSETS = range(16, 18)  # traced: the newer exporter takes ten times as long for numbers of boxes
+MNN_OPSET = 17  # the last whose Gelu is written as Erf
 DEFAULT_OPSET = 20 if NEW_EXPORTER else 17  # 20: the first with a Gelu; before, it is written as Erf
 
 Writer = Callable[..., None]
@@ -114,7 +125,7 @@ def write_onnx(
             axes |= {name: {0: 'objects'} for name in output_names}
             axes |= {'masks': {0: 'objects', 1: 'mask_height', 2: 'mask_width'}} if 'masks' in output_names else {}
         options['dynamic_axes'] = axes or None
-    with _quiet():
+    with quiet():
         torch.onnx.export(model, (example,), str(path), **names, **options)
     if half:
         _halve(path)
@@ -133,7 +144,7 @@ def write_torchscript(
     about: Mapping[str, Any] | None = None,
 ) -> None:
     """TorchScript by tracing; its sizes are dynamic either way, and its outputs have no names."""
-    with _quiet():
+    with quiet():
         torch.jit.save(traced(model, example), str(path), _extra_files={KEY: json.dumps(about or {})})
 
 
@@ -175,6 +186,23 @@ def onnx_to_openvino(
     openvino.save_model(network, str(path), compress_to_fp16=half)
 
 
+def write_mnn(
+    model: nn.Module,
+    path: Path,
+    *,
+    example: Tensor,
+    output_names: Sequence[str],
+    dynamic: bool,
+    batched: bool = True,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """MNN, by way of ONNX."""
+    with tempfile.TemporaryDirectory() as folder:
+        between = Path(folder) / 'network.onnx'
+        write_onnx(model, between, example=example, output_names=output_names, dynamic=dynamic, opset=MNN_OPSET)
+        mobile.onnx_to_mnn(between, path)
+
+
 def write_coreml(
     model: nn.Module,
     path: Path,
@@ -187,7 +215,7 @@ def write_coreml(
 ) -> None:
     """A Core ML program; the input of a ``Normalized`` model is an image in RGB, one at a time."""
     logging.getLogger('coremltools').setLevel(logging.ERROR)  # it warns of every library newer than itself
-    with _quiet():
+    with quiet():
         import coremltools
 
         batch, channels, height, width = example.shape
@@ -210,12 +238,6 @@ def write_coreml(
         if about:
             program.user_defined_metadata[KEY] = json.dumps(about)
         program.save(str(path))
-
-
-def traced(model: nn.Module, example: Tensor) -> Any:
-    """The TorchScript trace of a model; ``parity`` judges it, not torch's own check."""
-    with _quiet(), torch.no_grad():
-        return torch.jit.trace(model, example, check_trace=False)
 
 
 def add_about(path: Path, about: Mapping[str, Any]) -> None:
@@ -248,19 +270,15 @@ def _halve(path: Path) -> None:
     onnx.save(network, str(path))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Converters warn of their own insides and of their successors; the comparison afterwards is what counts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
-
-
 WRITERS: dict[str, Writer] = {
     'onnx': write_onnx,
     'torchscript': write_torchscript,
     'openvino': write_openvino,
     'coreml': write_coreml,
+    'ncnn': mobile.write_ncnn,
+    'mnn': write_mnn,
+    'executorch': mobile.write_executorch,
+    'litert': mobile.write_litert,
 }
 
 
@@ -273,12 +291,12 @@ def open_exported(path: str | Path, *, format: str, threads: int | None = None, 
 
     Args:
         path: what ``export_model`` wrote.
-        format: ``'onnx'`` (ONNX Runtime, idle threads do not spin), ``'torchscript'`` or ``'openvino'`` (latency
-            hint).
-        threads: of one run; None leaves it to the runtime. TorchScript shares PyTorch's, which are then set for the
-            whole process.
-        precision: ``'native'`` lets OpenVINO compute in what the processor is fastest at (bfloat16 where it has
-            instructions for it), which costs four digits; the others compute in float32 either way.
+        format: ``'onnx'`` (ONNX Runtime, idle threads do not spin), ``'torchscript'``, ``'openvino'`` (latency
+            hint), ``'ncnn'`` (one image at a time), ``'mnn'``, ``'executorch'`` or ``'litert'``.
+        threads: of one run; None leaves it to the runtime. TorchScript shares PyTorch's, and ExecuTorch has its own
+            for all files: these are then set for the whole process.
+        precision: ``'native'`` lets OpenVINO, ncnn and MNN compute in what the processor is fastest at (half precision
+            where it has instructions for it), which costs four digits; the others compute in float32 either way.
 
     Raises:
         UserError: there is no such file, the format has no runtime here, an option is unknown, or a package is missing.
@@ -354,4 +372,8 @@ RUNTIMES: dict[str, Callable[[str, int | None, str], Run]] = {
     'onnx': _open_onnx,
     'torchscript': _open_torchscript,
     'openvino': _open_openvino,
+    'ncnn': mobile.open_ncnn,
+    'mnn': mobile.open_mnn,
+    'executorch': mobile.open_executorch,
+    'litert': mobile.open_litert,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -402,3 +404,17 @@ def _normalization(config: Config) -> Normalization:
             'needs three numbers each, export without it'
         )
     return Normalization(tuple(mean), tuple(std), rgb=bool(settings.get('bgr_to_rgb') or settings.get('to_rgb')))
+
+
+def traced(model: nn.Module, example: Tensor) -> Any:
+    """The TorchScript trace of a model; ``parity`` judges it, not torch's own check."""
+    with quiet(), torch.no_grad():
+        return torch.jit.trace(model, example, check_trace=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Converters warn of their own insides and of their successors; the comparison afterwards is what counts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield

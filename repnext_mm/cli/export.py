@@ -31,7 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=('N', 'C', 'H', 'W'),
         help='input to trace and to compare with (default: 1 3 224 224)',
     )
-    parser.add_argument('--static', action='store_true', help='this shape only, as ExecuTorch and LiteRT want (default: any)')
+    parser.add_argument(
+        '--static', action='store_true', help='this shape only, as ExecuTorch and LiteRT want (default: any)'
+    )
     parser.add_argument(
         '--normalize',
         action=argparse.BooleanOptionalAction,

@@ -23,8 +23,12 @@ from torch import Tensor, nn
 from repnext_mm.errors import UserError
 from repnext_mm.export.graphs import quiet, traced
 
-TOLERANCES = {'ncnn': 5e-4, 'mnn': 5e-4, 'executorch': 1e-6, 'litert': 1e-6}
-"""The largest relative error of a file: ncnn and MNN approximate GELU."""
+TOLERANCES = {'ncnn': 5e-4, 'mnn': 5e-4, 'executorch': 1e-5, 'litert': 1e-5}
+"""The largest relative error of a file against the train form.
+
+MNN approximates GELU (2e-4 were seen), and so may ncnn. The others compute in float32: backbones and classifiers were
+within 1e-6, and a whole Semantic FPN at 1.0e-6, of which fusing alone is 7e-7.
+"""
 ONE_SIZE = ('executorch', 'litert')
 ONE_IMAGE = ('ncnn',)
 TORCH_VERSIONS = {'executorch': ((2, 11), (2, 12)), 'litert': ((2, 4), (2, 15))}

@@ -13,12 +13,13 @@ from repnext_mm.export.formats import PACKAGES, check_format
 from repnext_mm.export.graphs import IMAGENET, Normalized
 from repnext_mm.export.mobile import ONE_SIZE, TOLERANCES, TORCH_VERSIONS, check_mobile
 from repnext_mm.reparam import fuse
-from tests.conftest import randomise, worst_error
+from tests.conftest import randomize, worst_error
 from tests.export.networks import tiny
 from tests.export.test_parts import CLASSIFIER, CONFIGS, SMALL_SEGMENTOR
 
 FORMATS = list(TOLERANCES)
 SHAPE = (1, 3, 64, 96)
+CLOSE = {'ncnn': 5e-4, 'mnn': 5e-4, 'executorch': 1e-6, 'litert': 1e-6}  # what small networks keep
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning', 'ignore::UserWarning')
 
@@ -49,13 +50,13 @@ def test_backbone_in_its_own_runtime(format, here, tmp_path):
     )
     assert report.size_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
     assert list(report.errors) == ['output_0', 'output_1', 'output_2', 'output_3']
-    assert 0 < max(report.errors.values()) <= TOLERANCES[format]
+    assert 0 < max(report.errors.values()) <= CLOSE[format]
     assert report.checked_in.lower() == format
     run = open_exported(path, format=format, threads=1)
     image = torch.randn(1, 3, 41, 75) if dynamic else torch.randn(SHAPE)
     first = run(image)
     run(torch.randn_like(image))  # what was returned stays as it is
-    assert max(map(worst_error, first, network(image))) <= TOLERANCES[format]
+    assert max(map(worst_error, first, network(image))) <= CLOSE[format]
 
 
 @pytest.mark.parametrize('format', FORMATS)
@@ -63,7 +64,7 @@ def test_backbone_in_its_own_runtime(format, here, tmp_path):
 def test_pixels_to_the_scores_of_a_classifier(format, here, tmp_path):
     here(format)
     (tmp_path / 'cls.py').write_text(CLASSIFIER)
-    classifier = randomise(load_part(tmp_path / 'cls.py').network)
+    classifier = randomize(load_part(tmp_path / 'cls.py').network)
     torch.save({'state_dict': classifier.state_dict()}, tmp_path / 'cls.pth')
     path = tmp_path / f'cls{SUFFIXES[format][0]}'
     done = export_part(
@@ -79,7 +80,7 @@ def test_pixels_to_the_scores_of_a_classifier(format, here, tmp_path):
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ([123.0, 117.0, 104.0], [58.0, 57.0, 56.0]))
     (scores,) = open_exported(path, format=format)(pixels)
     assert scores.shape == (1, 5)
-    assert worst_error(scores, classifier((pixels - mean) / std)) <= TOLERANCES[format]
+    assert worst_error(scores, classifier((pixels - mean) / std)) <= CLOSE[format]
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_segmentor_logits(format, here, tmp_path):
     here(format)
     path = tmp_path / f'seg{SUFFIXES[format][0]}'
     config = CONFIGS / 'semantic_fpn_repnext_m0_digits.py'
-    segmentor = randomise(load_part(config, options=SMALL_SEGMENTOR).network)
+    segmentor = randomize(load_part(config, options=SMALL_SEGMENTOR).network)
     torch.save({'state_dict': segmentor.state_dict()}, tmp_path / 'seg.pth')
     done = export_part(
         config,
@@ -100,7 +101,7 @@ def test_segmentor_logits(format, here, tmp_path):
         dynamic=False,
     )
     assert list(done.export.errors) == ['logits']
-    assert max(done.export.errors.values()) <= TOLERANCES[format]
+    assert max(done.export.errors.values()) <= 2 * CLOSE[format]  # more layers
 
 
 def test_mnn_takes_batches(here, tmp_path):

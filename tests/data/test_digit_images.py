@@ -43,7 +43,7 @@ def test_made_once(root, tmp_path):
         ensure_digits(root, size=16)
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other' / 'file').touch()
-    with pytest.raises(FileExistsError, match='holds no handwritten digits'):
+    with pytest.raises(FileExistsError, match='does not hold handwritten digits'):
         ensure_digits(tmp_path / 'other')
 
 

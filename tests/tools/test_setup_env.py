@@ -479,7 +479,9 @@ def test_python_3_14_needs_the_lock(setup_env: Any, venv: Any, monkeypatch: pyte
 
 
 @pytest.mark.parametrize('right', [True, False])
-def test_a_file_with_another_hash_is_not_installed(right: bool, venv: Any, tmp_path: Path) -> None:
+def test_a_file_with_another_hash_is_not_installed(right: bool, setup_env: Any, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, '-m', 'venv', str(tmp_path / 'venv')], check=True)  # Debian's own has no pip
+    venv = setup_env.Venv(tmp_path / 'venv')
     shelf, there = tmp_path / 'shelf', tmp_path / 'there'
     shelf.mkdir()
     wheel = shelf / 'tiny-1.0-py3-none-any.whl'

@@ -6,6 +6,7 @@ The graph calls the model's own layers, anchors and coders. Written anew is only
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def detector_graph(model: Any) -> Detector:
     )
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """``(1, 3, H, W)``, normalized, to ``(n, 4)`` boxes in pixels, ``(n,)`` scores, ``(n,)`` labels and masks."""
 
     def __init__(self, model: Any) -> None:
@@ -73,18 +74,18 @@ class Detector(nn.Module):
         self.train(model.training)
 
     @property
+    @abstractmethod
     def with_masks(self) -> bool:
         """Whether masks are the fourth output."""
-        raise NotImplementedError
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         height, width = shape_as_tensor(image)[2:].to(image.dtype)
         border = torch.stack([width, height, width, height])
         return self.detect(self.model.extract_feat(padded(image, self.model.data_preprocessor)), border)
 
+    @abstractmethod
     def detect(self, features: Sequence[Tensor], border: Tensor) -> tuple[Tensor, ...]:
         """From feature maps and the border ``(W, H, W, H)`` of the image to the outputs."""
-        raise NotImplementedError
 
 
 class TwoStage(Detector):

@@ -74,7 +74,9 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert sorted(hard) == ['numpy', 'torch>=2.1']
     assert metadata['Requires-Python'] == '>=3.10'
     assert metadata['License-Expression'] == 'Apache-2.0'
-    extras = {'cam', 'completion', 'demo', 'dev', 'digits', 'export', 'onedl', 'openmmlab'}
+    lanes = {'onedl', 'openmmlab'}
+    phones = {'executorch', 'litert', 'mnn', 'ncnn'}
+    extras = {'cam', 'completion', 'demo', 'dev', 'digits', 'export'} | lanes | phones
     assert set(metadata.get_all('Provides-Extra') or []) == extras
     for lane, package in (('onedl', 'onedl-mmdetection'), ('openmmlab', 'mmdet')):
         assert any(line.startswith(f'{package}>=') and f'"{lane}"' in line.replace("'", '"') for line in requirements)

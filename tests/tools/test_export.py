@@ -53,7 +53,7 @@ def test_arch_alone_and_errors(tmp_path):
     shown = run_tool(TOOL, 'm0', 'm0.pt', '--shape', '1', '3', '64', '64', '--static', cwd=tmp_path)
     assert 'weights: random, since no --checkpoint was given' in shown
     assert 'wrote m0.pt (torchscript, 8.' in shown
-    shown = run_tool(TOOL, 'm0', 'm0.tflite', cwd=tmp_path, expect=1)
-    assert "error: 'm0.tflite' does not name its format" in shown
+    shown = run_tool(TOOL, 'm0', 'm0.caffemodel', cwd=tmp_path, expect=1)
+    assert "error: 'm0.caffemodel' does not name its format" in shown
     assert 'Traceback' not in shown
     assert {file.name for file in tmp_path.iterdir()} == {'m0.pt'}

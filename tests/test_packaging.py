@@ -1,16 +1,19 @@
-"""The wheel: configs and tools inside it the MIM way, no mm* package demanded, nothing else."""
+"""What is published: configs and tools the MIM way, no mm* package demanded, nothing else; wheel and sdist alike."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = (
@@ -27,8 +30,8 @@ SHIPPED = (
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, with leftovers of an earlier build beside it; the clone stays clean."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with leftovers of an earlier build and of work beside it; the real clone stays clean."""
     clone = tmp_path_factory.mktemp('clone')
     for name in SHIPPED:
         if (ROOT / name).is_dir():
@@ -38,12 +41,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for stray in ('tests/__init__.py', 'work_dirs/run/last.pth', 'build/lib/repnext_mm/.mim/configs/gone.py'):
         (clone / stray).parent.mkdir(parents=True)
         (clone / stray).touch()
-    command = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', 'out', '.']
+    return clone
+
+
+def run_in(folder: Path, *command: str) -> None:
     env = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK='1')
-    done = subprocess.run(command, cwd=clone, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (file,) = (clone / 'out').glob('*.whl')
+
+
+def wheel_of(folder: Path) -> zipfile.ZipFile:
+    run_in(folder, sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', 'out', '.')
+    (file,) = (folder / 'out').glob('*.whl')
     return zipfile.ZipFile(file)
+
+
+@pytest.fixture(scope='module')
+def wheel(clone: Path) -> zipfile.ZipFile:
+    return wheel_of(clone)
 
 
 def test_configs_and_tools_lie_where_mim_looks(wheel: zipfile.ZipFile) -> None:
@@ -93,3 +108,39 @@ def test_the_command_is_installed(wheel: zipfile.ZipFile) -> None:
 def version() -> str:
     line = (ROOT / 'repnext_mm' / 'version.py').read_text().strip().splitlines()[-1]
     return line.split("'")[1]
+
+
+def test_the_sdist_builds_the_same_wheel(clone: Path, wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    build = f'from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})'
+    run_in(clone, sys.executable, '-c', build)
+    (archive,) = tmp_path.glob('repnext_mm-*.tar.gz')
+    with tarfile.open(archive) as files:
+        files.extractall(tmp_path, filter='data')
+    source = tmp_path / archive.name.removesuffix('.tar.gz')
+    assert (source / 'LICENSE').is_file()
+    assert not (source / 'work_dirs').exists()
+    from_sdist = wheel_of(source)
+    assert sorted(from_sdist.namelist()) == sorted(wheel.namelist())
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == version()
+    assert citation['preferred-citation']['url'] in (ROOT / 'README.md').read_text()
+
+
+def test_workflows_call_what_is_there() -> None:
+    """Continuous integration and releases run scripts and make targets of this clone, under pinned majors."""
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    called = set()
+    for file in sorted((ROOT / '.github/workflows').glob('*.yml')):
+        for job in yaml.safe_load(file.read_text())['jobs'].values():
+            for step in job['steps']:
+                assert re.fullmatch(r'[\w./-]+@[\w/.]*v\d+', step.get('uses', 'own/step@v1'))
+                called.update(re.findall(r'(?:^|\s)(\.ci/\w+|make [a-z-]+)', step.get('run', '')))
+    assert {'.ci/run', '.ci/package', 'make env'} <= called
+    for each in called:
+        if each.startswith('make '):
+            assert each.removeprefix('make ') in targets
+        else:
+            assert os.access(ROOT / each, os.X_OK)

@@ -12,7 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 CORE = tests/reparam tests/nn tests/models tests/mmcv_ops tests/checkpoints tests/hooks tests/test_plug_in.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-seg demo-cls demo-reparam test test-core test-openmmlab test-all lint lock clean
+.PHONY: help env demo demo-seg demo-cls demo-reparam test test-core test-openmmlab test-all lint docs lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -49,6 +49,10 @@ lint: env  ## ruff (rules and formatter) and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy repnext_mm
+
+docs: env  ## the documentation as a site, in build/site; a link that leads nowhere is an error
+	@test -d build/docs || $(RUN) -m pip install --quiet --target build/docs -r requirements/docs.txt
+	PYTHONPATH=build/docs $(RUN) -m sphinx -W --keep-going -q -c docs/site -d build/site-cache . build/site
 
 lock:  ## renew the versions and hashes in requirements/locked (needs uv)
 	bash requirements/lock.sh

@@ -1,7 +1,8 @@
 """RepNeXt for detection, segmentation and classification with OpenMMLab 2.x, and the algebra that fuses any model.
 
 The algebra, the networks and the reading of checkpoints need torch alone. Where mmengine is there, importing this
-package registers everything that configs name in mmengine's root registries. The command `repnext` registers when a
+package registers everything that configs name in mmengine's root registries (without OpenCV, which mmengine's hooks
+import: all but hooks). The command `repnext` registers when a
 verb runs: its help takes no seconds, and `repnext check env` works where torch is broken.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repnext_mm._moved import keep_former_paths
+from repnext_mm.errors import MissingPackageError
 from repnext_mm.version import __version__
 
 if TYPE_CHECKING:
@@ -33,7 +35,9 @@ __all__ = [
     'read_checkpoint',
     'relative_error',
 ]
-if _HAS_MMENGINE := find_spec('mmengine') is not None:
+_HAS_MMENGINE = find_spec('mmengine') is not None
+_HAS_RUNNER = _HAS_MMENGINE and find_spec('cv2') is not None  # which mmengine imports and mmengine-lite comes without
+if _HAS_RUNNER:
     __all__ += ['FuseBackboneHook', 'export_model']
 
 _HOMES = {'FuseBackboneHook': 'hooks', 'export_model': 'export', 'read_checkpoint': 'checkpoints'}
@@ -54,6 +58,9 @@ def _started_as_command() -> bool:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name in ('FuseBackboneHook', 'export_model') and not _HAS_RUNNER:
+        package = 'opencv-python-headless' if _HAS_MMENGINE else 'mmengine'
+        raise MissingPackageError(f"{name} needs mmengine's Runner and hooks: pip install {package}")
     globals()[name] = value = getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
     return value
 

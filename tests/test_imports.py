@@ -190,6 +190,31 @@ assert read_checkpoint(path)['state_dict'].keys() == model.state_dict().keys()
     )
 
 
+def test_mmengine_lite_without_opencv_registers_the_networks_and_says_what_is_missing():
+    run_without(
+        *('cv2', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm'),
+        code="""
+import torch
+import repnext_mm
+from mmengine.registry import MODELS
+from repnext_mm import *
+
+model = MODELS.build(dict(type='RepNeXt', arch='m0', out_indices=(3,))).eval()
+fused, report = fuse_checked(model)
+assert report.norms_after == 0 and fused(torch.zeros(1, 3, 64, 64))[0].shape == (1, 320, 2, 2)
+assert MODELS.get('RepNeXtClsHead') and MODELS.get('RepNeXtU')
+for name in ('FuseBackboneHook', 'export_model'):
+    try:
+        getattr(repnext_mm, name)
+    except repnext_mm.errors.MissingPackageError as error:
+        assert isinstance(error, ImportError)
+        assert str(error) == f"{name} needs mmengine's Runner and hooks: pip install opencv-python-headless"
+    else:
+        raise AssertionError(f'{name} cannot be there')
+""",
+    )
+
+
 def test_timm_users_need_no_mmengine():
     pytest.importorskip('timm')
     run_without(

@@ -1,33 +1,81 @@
-"""Running the command-line tools as a user does: in a process of their own, from another folder."""
+"""Running the command-line tools as a user does: in a process of their own, from another folder.
+
+``TOOLS_START_ANEW=1 make test`` starts each of them as a new process, which takes several seconds more per tool.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+TOOLS_IMPORT = ('repnext_mm', 'mmdet.apis', 'mmseg.apis', 'mmpretrain.apis')
+SECONDS = 600
+"""A tool that takes longer is ended, and its test fails."""
 
 
-def run_tool(*command: str | Path, cwd: Path, expect: int = 0, **environment: str) -> str:
+class ForkServer:
+    """``tests.tools.fork_server`` with modules imported, as a process beside this one, which ends with it."""
+
+    def __init__(self, *modules: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'tests.tools.fork_server', *modules],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, words: list[str], cwd: Path) -> tuple[int, str]:
+        """Exit code and output."""
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, 'output')
+            print(json.dumps({'command': words, 'cwd': str(cwd), 'output': str(output)}), file=self.process.stdin)
+            self.process.stdin.flush()
+            pid = int(self.process.stdout.readline())
+            overtime = threading.Timer(SECONDS, os.killpg, (pid, signal.SIGKILL))
+            overtime.start()
+            code = int(self.process.stdout.readline())
+            overtime.cancel()
+            return code, output.read_text(errors='replace')
+
+
+fork_server = functools.cache(ForkServer)
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **more}
+
+
+def run_tool(*command: str | Path, cwd: Path, expect: int = 0, **variables: str) -> str:
     """Run ``python COMMAND`` (or a shell script) in ``cwd``; returns stdout and stderr together."""
     words = [str(word) for word in command]
-    start = ['bash'] if words[0].endswith('.sh') else [sys.executable]
-    done = subprocess.run(
-        start + words,
-        cwd=cwd,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == expect, done.stdout[-6000:]
-    return done.stdout
+    if words[0].endswith('.py') and not variables and os.environ.get('TOOLS_START_ANEW') is None:
+        code, output = fork_server(*TOOLS_IMPORT).run(words, cwd)
+    else:
+        done = subprocess.run(
+            ['bash' if words[0].endswith('.sh') else sys.executable, *words],
+            cwd=cwd,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+        )
+        code, output = done.returncode, done.stdout
+    assert code == expect, output[-6000:]
+    return output
 
 
 def options(**values: Any) -> list[str]:

@@ -26,6 +26,14 @@ from repnext_mm.lab.bench.training import EVAL_NORMS, TRAIN, merged_once, ways_t
 from repnext_mm.reparam import fuse
 from tests.tools.running import ROOT, run_tool
 
+
+@pytest.fixture(autouse=True)
+def quick_rates(monkeypatch):
+    """The machine's rates from small matrices and copies; they are of no account here but for being there."""
+    monkeypatch.setattr('repnext_mm.lab.bench.profile.MATRICES', ((64, 64, 64),))
+    monkeypatch.setattr('repnext_mm.lab.bench.profile.COPY_MIB', 1)
+
+
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 
 

@@ -12,7 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 CORE = tests/reparam tests/nn tests/models tests/mmcv_ops tests/checkpoints tests/hooks tests/test_plug_in.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-seg demo-cls demo-reparam test test-core test-openmmlab test-all lint docs lock clean
+.PHONY: help env demo demo-seg demo-cls demo-reparam test test-core test-openmmlab test-all test-phone lint docs lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -42,8 +42,15 @@ test-openmmlab:  ## the tests on the packages that most existing pipelines run, 
 	$(MAKE) env LANE=openmmlab VENV=.venv-openmmlab
 	$(MAKE) -o env -o lint test VENV=.venv-openmmlab
 
-test-all: lint  ## the slow tests too
+test-all: lint  ## the slow tests too, and the formats of phones whose packages fit the tested versions
+	sed -n 's/^\([A-Za-z0-9_.-]*==[^ ;]*\).*/\1/p' requirements/locked/$(LANE).txt >$(VENV)/tested-versions.txt
+	$(RUN) -m pip install --quiet -c $(VENV)/tested-versions.txt -e '.[ncnn,mnn]'
 	$(RUN) -m pytest
+
+test-phone:  ## FORMAT=litert or executorch, whose packages want other versions, in an environment of its own
+	$(MAKE) env VENV=.venv-$(FORMAT)
+	.venv-$(FORMAT)/bin/python -m pip install --quiet -e '.[$(FORMAT)]'
+	.venv-$(FORMAT)/bin/python -m pytest tests/export/test_mobile.py
 
 lint: env  ## ruff (rules and formatter) and mypy
 	$(RUN) -m ruff check .

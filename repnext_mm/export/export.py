@@ -38,7 +38,7 @@ from repnext_mm.export.graphs import Distance, Normalized, Part, load_part, trac
 from repnext_mm.export.mobile import ONE_IMAGE, TOLERANCES, check_mobile
 from repnext_mm.export.predict import open_file
 from repnext_mm.export.quantize import quantize_onnx, signal_to_noise
-from repnext_mm.models.repnext import RepDWConv
+from repnext_mm.models.token_mixers import RepDWConv
 from repnext_mm.reparam import FusionReport, relative_error
 from repnext_mm.reparam.fusible import Form, check_form, forms_of
 from repnext_mm.reparam.verify import all_within, worst

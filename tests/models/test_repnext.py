@@ -199,7 +199,7 @@ def test_strides_for_any_size(size):
 
 def test_train_and_branch_sum_agree_in_training_mode():
     """Online merging against the definition, over the whole network with batch statistics."""
-    from repnext_mm.models.repnext import RepDWConv
+    from repnext_mm.models.token_mixers import RepDWConv
 
     model = randomize(RepNeXt(TINY)).double().train()
     x = torch.randn(2, 3, 40, 56).double()
@@ -281,7 +281,8 @@ class TestContract:
         assert all(torch.isfinite(g).all() for g in grads.values())
         model.zero_grad()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr('repnext_mm.models.repnext.is_affine', lambda norm: False)
+            for module in ('repnext', 'merged_conv'):
+                patch.setattr(f'repnext_mm.models.{module}.is_affine', lambda norm: False)
             sum(f.pow(2).mean() for f in model(x)).backward()
         scale = max(p.grad.abs().max() for p in model.parameters())
         for name, p in model.named_parameters():

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from repnext_mm.models.layers import depthwise
-from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, RepDWConvM, RepDWConvS, Stage
+from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage
+from repnext_mm.models.token_mixers import RepDWConvM, RepDWConvS
 from repnext_mm.reparam import embed, fuse
 from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomize, worst_error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.models import RepNeXt
-from repnext_mm.models.repnext import ConvNorm
+from repnext_mm.models.merged_conv import ConvNorm
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomize

@@ -16,8 +16,9 @@ from repnext_mm.errors import UserError
 from repnext_mm.lab.bench.exactness import with_random_statistics
 from repnext_mm.lab.bench.networks import memory_format_of
 from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS
+from repnext_mm.models import RepNeXt
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.repnext import RepDWConv, RepNeXt
+from repnext_mm.models.token_mixers import RepDWConv
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.surgery import replaced
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, new_grid, save_png
+from repnext_mm.models import ChunkConv, RepDWConvM, RepDWConvS
 from repnext_mm.models.mixer_forms import DenseMixer
-from repnext_mm.models.repnext import ChunkConv, RepDWConvM, RepDWConvS
 from repnext_mm.reparam import Kernel, as_float64, chain_biased, eliminate_shortcut, embed, kernel_of, to_conv
 from repnext_mm.reparam.kernel import convolve
 

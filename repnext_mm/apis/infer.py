@@ -129,7 +129,7 @@ def annotate_images(
         UserError: one sentence with the value, the rule and the way out.
     """
     found = found_images(images)
-    annotate = _annotator(
+    annotate = build_annotator(
         config_path,
         checkpoint,
         device=device,
@@ -216,7 +216,7 @@ def draw_classes(image: str | Path, found: Sequence[ClassScore]) -> NDArray[np.u
     return np.ascontiguousarray(drawn[..., ::-1])
 
 
-def _annotator(
+def build_annotator(
     config_path: str | Path,
     checkpoint: str,
     *,
@@ -249,7 +249,7 @@ def _annotator(
     if scope == 'mmpretrain':
         return _classifier(config, checkpoint, device=device, fuse=fuse, ema=ema, trust_pickle=trust_pickle)
     with building(config), reading_safely(trust_pickle=trust_pickle):
-        inferencer = _inferencer(config, checkpoint, device=device, ema=ema)
+        inferencer = build_inferencer(config, checkpoint, device=device, ema=ema)
     if fuse:
         inferencer.model, _ = fuse_checked(inferencer.model)
     settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
@@ -310,7 +310,7 @@ def _classifier(
     return annotate
 
 
-def _inferencer(config: Config, checkpoint: str, *, device: str, ema: bool = False) -> Any:
+def build_inferencer(config: Config, checkpoint: str, *, device: str, ema: bool = False) -> Any:
     """mmdet's or mmseg's inferencer; where a checkpoint does not name its classes, the config's data set does."""
     scope = config.default_scope
     init_default_scope(scope)

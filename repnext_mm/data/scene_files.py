@@ -72,11 +72,12 @@ def ensure_scenes(root: str | Path, scenes: SceneSet | None = None) -> bool:
         kind='digit scenes',
         info=scenes.info(),
         read_info=lambda folder: read_json(annotation_path(folder, 'val'))['info'],
-        write=lambda folder: _write(folder, scenes),
+        write=lambda folder: write_scenes(folder, scenes),
     )
 
 
-def _write(root: Path, scenes: SceneSet) -> None:
+def write_scenes(root: Path, scenes: SceneSet) -> None:
+    """Write the images and annotations of every scene below a folder."""
     import cv2
 
     counts: dict[Split, int] = {'train': scenes.train, 'val': scenes.val}

@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_files(root, tmp_path):
 
 
 def test_a_second_call_does_nothing(root, monkeypatch):
-    monkeypatch.setattr(scene_files, '_write', lambda *_: pytest.fail('scenes were made twice'))
+    monkeypatch.setattr(scene_files, 'write_scenes', lambda *_: pytest.fail('scenes were made twice'))
     assert ensure_scenes(root, TINY) is False
 
 
@@ -89,7 +89,7 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
         (draft / 'half').mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scene_files, '_write', interrupted)
+    monkeypatch.setattr(scene_files, 'write_scenes', interrupted)
     with pytest.raises(KeyboardInterrupt):
         ensure_scenes(tmp_path / 'digit_scenes', TINY)
     assert not list(tmp_path.iterdir())

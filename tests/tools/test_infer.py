@@ -70,7 +70,7 @@ def test_class_names(config, count, last, named, image, checkpoints, tmp_path, m
         content['meta']['dataset_meta'] = {'classes': ('a', 'b'), 'palette': [[1, 2, 3], [4, 5, 6]]}
     path = tmp_path / 'weights.pth'
     torch.save(content, path)
-    loaded = infer._inferencer(infer.load_config(config, options=SMALL), str(path), device='cpu')
+    loaded = infer.build_inferencer(infer.load_config(config, options=SMALL), str(path), device='cpu')
     classes = loaded.model.dataset_meta['classes']
     assert (classes == ('a', 'b')) if named else (len(classes) == count and classes[-1] == last)
 

@@ -122,7 +122,7 @@ def annotate_images(
         ema: take the averaged weights of the checkpoint.
         trust_pickle: see ``run_training``.
         options: overrides of the config.
-        report: called with the path of each image of several, and with each of a classifier's five surest classes, as
+        report: called with the path of each image of several, and with each of a classifier's top five classes, as
             text, best first.
 
     Raises:
@@ -208,10 +208,10 @@ def draw_classes(image: str | Path, found: Sequence[ClassScore]) -> NDArray[np.u
     sample = DataSample().set_pred_score(scores).set_pred_label([item.label for item in found])
     # ImageNet's names list synonyms, which an image has no room for
     names = {item.label: item.name.split(',')[0] for item in found if item.name is not None}
-    picture: Any = cv2.imread(str(image))
-    small = min(picture.shape[:2]) < _LEGIBLE
+    bgr: Any = cv2.imread(str(image))
+    small = min(bgr.shape[:2]) < _LEGIBLE
     drawn = UniversalVisualizer().visualize_cls(
-        picture[..., ::-1], sample, classes=names or None, draw_gt=False, resize=_LEGIBLE if small else None
+        bgr[..., ::-1], sample, classes=names or None, draw_gt=False, resize=_LEGIBLE if small else None
     )
     return np.ascontiguousarray(drawn[..., ::-1])
 

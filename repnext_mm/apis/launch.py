@@ -37,7 +37,7 @@ _WHOLE_ON_CPU = dict(  # 'full' also moves tensors to the CPU: torch 2.11 crashe
 
 
 def set_launcher(config: Config, launcher: str) -> None:
-    """Write the launcher into the config, once it is seen to have started this process.
+    """Write the launcher into the config, if it started this process.
 
     Raises:
         UserError: the launcher is unknown, or has not set the variables it promises; or nobody says where to meet.

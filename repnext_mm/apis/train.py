@@ -176,7 +176,7 @@ def _has_begun(config: Config) -> bool:
 
 
 def earlier_run(config: Config) -> str:
-    """What a run that begins anew does to the checkpoints of another one in its folder."""
+    """What a run that starts from scratch does to the checkpoints of another one in its folder."""
     names = '' if config.get('resume') else earlier_files(config.work_dir, '*.pth')
     return names and (
         f'{config.work_dir} holds {names} of an earlier run: checkpoints of the same names will be replaced; --resume '

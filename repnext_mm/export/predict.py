@@ -193,7 +193,7 @@ def draw(image: Array, prediction: Prediction, about: dict[str, Any], *, thresho
 
 
 def top(prediction: Prediction, about: dict[str, Any], count: int = 5) -> list[tuple[str, float]]:
-    """The surest classes of an image, with their scores."""
+    """The top classes of an image, with their scores."""
     scores = prediction.scores
     assert scores is not None
     return [(_name(about, int(at)), float(scores[at])) for at in np.argsort(-scores, kind='stable')[:count]]

@@ -267,7 +267,7 @@ class Downsample(Fusible):
             yield from _mixer_obstacles(self.channel_mixer)
 
     def _absorbs(self) -> bool:
-        """Whether the token mixer may take in the norm behind it: both are read then, not called."""
+        """Whether the token mixer may take in the norm after it: both are read then, not called."""
         return is_affine(self.norm) and is_plain(self.norm) and takes_norm(self.token_mixer)
 
     def _normed(self, x: Tensor) -> Tensor:

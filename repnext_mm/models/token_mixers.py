@@ -151,7 +151,7 @@ class ChunkConv(Fusible):
         return self if unchanged else ChunkConv(small, medium, self.conv_l)
 
     def with_balanced_norm(self, norm: Affine) -> tuple[ChunkConv, Affine] | None:
-        """``balanced`` for this mixer and the norm behind it; None where a scale has to be called."""
+        """``balanced`` for this mixer and the norm after it; None where a scale has to be called."""
         if is_intercepted(self) or not self._is_readable():
             return None
         row, col = cast(nn.Sequential, self.conv_l)
@@ -204,19 +204,19 @@ class CopyConv(Fusible):
 
 
 def why_without_norm(mixer: nn.Module) -> str:
-    """Why a strided mixer cannot take in the norm behind it, for people: it has to be called."""
+    """Why a strided mixer cannot take in the norm after it, for people: it has to be called."""
     return why_intercepted(mixer) if type(mixer) is CopyConv else why_called(mixer)
 
 
 def takes_norm(mixer: nn.Module) -> bool:
-    """Whether a strided mixer can take in the norm behind it: its scales are then read, not called."""
+    """Whether a strided mixer can take in the norm after it: its scales are then read, not called."""
     if type(mixer) is CopyConv:
         return not is_intercepted(mixer) and all(map(_is_readable, _scales(mixer)))
     return isinstance(mixer, nn.Conv2d) and is_plain(mixer)
 
 
 def with_norm(mixer: nn.Module, norm: Affine) -> nn.Module:
-    """The deploy form of a strided mixer with the norm behind it, read from an ``as_float64`` copy, folded in."""
+    """The deploy form of a strided mixer with the norm after it, read from an ``as_float64`` copy, folded in."""
     scales = _scales(mixer)
     kernels = _normed_kernels(map(as_float64, scales), norm)
     convs = [to_conv(kernel, like=_geometry(scale)) for scale, kernel in zip(scales, kernels, strict=True)]
@@ -224,7 +224,7 @@ def with_norm(mixer: nn.Module, norm: Affine) -> nn.Module:
 
 
 def run_with_norm(mixer: nn.Module, norm: Affine, x: Tensor) -> Tensor:
-    """The output of a strided mixer and of the norm behind it, one convolution per scale."""
+    """The output of a strided mixer and of the norm after it, one convolution per scale."""
     scales = _scales(mixer)
     kernels = _normed_kernels(scales, norm)
     outputs = [convolve(x, kernel, like=_geometry(scale)) for scale, kernel in zip(scales, kernels, strict=True)]
@@ -232,7 +232,7 @@ def run_with_norm(mixer: nn.Module, norm: Affine, x: Tensor) -> Tensor:
 
 
 def with_balanced_norm(mixer: nn.Module, norm: Affine) -> tuple[nn.Module, Affine] | None:
-    """``balanced`` for a block's mixer and the norm behind it; None where the mixer has to be called."""
+    """``balanced`` for a block's mixer and the norm after it; None where the mixer has to be called."""
     if type(mixer) is ChunkConv:
         return mixer.with_balanced_norm(norm)
     if not isinstance(mixer, nn.Conv2d) or not is_plain(mixer):

@@ -147,7 +147,7 @@ def _absorbed(fold: Fold) -> dict[nn.Module, nn.Module]:
 
 
 def kernel_with_norm(layer: nn.Module, norm: Affine) -> Kernel:
-    """The kernel of a layer with the norm behind it, in float64."""
+    """The kernel of a layer with the norm after it, in float64."""
     kernel = kernel_of(as_float64(cast(_ConvNd, layer)))
     if isinstance(layer, _ConvTransposeNd):
         new = norm_after_transposed(kernel, norm, groups=layer.groups)

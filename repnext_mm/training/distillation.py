@@ -26,7 +26,7 @@ class DistilledClassifier(BaseModel):
 
     It trains and saves the student, under the student's own keys: the teacher is in no checkpoint, and testing needs
     the student's config only. Both see the same augmented batch. A student with two heads (``RepNeXtClsHead``)
-    answers to the labels with the first and to the teacher with the second; any other answers to both with its scores.
+    trains the first on the labels and the second on the teacher; any other trains its scores on both.
 
     Args:
         student: config of a classifier of MMPretrain (``ImageClassifier``, ``TimmClassifier``, ...).

@@ -57,7 +57,7 @@ def test_hard_loss_by_hand():
 
 
 def test_soft_loss_by_hand():
-    """sum p (log p - log q) over classes and pictures, times tau^2, over the number of scores."""
+    """sum p (log p - log q) over classes and images, times tau^2, over the number of scores."""
     scores, teacher, tau = [[1.0, 2.0, 0.0], [0.5, 0.0, -1.0]], [[3.0, 1.0, 0.0], [0.0, 1.0, 5.0]], 2.0
 
     def distribution(row):

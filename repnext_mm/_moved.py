@@ -29,7 +29,7 @@ MOVED = {
     'models.cls_head': ('models.heads',),
     'models.pretrained': ('models.base',),
     'models.staged_backbone': ('models.base',),
-    'nn': ('models', 'models.repnext', 'models.repnext_u', 'models.heads', 'models.layers'),
+    'nn': ('models', 'models.repnext', 'models.token_mixers', 'models.repnext_u', 'models.heads', 'models.layers'),
     'reparam.foreign': ('reparam.converters',),
     'validation': ('lab.bench.exactness', 'lab.bench.named_models', 'lab.bench.law_table'),
 }

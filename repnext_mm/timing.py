@@ -144,7 +144,7 @@ def _check_rounds(rounds: int) -> None:
 
 
 def fastest_at(size: tuple[int, int]) -> Callable[[nn.Module], Form]:
-    """A choice for ``fuse_checked(form=...)``: the fastest form here and now, for an image of ``(height, width)``."""
+    """A choice for ``fuse_checked(form=...)``: the fastest form here, for an image of ``(height, width)``."""
 
     def choose(backbone: nn.Module) -> Form:
         if len(_candidates(backbone)) == 1 or not fuse(backbone)[1]:

@@ -17,7 +17,7 @@ COCO_IDS = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 
 
 
 def write_coco(root: Path, *, train: int = 4, val: int = 2, size: int = 128) -> Path:
-    """COCO 2017: twelve-digit JPEG names, 80 categories under their gappy ids, polygons, and one crowd a picture."""
+    """COCO 2017: twelve-digit JPEG names, 80 categories under their gappy ids, polygons, and one crowd per image."""
     from mmdet.datasets import CocoDataset
 
     categories = [
@@ -41,14 +41,14 @@ def write_coco(root: Path, *, train: int = 4, val: int = 2, size: int = 128) -> 
 
 
 def write_ade20k(root: Path, *, train: int = 4, val: int = 2, size: int = 128) -> Path:
-    """ADE20K: JPEG pictures, PNG maps where 0 is 'other' and 1 to 150 are the classes."""
+    """ADE20K: JPEG images, PNG maps where 0 is 'other' and 1 to 150 are the classes."""
     for split, folder, count in (('train', 'training', train), ('val', 'validation', val)):
-        pictures, maps = root / 'images' / folder, root / 'annotations' / folder
-        pictures.mkdir(parents=True)
+        images, maps = root / 'images' / folder, root / 'annotations' / folder
+        images.mkdir(parents=True)
         maps.mkdir(parents=True)
         for index in range(count):
             scene, name = compose_scene(split=split, index=index, size=size), f'ADE_{split}_{index + 1:08d}'
-            cv2.imwrite(str(pictures / f'{name}.jpg'), scene.image[..., ::-1])
+            cv2.imwrite(str(images / f'{name}.jpg'), scene.image[..., ::-1])
             cv2.imwrite(str(maps / f'{name}.png'), scene.semantic())
     return root
 

@@ -26,7 +26,7 @@ TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 1, 1)}
 BACKBONE = dict(type='RepNeXt', arch=TINY)
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Noise of a known brightness."""
 
     def __len__(self) -> int:
@@ -61,18 +61,18 @@ class Said(BaseMetric):
         self.results += [sample['said'].item() for sample in data_samples]
 
     def compute_metrics(self, results):
-        return {f'picture {index}': value for index, value in enumerate(results)}
+        return {f'image {index}': value for index, value in enumerate(results)}
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for registry, kind in ((MODELS, BrightnessModel), (DATASETS, Pictures), (METRICS, Said)):
+    for registry, kind in ((MODELS, BrightnessModel), (DATASETS, Images), (METRICS, Said)):
         monkeypatch.setitem(registry._module_dict, kind.__name__, kind)
 
 
 def loader(*, shuffle: bool) -> dict:
     sampler = dict(type='DefaultSampler', shuffle=shuffle)
-    return dict(dataset=dict(type='Pictures'), batch_size=2, num_workers=0, sampler=sampler)
+    return dict(dataset=dict(type='Images'), batch_size=2, num_workers=0, sampler=sampler)
 
 
 @pytest.mark.usefixtures('registered')
@@ -106,7 +106,7 @@ def test_a_bare_mmengine_model_is_trained_and_tested_fused(tmp_path):
     assert count_norms(model.backbone) > 0
     model.eval()
     with torch.no_grad():
-        said = [model(**pseudo_collate([picture]), mode='predict')[0]['said'].item() for picture in Pictures()]
+        said = [model(**pseudo_collate([image]), mode='predict')[0]['said'].item() for image in Images()]
     assert list(found.values()) == pytest.approx(said, rel=1e-4, abs=1e-5)
     assert (tmp_path / 'iter_2.pth').is_file()
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on one machine or several: bash tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 # Several machines: NNODES=2 NODE_RANK=0 MASTER_ADDR=first-node PORT=29500, the same on each but NODE_RANK.
-# RESTARTS=3 with --resume: processes that die are started anew, up to three times, from the last checkpoint.
+# RESTARTS=3 with --resume: processes that die are restarted, up to three times, from the last checkpoint.
 set -euo pipefail
 
 if [ "$#" -lt 2 ]; then
@@ -14,7 +14,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
 
 if [ "${RESTARTS:-0}" != 0 ]; then
-    # machines must agree on when to start anew: fixed ranks cannot
+    # machines must agree on when to restart: fixed ranks cannot
     meeting=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="${JOB_ID:-repnext_mm}")
     if [ "${NNODES:-1}" = 1 ]; then
         meeting+=(--local_addr="$address")

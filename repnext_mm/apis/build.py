@@ -181,7 +181,7 @@ def check_batches(model: nn.Module, loader: Any, config: Config) -> None:
         way_out = 'set train_dataloader.drop_last=True, or another batch_size'
     else:
         return
-    norm = norm_of_one_value(model, size=_image_size(config))
+    norm = norm_of_one_value(model, size=training_image_size(config))
     if norm is not None:
         raise UserError(
             f'{batches}, and the batch norm {norm} sees one value per channel then, of which there is no variance: '
@@ -268,7 +268,7 @@ def _drops_last(loader: Any) -> bool:
     return bool(loader.drop_last or getattr(loader.batch_sampler, 'drop_last', False))
 
 
-def _image_size(config: Config) -> tuple[int, int]:
+def training_image_size(config: Config) -> tuple[int, int]:
     """(H, W) of training images, as far as the config tells: what a small one leaves of itself is one pixel."""
     model = config.model
     steps = next(innermost_datasets(config.train_dataloader['dataset'])).get('pipeline') or ()

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from repnext_mm.checkpoints.read import plain_dict
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.models import type_name
+from repnext_mm.models.registry import log
 
 SCOPE_PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -53,12 +54,20 @@ def load_config(path: str | Path, *, options: Mapping[str, Any] | None = None, w
     _check_shape(config._cfg_dict, path=str(path))
     if not config.get('default_scope'):
         config.default_scope = _scope_of(config.get('model') or {})
-    for loader in LOADERS:  # torch refuses persistent workers where there are none
-        if config.get(loader) and config[loader].get('num_workers') == 0:
-            config[loader]['persistent_workers'] = False
+    _without_absent_workers(config)
     _check_scope(config)
     config.work_dir = work_dir or config.get('work_dir') or os.path.join('work_dirs', path.stem)
     return config
+
+
+def _without_absent_workers(config: Config) -> None:
+    """Keep no workers between epochs where there are none, which torch refuses."""
+    loaders = [config[name] for name in LOADERS if config.get(name)]
+    changed = [loader for loader in loaders if loader.get('num_workers') == 0 and loader.get('persistent_workers')]
+    for loader in changed:
+        loader['persistent_workers'] = False
+    if changed:
+        log('persistent_workers is set to False where num_workers is 0: there are no workers to keep')
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def fit_image(image: str | Path) -> Iterator[Path]:
     _check_whole(image)
     try:
         pixels: Any = cv2.imread(str(image)) if cv2.haveImageReader(str(image)) else None
-    except cv2.error:  # of a damaged header
+    except cv2.error:  # of a corrupt header
         pixels = None
     writable = cv2.haveImageWriter(image.name)
     foreign = pixels is None
@@ -124,16 +124,16 @@ def _check_whole(image: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about odd metadata, and sizes that are allowed here
-            with Image.open(image) as picture:
-                picture.draft('RGB', (32, 32))  # JPEG: reads all of the stream, skips most of the arithmetic
-                picture.load()
+            with Image.open(image) as opened:
+                opened.draft('RGB', (32, 32))  # JPEG: reads all of the stream, skips most of the arithmetic
+                opened.load()
     except UnidentifiedImageError:
         pass  # OpenCV may know it
     except Image.DecompressionBombError as error:
         raise UserError(f"image '{image}' has far too many pixels: scale it down") from error
     except MemoryError as error:
         raise UserError(f"image '{image}' needs more memory than there is: scale it down") from error
-    except Exception as error:  # decoders raise whatever they meet in a damaged file
+    except Exception as error:  # decoders raise whatever they meet in a corrupt file
         raise UserError(f"image '{image}' cannot be read, it is corrupt ({error}): download it again") from error
 
 
@@ -145,7 +145,7 @@ def _decoded_otherwise(image: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            with Image.open(image) as picture:
-                return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))[..., ::-1])
+            with Image.open(image) as opened:
+                return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(opened).convert('RGB'))[..., ::-1])
     except Exception as error:  # see above
         raise UserError(f"image '{image}' cannot be read as an image: give a JPEG or PNG file") from error

@@ -122,14 +122,14 @@ def annotate_images(
         ema: take the averaged weights of the checkpoint.
         trust_pickle: see ``run_training``.
         options: overrides of the config.
-        report: called with the path of each image of several, and with each of a classifier's five surest classes, as
+        report: called with the path of each image of several, and with each of a classifier's top five classes, as
             text, best first.
 
     Raises:
         UserError: one sentence with the value, the rule and the way out.
     """
     found = found_images(images)
-    annotate = _annotator(
+    annotate = build_annotator(
         config_path,
         checkpoint,
         device=device,
@@ -208,15 +208,15 @@ def draw_classes(image: str | Path, found: Sequence[ClassScore]) -> NDArray[np.u
     sample = DataSample().set_pred_score(scores).set_pred_label([item.label for item in found])
     # ImageNet's names list synonyms, which an image has no room for
     names = {item.label: item.name.split(',')[0] for item in found if item.name is not None}
-    picture: Any = cv2.imread(str(image))
-    small = min(picture.shape[:2]) < _LEGIBLE
+    bgr: Any = cv2.imread(str(image))
+    small = min(bgr.shape[:2]) < _LEGIBLE
     drawn = UniversalVisualizer().visualize_cls(
-        picture[..., ::-1], sample, classes=names or None, draw_gt=False, resize=_LEGIBLE if small else None
+        bgr[..., ::-1], sample, classes=names or None, draw_gt=False, resize=_LEGIBLE if small else None
     )
     return np.ascontiguousarray(drawn[..., ::-1])
 
 
-def _annotator(
+def build_annotator(
     config_path: str | Path,
     checkpoint: str,
     *,
@@ -249,7 +249,7 @@ def _annotator(
     if scope == 'mmpretrain':
         return _classifier(config, checkpoint, device=device, fuse=fuse, ema=ema, trust_pickle=trust_pickle)
     with building(config), reading_safely(trust_pickle=trust_pickle):
-        inferencer = _inferencer(config, checkpoint, device=device, ema=ema)
+        inferencer = build_inferencer(config, checkpoint, device=device, ema=ema)
     if fuse:
         inferencer.model, _ = fuse_checked(inferencer.model)
     settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
@@ -310,7 +310,7 @@ def _classifier(
     return annotate
 
 
-def _inferencer(config: Config, checkpoint: str, *, device: str, ema: bool = False) -> Any:
+def build_inferencer(config: Config, checkpoint: str, *, device: str, ema: bool = False) -> Any:
     """mmdet's or mmseg's inferencer; where a checkpoint does not name its classes, the config's data set does."""
     scope = config.default_scope
     init_default_scope(scope)

@@ -37,7 +37,7 @@ _WHOLE_ON_CPU = dict(  # 'full' also moves tensors to the CPU: torch 2.11 crashe
 
 
 def set_launcher(config: Config, launcher: str) -> None:
-    """Write the launcher into the config, once it is seen to have started this process.
+    """Write the launcher into the config, if it started this process.
 
     Raises:
         UserError: the launcher is unknown, or has not set the variables it promises; or nobody says where to meet.
@@ -126,7 +126,7 @@ def fit_to_machine(config: Config) -> list[str]:
         config.sync_bn = None
         if distributed:
             notes.append('No GPU here: processes exchange gradients through gloo.')
-            _start_gloo(config)
+            start_gloo(config)
             # mmengine passes a GPU's index, which torch refuses for a model on the CPU
             config.model_wrapper_cfg = {**_wrapper(config), 'device_ids': None}
     if config.get('runner_type') == 'FlexibleRunner':
@@ -186,7 +186,7 @@ def _fit_strategy(config: Config, *, distributed: bool) -> list[str]:
     return []
 
 
-def _start_gloo(config: Config) -> None:
+def start_gloo(config: Config) -> None:
     """Join the process group: mmengine calls torch.cuda.set_device first, which fails without a GPU."""
     if dist.is_initialized():
         return

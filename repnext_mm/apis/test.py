@@ -67,7 +67,7 @@ def prepare_test(
     check_model(config.model)
     check_checkpoint(checkpoint, given_as='checkpoint')
     config.load_from, config.resume = checkpoint, False
-    _load_strictly(config, ema=ema)
+    require_strict_load(config, ema=ema)
     drop_initial_weights(config.model)
     if not fuse:
         config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _is_fuse_hook(hook)]
@@ -83,11 +83,11 @@ def prepare_test(
         _enable_drawing(config, show_dir)
         names = earlier_files(show_dir)
         if names:
-            _warn(f'--show-dir {show_dir} holds {names} already: images of the same names will be replaced')
+            warn(f'--show-dir {show_dir} holds {names} already: images of the same names will be replaced')
     if out is not None:
         _enable_dump(config, out)
         if os.path.exists(out):
-            _warn(f'--out {out} is there already: it will be replaced')
+            warn(f'--out {out} is there already: it will be replaced')
     return config
 
 
@@ -108,7 +108,8 @@ def run_test(config: Config, *, trust_pickle: bool = False) -> dict[str, float]:
         return runner.test()
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """Write a warning to the log of the run."""
     print_log(text, logger='current', level=logging.WARNING)
 
 
@@ -118,14 +119,14 @@ def log_once(runner: Runner) -> None:
         runner.hooks[:] = [hook for hook in runner.hooks if not isinstance(hook, LoggerHook)]
 
 
-def _load_strictly(config: Config, *, ema: bool) -> None:
+def require_strict_load(config: Config, *, ema: bool) -> None:
     """Tell StrictLoadHook, which a config that does not inherit ours lacks, what is tested."""
     hooks = dict(config.get('default_hooks') or {})
     known = [*hooks.values(), *(config.get('custom_hooks') or ())]
     strict = next((h for h in known if isinstance(h, dict) and type_name(h.get('type')) == 'StrictLoadHook'), None)
     if strict is None:
         hooks['strict_load'] = strict = dict(type='StrictLoadHook')
-        _warn('The config has no StrictLoadHook: it is added, so that a checkpoint that does not fit is refused.')
+        warn('The config has no StrictLoadHook: it is added, so that a checkpoint that does not fit is refused.')
     strict['testing'] = True
     if ema:
         strict['ema'] = True

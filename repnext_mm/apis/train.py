@@ -96,7 +96,7 @@ def run_training(config: Config, *, trust_pickle: bool = False) -> Runner:
         WeightsError: a weight file cannot be read, does not fit, or holds no training to go on from.
         NoWholeCheckpointError: there was a checkpoint to go on from, and none is whole.
     """
-    earlier = _earlier_run(config)
+    earlier = earlier_run(config)
     notes = [*fit_to_machine(config), *add_missing_hooks(config)]
     with reading_safely(trust_pickle=trust_pickle):  # some models read weights while they are built
         runner = build_runner(config)
@@ -175,8 +175,8 @@ def _has_begun(config: Config) -> bool:
     return hook.get('out_dir') is not None or has_begun(work_dir=folder, folder=folder, template=template)
 
 
-def _earlier_run(config: Config) -> str:
-    """What a run that begins anew does to the checkpoints of another one in its folder."""
+def earlier_run(config: Config) -> str:
+    """What a run that starts from scratch does to the checkpoints of another one in its folder."""
     names = '' if config.get('resume') else earlier_files(config.work_dir, '*.pth')
     return names and (
         f'{config.work_dir} holds {names} of an earlier run: checkpoints of the same names will be replaced; --resume '

@@ -158,7 +158,7 @@ def fuse_file(
     written = write_checkpoint(out, fused.state_dict(), meta=meta)
     deploy = Path(out).with_suffix('.py')
     with drafted(deploy) as draft:
-        draft.write_text(_deploy_config(config).pretty_text, encoding='utf-8')
+        draft.write_text(deploy_config(config).pretty_text, encoding='utf-8')
     return FusedFile(weights=written, config=deploy, report=report, errors=errors)
 
 
@@ -217,7 +217,7 @@ def compare_outputs(
         raise UserError(f'{first} and {second} cannot be compared: {error}') from error
 
 
-def _deploy_config(config: Config) -> Config:
+def deploy_config(config: Config) -> Config:
     """The same config for the fused weights: a deploy backbone, and nothing that fuses again."""
     deploy = config.copy()
     deploy.model = without_teacher(deploy.model)

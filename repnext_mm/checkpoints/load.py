@@ -108,7 +108,7 @@ def fit(
     part: bool = False,
     unused: Sequence[str] = (),
 ) -> tuple[StateDict, LoadReport]:
-    """The weights of a checkpoint to load into a model, under its names, once every key and shape is seen to agree.
+    """The weights of a checkpoint to load into a model, under its names, once every key and shape agrees.
 
     The entry and the start of the keys are found by what fits. Where several do, averaged weights are taken with
     ``ema`` only, and the likeliest of the others; where nothing tells which is meant, that is an error.
@@ -314,12 +314,12 @@ def _verified(
     """The weights to load, under the model's names; raises where a key, a shape or a type differs."""
     prefixes = tuple(reset)
 
-    def fits_or_starts_anew(key: str, value: Tensor) -> bool:
+    def fits_or_is_reset(key: str, value: Tensor) -> bool:
         if key in target and value.shape == target[key].shape:
             return True
         return not (carries_nothing(key) or (prefixes and key.startswith(prefixes)))
 
-    kept = {key: value for key, value in state.items() if fits_or_starts_anew(key, value)}
+    kept = {key: value for key, value in state.items() if fits_or_is_reset(key, value)}
     absent = target.keys() - kept.keys()
     own = {key for key in absent if carries_nothing(key)}
     missing = {key for key in absent - own if not (prefixes and key.startswith(prefixes))}

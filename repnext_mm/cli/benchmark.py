@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from repnext_mm.cli import options
-from repnext_mm.errors import FileInTheWayError, UserError
-from repnext_mm.lab.bench.chart import plot_record
-from repnext_mm.lab.bench.environment import environment
-from repnext_mm.lab.bench.jobs import Job, parse_shape, plan, run_jobs
+from repnext_mm.errors import UserError
+from repnext_mm.lab.bench.jobs import parse_shape, run_jobs
 from repnext_mm.lab.bench.networks import AUTO, PARTS, PEERS, TRAIN_FORM, variants
-from repnext_mm.lab.bench.record import check_same_machine, new_record, read_record, write_record
+from repnext_mm.lab.bench.record import read_record
 from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, RUNTIMES
-from repnext_mm.lab.bench.tables import add_results, heading, inference_tables, training_table, whole_model_tables
-from repnext_mm.lab.bench.training import SHAPES, measure_training_step
+from repnext_mm.lab.bench.session import FIRST_BATCH, SEARCH, measure_repeatedly, plan_inference, render, training_calls
+from repnext_mm.lab.bench.training import SHAPES
 from repnext_mm.lab.bench.whole_model import measure_whole_model
 from repnext_mm.models import FORMS
 from repnext_mm.models.repnext import ARCHITECTURES
 
 TRAIN_SHAPE = '512'
-SEARCH = 0  # --throughput without a number
-FIRST_BATCH = {'cuda': 1024, 'cpu': 32}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, or render a record; 1 if a process failed."""
     try:
         if args.render:
-            render(read_record(args.render), Path(args.render))
+            print_files(render(read_record(args.render), Path(args.render)))
             return 0
         return run_other(args) if args.train or args.config else run_inference(args)
     except KeyboardInterrupt:
@@ -114,126 +109,83 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_inference(args: argparse.Namespace) -> int:
-    device = device_of(args)
-    cuda, search = device == 'cuda', args.throughput == SEARCH
-    chosen = {
-        'rounds': args.rounds if args.rounds is not None else 100 if cuda else 30,
-        'warmup_rounds': args.warmup_rounds if args.warmup_rounds is not None else 50 if cuda else 10,
-        'warmup_s': args.warmup_s,
-        'threads': args.threads if args.threads is not None else torch.get_num_threads(),
-        'device': device,
-        'tf32': args.tf32,
-    }
+    path = output_of(args, 'inference')
     peers = PEERS if args.peers == ['all'] else args.peers
-    jobs, skipped = plan(
+    planned = plan_inference(
         variants(args.arch, args.forms if args.arch else [], peers, part=args.part),
+        path,
         runtimes=args.runtime,
         shapes=[parse_shape(shape) for shape in args.shape or ['1x3x224x224']],
         dtypes=args.dtype,
         memory_formats=args.memory_format,
-        throughput=FIRST_BATCH[device] if search else args.throughput,
-        search_batch=search,
-        **chosen,
+        throughput=args.throughput,
+        resume=args.resume,
+        **how_of(args),
     )
-    for line in skipped:
+    for line in planned.record['skipped']:
         print(f'left out: {line}')
-    path = output_of(args, 'inference')
-    torch.set_num_threads(chosen['threads'])
-    here = environment(device)
-    if args.resume and path.exists():
-        record = read_record(path)
-        check_same_machine(record, here)
-    elif path.exists():
-        raise FileInTheWayError(f'{path} exists: go on with it by --resume, or name another --output')
-    else:
-        settings = {'title': f'Inference on {here["device"]}', 'repeats': args.repeats, **chosen}
-        record = new_record(shlex.join(args.called), here, settings)
-    record['skipped'] = skipped
-    write_record(record, path)  # now, so that a folder that cannot be written is known before the work
-    failures = with_bar(
-        jobs, args.repeats, lambda progress: run_jobs(jobs, record, path, repeats=args.repeats, progress=progress)
-    )
+    with progress_bar() as bar:
+        task = bar.add_task('starting', total=planned.steps)
+        failures = run_jobs(
+            planned.jobs,
+            planned.record,
+            path,
+            repeats=planned.repeats,
+            progress=lambda text, made: bar.update(task, description=text, advance=made),
+        )
     for line in failures:
         print(f'failed: {line}')
-    render(record, path)
+    print_files(render(planned.record, path))
     return 1 if failures else 0
 
 
 def run_other(args: argparse.Namespace) -> int:
-    """Training steps or whole models, in this process; each repeat starts from the beginning."""
-    device, kind = device_of(args), 'training' if args.train else 'whole_model'
+    kind = 'training' if args.train else 'whole_model'
     path = output_of(args, kind)
-    if path.exists():
-        raise FileInTheWayError(f'{path} exists: name another --output')
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
-    rounds = args.rounds if args.rounds is not None else 20
-    times: dict[str, Any] = {'rounds': rounds, 'warmup_s': args.warmup_s, 'device': device}
-    if args.warmup_rounds is not None:
-        times['warmup_rounds'] = args.warmup_rounds
-    measure = (
-        training_calls(args)
-        if args.train
-        else [
-            partial(
-                measure_whole_model,
-                args.config,
-                args.checkpoint,
-                image=args.image,
-                options=args.cfg_options,
-                trust_pickle=args.trust_pickle,
-            )
-        ]
-    )
-    record = new_record(shlex.join(args.called), environment(device), {'kind': kind, 'repeats': args.repeats, **times})
-    results: list[Any] = []
     with progress_bar() as bar:
-        task = bar.add_task(kind, total=rounds * args.repeats * len(measure))
-        for call in [call for _ in range(args.repeats) for call in measure]:
-            results.append(call(**times, progress=lambda: bar.update(task, advance=1)))
-            add_results(record, results[-1:])
-            write_record(record, path)
-    table = (training_table if args.train else whole_model_tables)(results)
-    path.with_suffix('.md').write_text('\n'.join([*heading(record, kind.replace('_', ' ')), table]) + '\n')
+
+        def progress(steps: int) -> Callable[[], object]:
+            return partial(bar.update, bar.add_task(kind, total=steps), advance=1)
+
+        table = measure_repeatedly(calls_of(args), path, kind=kind, progress=progress, **how_of(args))
     print(table, f'\nwrote {path} and {path.with_suffix(".md")}')
     return 0
 
 
-def training_calls(args: argparse.Namespace) -> list[Callable[..., Any]]:
-    shapes = [SHAPES.get(shape) or parse_shape(shape) for shape in args.shape or [TRAIN_SHAPE]]
-    unknown = [runtime for runtime in args.runtime if runtime not in ('eager', 'compile')]
-    if unknown:
-        raise UserError(f'--train with --runtime {unknown[0]}: networks train in eager or compile')
+def calls_of(args: argparse.Namespace) -> list[Callable[..., Any]]:
+    if args.train:
+        return training_calls(
+            args.arch,
+            runtimes=args.runtime,
+            shapes=[SHAPES.get(shape) or parse_shape(shape) for shape in args.shape or [TRAIN_SHAPE]],
+            dtypes=args.dtype,
+            memory_formats=args.memory_format,
+        )
     return [
         partial(
-            measure_training_step,
-            arch,
-            shape=shape,
-            dtype=dtype,
-            memory_format=memory_format,
-            compile=runtime == 'compile',
-        )
-        for runtime, arch, shape, dtype, memory_format in product(
-            args.runtime, args.arch, shapes, args.dtype, args.memory_format
+            measure_whole_model,
+            args.config,
+            args.checkpoint,
+            image=args.image,
+            options=args.cfg_options,
+            trust_pickle=args.trust_pickle,
         )
     ]
 
 
-def device_of(args: argparse.Namespace) -> str:
+def how_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise UserError('--device cuda: PyTorch sees no GPU here, choose --device cpu')
-    return args.device or options.best_device()
+    named = ('threads', 'tf32', 'rounds', 'warmup_rounds', 'warmup_s', 'repeats')
+    return {
+        'device': args.device or options.best_device(),
+        'command': shlex.join(args.called),
+        **{name: getattr(args, name) for name in named},
+    }
 
 
 def output_of(args: argparse.Namespace, kind: str) -> Path:
     return Path(f'{args.output or f"work_dirs/benchmark/{kind}"}.json')
-
-
-def with_bar(jobs: list[Job], repeats: int, work: Callable[[Callable[[str, int], None]], list[str]]) -> list[str]:
-    with progress_bar() as bar:
-        task = bar.add_task('starting', total=repeats * sum(job.steps for job in jobs))
-        return work(lambda text, made: bar.update(task, description=text, advance=made))
 
 
 def progress_bar() -> Progress:
@@ -247,8 +199,6 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def render(record: dict[str, Any], path: Path) -> None:
-    table = path.with_suffix('.md')
-    table.write_text(inference_tables(record))
-    for file in (path, table, *plot_record(record, path.with_suffix(''))):
+def print_files(files: list[Path]) -> None:
+    for file in files:
         print(f'wrote {file}')

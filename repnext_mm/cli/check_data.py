@@ -5,16 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from repnext_mm.data.own import (
-    Findings,
-    check_class_folders,
-    check_coco,
-    check_label_maps,
-    find_boxes,
-    find_class_folders,
-    find_label_maps,
-)
-from repnext_mm.errors import UserError
+from repnext_mm.data.own.check import TASKS, check_data
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """What says where the data are and how to read them."""
-    parser.add_argument(
-        '--task', required=True, choices=('det', 'seg', 'cls'), help='boxes (COCO, YOLO, VOC), maps, folders'
-    )
+    parser.add_argument('--task', required=True, choices=TASKS, help='boxes (COCO, YOLO, VOC), maps, folders')
     parser.add_argument('--data', required=True, metavar='ROOT', help='the folder that holds all of the data')
     parser.add_argument('--classes', help='names, separated by commas (needed for seg; other data name them)')
     parser.add_argument(
@@ -43,17 +32,13 @@ def names_of(text: str | None) -> list[str] | None:
 
 def run(args: argparse.Namespace) -> int:
     """Report what the check found; 1 if there are errors."""
-    root, classes, findings = Path(args.data).resolve(), names_of(args.classes), Findings()
-    if args.task == 'det':
-        check_coco(find_boxes(root, classes, findings), classes, findings, boxes_only=args.boxes_only)
-    elif args.task == 'cls':
-        check_class_folders(find_class_folders(root), classes, findings)
-    elif classes is None:
-        raise UserError('label maps hold numbers only: name their classes with --classes')
-    else:
-        splits = find_label_maps(root)
-        check_label_maps(
-            splits, classes, findings, reduce_zero_label=args.reduce_zero_label, map_suffix=args.map_suffix
-        )
+    findings = check_data(
+        args.task,
+        Path(args.data).resolve(),
+        classes=names_of(args.classes),
+        boxes_only=args.boxes_only,
+        reduce_zero_label=args.reduce_zero_label,
+        map_suffix=args.map_suffix,
+    )
     print(findings.report())
     return 1 if findings.errors else 0

@@ -1,5 +1,7 @@
 """Say what is installed, and what is wrong with it; runs on the standard library alone, whatever else is broken."""
 
+# One file that imports nothing of ours: `tools/check_env.py` runs it by its path, where the package cannot be imported.
+
 from __future__ import annotations
 
 import argparse

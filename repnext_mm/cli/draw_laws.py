@@ -13,8 +13,7 @@ from repnext_mm.apis import load_config
 from repnext_mm.apis.build import build_model
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum
-from repnext_mm.models import RepNeXt
-from repnext_mm.models.repnext import ChunkConv, RepDWConvS
+from repnext_mm.models import ChunkConv, RepDWConvS, RepNeXt
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ import os
 import torch
 from mmengine.config import DictAction
 
+from repnext_mm.errors import UserError
+
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -53,6 +55,13 @@ def add_device(parser: argparse._ActionsContainer, *, default: str | None) -> No
 
 def best_device() -> str:
     return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"--device '{name}' cannot be used here ({str(error).splitlines()[0]}): choose cpu") from error
 
 
 def add_threads(parser: argparse._ActionsContainer) -> None:

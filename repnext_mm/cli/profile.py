@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from repnext_mm.cli import options
-from repnext_mm.errors import MissingFileError, UserError
+from repnext_mm.errors import MissingFileError
 from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.jobs import parse_shape
-from repnext_mm.lab.bench.networks import build_train_form, in_form, resolved, variants
-from repnext_mm.lab.bench.profile import (
-    PROFILED,
-    find_hot_spots,
-    find_step_spots,
-    machine_line,
-    modules_table,
-    operations_table,
-    time_by_module,
-)
-from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, why_not
+from repnext_mm.lab.bench.profile import PROFILED, profile_inference, profile_training
+from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS
 
 FORMS = ['keep_norms', 'default', 'half', 'dense']
 
@@ -53,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
     if args.trace is not None and not Path(args.trace).parent.is_dir():
         raise MissingFileError(f"--trace: there is no folder '{Path(args.trace).parent}', make it first")
-    title, table = profile_training(args) if args.train else profile_inference(args, threads=threads)
+    title, table = profiled(args, threads=threads)
     here = environment(torch.device(args.device).type)
     print(
         f'{args.arch.upper()}, {args.shape}, {args.dtype}, {args.memory_format}, {args.runtime}; {here["device"]}, '
@@ -65,52 +55,18 @@ def run(args: argparse.Namespace) -> None:
             print(f'wrote {file}')
 
 
-def trace_file(args: argparse.Namespace, name: str) -> Path:
-    path = Path(args.trace)
-    return path.with_name(f'{path.stem}.{name.replace(" ", "_")}.json')
-
-
-def profile_training(args: argparse.Namespace) -> tuple[str, str]:
-    spots = find_step_spots(
+def profiled(args: argparse.Namespace, *, threads: int) -> tuple[str, str]:
+    how = {name: getattr(args, name) for name in ('memory_format', 'device', 'rounds', 'trace')}
+    shape = parse_shape(args.shape)
+    if args.train:
+        return profile_training(args.arch, shape=shape, norm_eval=args.norm_eval, **how)
+    return profile_inference(
         args.arch,
-        shape=parse_shape(args.shape),
-        memory_format=args.memory_format,
-        norm_eval=args.norm_eval,
-        device=args.device,
-        rounds=args.rounds,
-        trace=None if args.trace is None else partial(trace_file, args),
+        args.forms,
+        shape=shape,
+        runtime=args.runtime,
+        by_module=args.by == 'module',
+        dtype=args.dtype,
+        threads=threads,
+        **how,
     )
-    norms = 'eval' if args.norm_eval else 'train'
-    return f'training step, norms in {norms} mode; {machine_line(spots)}', operations_table(spots)
-
-
-def profile_inference(args: argparse.Namespace, *, threads: int) -> tuple[str, str]:
-    variants([args.arch], args.forms)
-    reason = why_not(args.runtime, device=args.device, dtype=args.dtype, memory_format=args.memory_format)
-    if reason:
-        raise UserError(f'--runtime {args.runtime} cannot be profiled here: {reason}')
-    if args.by == 'module' and args.runtime != 'eager':
-        raise UserError(f'--by module: {args.runtime} has no modules, profile --runtime eager')
-    if args.trace is not None and (args.by == 'module' or args.runtime not in ('eager', 'compile')):
-        raise UserError('--trace: PyTorch writes it, profile --runtime eager or compile --by operation')
-    image = torch.randn(parse_shape(args.shape)).to(args.device, DTYPES[args.dtype])
-    image = image.contiguous(memory_format=MEMORY_FORMATS[args.memory_format])
-    train_form = build_train_form(args.arch)
-    forms = {form: in_form(train_form, resolved(train_form, form, image=image), image=image) for form in args.forms}
-    if args.by == 'module':
-        return 'by module', modules_table(
-            {form: time_by_module(network, image, rounds=args.rounds) for form, network in forms.items()}
-        )
-    spots = {
-        form: find_hot_spots(
-            network,
-            image,
-            rounds=args.rounds,
-            runtime=args.runtime,
-            threads=threads,
-            native=args.dtype == NATIVE,
-            trace=None if args.trace is None else trace_file(args, form),
-        )
-        for form, network in forms.items()
-    }
-    return machine_line(spots), operations_table(spots)

@@ -15,8 +15,8 @@ from repnext_mm.lab.draw.design import draw_design
 from repnext_mm.lab.draw.features import draw_features
 from repnext_mm.lab.draw.kernels import draw_kernels
 from repnext_mm.lab.draw.predictions import draw_predictions
-from repnext_mm.lab.draw.receptive_field import draw_receptive_fields, noise_images, receptive_fields
-from repnext_mm.lab.draw.subject import Subject, load_subject, see, untrained
+from repnext_mm.lab.draw.receptive_field import compare_receptive_fields
+from repnext_mm.lab.draw.subject import Subject, load_subject, see
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -113,15 +113,14 @@ def kernels_of(args: argparse.Namespace) -> Path:
 
 
 def receptive_fields_of(args: argparse.Namespace) -> Path:
-    subject = subject_of(args)
-    images = [see(subject, path).inputs for path in args.images or ()] or noise_images(args.count, size=args.size)
-    rows = {'trained' if args.config else 'random': receptive_fields(subject.backbone, images)}
-    if args.beside_random:
-        rows['random'] = receptive_fields(untrained(subject), images)
-    of = f'{len(images)} images' if args.images else f'{len(images)} images of noise'
-    size = 'x'.join(map(str, images[0].shape[2:]))
-    levels = getattr(subject.backbone, 'out_indices', None)
-    return draw_receptive_fields(rows, args.out, title=f'{subject.name}, {of}, {size} pixels', levels=levels)
+    return compare_receptive_fields(
+        subject_of(args),
+        args.out,
+        images=args.images or (),
+        count=args.count,
+        size=args.size,
+        beside_random=args.beside_random,
+    )
 
 
 def predictions_of(args: argparse.Namespace) -> Path:

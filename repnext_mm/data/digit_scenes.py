@@ -47,20 +47,20 @@ def build_digit_scenes(
         indices=indices,
         filter_cfg=filter_cfg,
     )
-    pictures = f'images/{FOLDERS[split]}'
+    images = f'images/{FOLDERS[split]}'
     if task == 'instance':
         from mmdet.datasets import CocoDataset
 
         return CocoDataset(
             ann_file=str(annotation_path('', split)),
-            data_prefix=dict(img=pictures),
+            data_prefix=dict(img=images),
             metainfo=dict(classes=CLASSES, palette=list(PALETTE)),
             **options,
         )
     from mmseg.datasets import BaseSegDataset
 
     return BaseSegDataset(
-        data_prefix=dict(img_path=pictures, seg_map_path=f'annotations/{FOLDERS[split]}'),
+        data_prefix=dict(img_path=images, seg_map_path=f'annotations/{FOLDERS[split]}'),
         metainfo=dict(classes=('background', *CLASSES), palette=[BACKGROUND_COLOUR, *PALETTE]),
         img_suffix='.jpg',
         seg_map_suffix='.png',

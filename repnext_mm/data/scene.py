@@ -11,7 +11,7 @@ from repnext_mm.data.sources import Sources, Split, load_sources
 
 SIZE_RANGE = (20, 90)  # pixels, longer side of a digit before anything covers it
 COUNT_RANGE = (3, 8)  # digits in a scene
-MIN_VISIBLE = 0.8  # of a digit's own pixels; a digit that would leave less of another is placed anew
+MIN_VISIBLE = 0.8  # of a digit's own pixels; a digit that would leave less of another is placed again
 
 _SPLIT_STREAM: dict[Split, int] = {'train': 0, 'val': 1}
 _CANVAS = 128  # the digit is drawn once at this size and then reduced, which keeps its edge smooth

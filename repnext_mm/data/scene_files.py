@@ -72,18 +72,19 @@ def ensure_scenes(root: str | Path, scenes: SceneSet | None = None) -> bool:
         kind='digit scenes',
         info=scenes.info(),
         read_info=lambda folder: read_json(annotation_path(folder, 'val'))['info'],
-        write=lambda folder: _write(folder, scenes),
+        write=lambda folder: write_scenes(folder, scenes),
     )
 
 
-def _write(root: Path, scenes: SceneSet) -> None:
+def write_scenes(root: Path, scenes: SceneSet) -> None:
+    """Write the images and annotations of every scene below a folder."""
     import cv2
 
     counts: dict[Split, int] = {'train': scenes.train, 'val': scenes.val}
     for split, count in counts.items():
         folder = FOLDERS[split]
-        pictures, maps = root / 'images' / folder, root / 'annotations' / folder
-        pictures.mkdir(parents=True)
+        images, maps = root / 'images' / folder, root / 'annotations' / folder
+        images.mkdir(parents=True)
         maps.mkdir(parents=True)
         records: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -91,7 +92,7 @@ def _write(root: Path, scenes: SceneSet) -> None:
             scene = compose_scene(split=split, index=index, seed=scenes.seed, size=scenes.size)
             name = f'scene_{index:06d}'
             bgr = np.ascontiguousarray(scene.image[..., ::-1])
-            must(cv2.imwrite(str(pictures / f'{name}.jpg'), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]), pictures)
+            must(cv2.imwrite(str(images / f'{name}.jpg'), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]), images)
             must(cv2.imwrite(str(maps / f'{name}.png'), scene.semantic()), maps)
             records.append({'id': index + 1, 'file_name': f'{name}.jpg', 'height': scenes.size, 'width': scenes.size})
             for fields in _instances(scene):

@@ -1,6 +1,6 @@
 """Whole detectors of mmdet as one graph: an image in, boxes, scores, labels and masks out, standard operators only.
 
-The graph calls the model's own layers, anchors and coders. Written anew is only what a tracer cannot follow: Python's
+The graph calls the model's own layers, anchors and coders. Rewritten is only what a tracer cannot follow: Python's
 ``min`` and ``if`` over numbers of boxes, and writes into tensors of such sizes. One image at a time; any H and W.
 """
 

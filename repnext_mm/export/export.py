@@ -34,11 +34,11 @@ from repnext_mm.export.formats import (
     onnx_to_openvino,
     open_exported,
 )
-from repnext_mm.export.graphs import Distance, Normalized, Part, load_part, traced
+from repnext_mm.export.graphs import Distance, Normalized, Part, Signature, load_part, traced
 from repnext_mm.export.mobile import ONE_IMAGE, TOLERANCES, check_mobile
 from repnext_mm.export.predict import open_file
 from repnext_mm.export.quantize import quantize_onnx, signal_to_noise
-from repnext_mm.models.repnext import RepDWConv
+from repnext_mm.models.token_mixers import RepDWConv
 from repnext_mm.reparam import FusionReport, relative_error
 from repnext_mm.reparam.fusible import Form, check_form, forms_of
 from repnext_mm.reparam.verify import all_within, worst
@@ -313,8 +313,10 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         draft = Path(folder) / path.name
         try:
-            given: dict[str, Any] = dict(output_names=names, dynamic=dynamic, batched=batched, about=about or {})
-            WRITERS[format](model, draft, example=example, **given, **chosen)
+            signature = Signature(
+                example=example, output_names=names, dynamic=dynamic, batched=batched, about=about or {}
+            )
+            WRITERS[format](model, draft, signature, **chosen)
         except Exception as error:  # converters raise everything
             raise NotExportedError(
                 f'{type(model).__name__} cannot be written as {format} with {_sizes(dynamic)} ({_first_line(error)}): '

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from repnext_mm.errors import MissingFileError, MissingPackageError, UserError
 from repnext_mm.export import mobile
-from repnext_mm.export.graphs import Normalized, quiet, traced
+from repnext_mm.export.graphs import Normalized, Signature, quiet, traced
 from repnext_mm.export.predict import KEY
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -95,12 +96,8 @@ Writer = Callable[..., None]
 def write_onnx(
     model: nn.Module,
     path: Path,
+    signature: Signature,
     *,
-    example: Tensor,
-    output_names: Sequence[str],
-    dynamic: bool,
-    batched: bool = True,
-    about: Mapping[str, Any] | None = None,
     opset: int | None = None,
     half: bool = False,
 ) -> None:
@@ -108,62 +105,47 @@ def write_onnx(
 
     ``half`` stores the weights in float16; they are cast back before they are used.
     """
-    opset = (DEFAULT_OPSET if batched else DETECTOR_OPSETS[-1]) if opset is None else opset
-    names: dict[str, Any] = dict(input_names=['input'], output_names=list(output_names), opset_version=opset)
+    opset = (DEFAULT_OPSET if signature.batched else DETECTOR_OPSETS[-1]) if opset is None else opset
+    names: dict[str, Any] = dict(input_names=['input'], output_names=list(signature.output_names), opset_version=opset)
     if NEW_EXPORTER and opset >= NEWER_OPSET:
         size = torch.export.Dim
         sizes = {0: size('batch'), 2: size('height', min=MIN_SIZE), 3: size('width', min=MIN_SIZE)}
         options: dict[str, Any] = dict(dynamo=True, external_data=False, verbose=False)
-        options['dynamic_shapes'] = (sizes,) if dynamic else None
+        options['dynamic_shapes'] = (sizes,) if signature.dynamic else None
     else:
         options = dict(dynamo=False) if NEW_EXPORTER else {}  # torch 2.1 does not know the word
-        axes = {'input': {2: 'height', 3: 'width'}} if dynamic else {}
-        if dynamic and batched:
-            axes['input'][0] = 'batch'
-            axes |= {name: {0: 'batch'} for name in output_names}
-        elif not batched:
-            axes |= {name: {0: 'objects'} for name in output_names}
-            axes |= {'masks': {0: 'objects', 1: 'mask_height', 2: 'mask_width'}} if 'masks' in output_names else {}
-        options['dynamic_axes'] = axes or None
+        options['dynamic_axes'] = _dynamic_axes(signature) or None
     with quiet():
-        torch.onnx.export(model, (example,), str(path), **names, **options)
+        torch.onnx.export(model, (signature.example,), str(path), **names, **options)
     if half:
         _halve(path)
-    if about:
-        add_about(path, about)
+    if signature.about:
+        add_about(path, signature.about)
 
 
 def write_torchscript(
     model: nn.Module,
     path: Path,
-    *,
-    example: Tensor,
-    output_names: Sequence[str],
-    dynamic: bool,
-    batched: bool = True,
-    about: Mapping[str, Any] | None = None,
+    signature: Signature,
 ) -> None:
     """TorchScript by tracing; its sizes are dynamic either way, and its outputs have no names."""
     with quiet():
-        torch.jit.save(traced(model, example), str(path), _extra_files={KEY: json.dumps(about or {})})
+        about = json.dumps(signature.about)
+        torch.jit.save(traced(model, signature.example), str(path), _extra_files={KEY: about})
 
 
 def write_openvino(
     model: nn.Module,
     path: Path,
+    signature: Signature,
     *,
-    example: Tensor,
-    output_names: Sequence[str],
-    dynamic: bool,
-    batched: bool = True,
-    about: Mapping[str, Any] | None = None,
     half: bool = False,
 ) -> None:
     """OpenVINO IR, a ``.bin`` beside the ``.xml``, by way of ONNX; ``half`` stores the weights in float16."""
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / 'network.onnx'
-        write_onnx(model, between, example=example, output_names=output_names, dynamic=dynamic, batched=batched)
-        onnx_to_openvino(between, path, output_names=output_names, about=about, half=half)
+        write_onnx(model, between, replace(signature, about={}))
+        onnx_to_openvino(between, path, output_names=signature.output_names, about=signature.about, half=half)
 
 
 def onnx_to_openvino(
@@ -189,54 +171,44 @@ def onnx_to_openvino(
 def write_mnn(
     model: nn.Module,
     path: Path,
-    *,
-    example: Tensor,
-    output_names: Sequence[str],
-    dynamic: bool,
-    batched: bool = True,
-    about: Mapping[str, Any] | None = None,
+    signature: Signature,
 ) -> None:
     """MNN, by way of ONNX."""
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / 'network.onnx'
-        write_onnx(model, between, example=example, output_names=output_names, dynamic=dynamic, opset=MNN_OPSET)
+        write_onnx(model, between, replace(signature, about={}), opset=MNN_OPSET)
         mobile.onnx_to_mnn(between, path)
 
 
 def write_coreml(
     model: nn.Module,
     path: Path,
-    *,
-    example: Tensor,
-    output_names: Sequence[str],
-    dynamic: bool,
-    batched: bool = True,
-    about: Mapping[str, Any] | None = None,
+    signature: Signature,
 ) -> None:
     """A Core ML program; the input of a ``Normalized`` model is an image in RGB, one at a time."""
     logging.getLogger('coremltools').setLevel(logging.ERROR)  # it warns of every library newer than itself
     with quiet():
         import coremltools
 
-        batch, channels, height, width = example.shape
+        batch, channels, height, width = signature.example.shape
         sizes: list[Any] = [height, width]
-        if dynamic:
+        if signature.dynamic:
             sizes = [coremltools.RangeDim(MIN_SIZE, max(COREML_SIZE, size), size) for size in sizes]
         if isinstance(model, Normalized):
             rgb = coremltools.colorlayout.RGB
             entry = coremltools.ImageType('image', shape=(1, channels, *sizes), color_layout=rgb)
         else:
-            images = coremltools.RangeDim(1, max(COREML_BATCH, batch), batch) if dynamic else batch
+            images = coremltools.RangeDim(1, max(COREML_BATCH, batch), batch) if signature.dynamic else batch
             entry = coremltools.TensorType('input', shape=(images, channels, *sizes))
         program = coremltools.convert(
-            traced(model, example),
+            traced(model, signature.example),
             inputs=[entry],
-            outputs=[coremltools.TensorType(name) for name in output_names],
+            outputs=[coremltools.TensorType(name) for name in signature.output_names],
             convert_to='mlprogram',
             skip_model_load=True,  # only macOS can
         )
-        if about:
-            program.user_defined_metadata[KEY] = json.dumps(about)
+        if signature.about:
+            program.user_defined_metadata[KEY] = json.dumps(signature.about)
         program.save(str(path))
 
 
@@ -247,6 +219,19 @@ def add_about(path: Path, about: Mapping[str, Any]) -> None:
     network = onnx.load(str(path))
     onnx.helper.set_model_props(network, {KEY: json.dumps(about)})
     onnx.save(network, str(path))
+
+
+def _dynamic_axes(signature: Signature) -> dict[str, dict[int, str]]:
+    """The names of the axes whose sizes are open, as the older exporter takes them."""
+    axes = {'input': {2: 'height', 3: 'width'}} if signature.dynamic else {}
+    if signature.dynamic and signature.batched:
+        axes['input'][0] = 'batch'
+        axes |= {name: {0: 'batch'} for name in signature.output_names}
+    elif not signature.batched:
+        axes |= {name: {0: 'objects'} for name in signature.output_names}
+        if 'masks' in axes:
+            axes['masks'] |= {1: 'mask_height', 2: 'mask_width'}
+    return axes
 
 
 def _halve(path: Path) -> None:

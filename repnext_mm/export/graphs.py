@@ -48,6 +48,17 @@ IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), rgb
 IMAGENET_STEPS = [{'short_edge': 256}, {'crop': [224, 224]}]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """Inputs and outputs of a network, as the writer of a format needs them."""
+
+    example: Tensor  # (N, C, H, W)
+    output_names: Sequence[str]
+    dynamic: bool  # batch, height and width may be others later
+    batched: bool = True  # False: one image at a time, and as many rows of each output as there are objects
+    about: Mapping[str, Any] = field(default_factory=dict)  # written into the file, see ``Part.about``
+
+
 class Normalized(nn.Module):
     """A network behind its normalization: takes RGB pixels from 0 to 255."""
 

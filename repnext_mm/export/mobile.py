@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.errors import UserError
-from repnext_mm.export.graphs import quiet, traced
+from repnext_mm.export.graphs import Signature, quiet, traced
 
 TOLERANCES = {'ncnn': 5e-4, 'mnn': 5e-4, 'executorch': 1e-5, 'litert': 1e-5}
 """The largest relative error of a file against the train form.
@@ -81,20 +81,16 @@ def check_torch(format: str) -> None:
 def write_ncnn(
     model: nn.Module,
     path: Path,
-    *,
-    example: Tensor,
-    output_names: Sequence[str],
-    dynamic: bool,
-    batched: bool = True,
-    about: Mapping[str, Any] | None = None,
+    signature: Signature,
 ) -> None:
     """ncnn by pnnx, float32 weights, a ``.ncnn.bin`` beside the ``.ncnn.param``; blobs ``in0``, ``out0``, ``out1``."""
     (home,) = importlib.util.find_spec('pnnx').submodule_search_locations  # type: ignore[union-attr, misc]
+    example = signature.example
     other = (*example.shape[:2], *(size + 32 for size in example.shape[2:]))  # what differs between both is dynamic
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / 'network.pt'
         torch.jit.save(traced(model, example), str(source))
-        sizes = {'inputshape': example.shape} | ({'inputshape2': other} if dynamic else {})
+        sizes = {'inputshape': example.shape} | ({'inputshape2': other} if signature.dynamic else {})
         shapes = [f'{name}=[{",".join(map(str, size))}]' for name, size in sizes.items()]
         program = Path(home) / ('pnnx.exe' if os.name == 'nt' else 'pnnx')
         _call([str(program), source.name, *shapes, 'fp16=0', 'device=cpu'], cwd=folder)
@@ -114,12 +110,7 @@ def onnx_to_mnn(source: Path, path: Path) -> None:
 def write_executorch(
     model: nn.Module,
     path: Path,
-    *,
-    example: Tensor,
-    output_names: Sequence[str],
-    dynamic: bool,
-    batched: bool = True,
-    about: Mapping[str, Any] | None = None,
+    signature: Signature,
 ) -> None:
     """ExecuTorch for XNNPACK, of one input size; its outputs have no names."""
     with quiet(), torch.no_grad():
@@ -127,7 +118,7 @@ def write_executorch(
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        program = torch.export.export(model, (example,), strict=False)
+        program = torch.export.export(model, (signature.example,), strict=False)
         # it looks for its own flatc on the PATH, where it is only while its environment is active
         with _environment('FLATC_EXECUTABLE', str(Path(next(iter(data.__path__))) / 'bin' / 'flatc')):
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
@@ -137,18 +128,13 @@ def write_executorch(
 def write_litert(
     model: nn.Module,
     path: Path,
-    *,
-    example: Tensor,
-    output_names: Sequence[str],
-    dynamic: bool,
-    batched: bool = True,
-    about: Mapping[str, Any] | None = None,
+    signature: Signature,
 ) -> None:
     """LiteRT (formerly TensorFlow Lite), of one input size, ``(N, C, H, W)`` like ours."""
     with quiet(), torch.no_grad(), redirect_stdout(sys.stderr):
         import litert_torch
 
-        litert_torch.convert(model, (example,)).export(str(path))
+        litert_torch.convert(model, (signature.example,)).export(str(path))
 
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]

@@ -163,7 +163,7 @@ def maps_on_image(
     spread = []
     for small, limit, factor in zip(maps.shape[1:], size, (scale[1], scale[0]), strict=True):
         large = small * stride
-        spread.append((_bilinear(math.ceil(large * (1 / factor)), large) @ _bilinear(large, small))[:limit])
+        spread.append((bilinear(math.ceil(large * (1 / factor)), large) @ bilinear(large, small))[:limit])
     return spread[0] @ maps @ spread[1].T > math.log(threshold / (1 - threshold))
 
 
@@ -193,7 +193,7 @@ def draw(image: Array, prediction: Prediction, about: dict[str, Any], *, thresho
 
 
 def top(prediction: Prediction, about: dict[str, Any], count: int = 5) -> list[tuple[str, float]]:
-    """The surest classes of an image, with their scores."""
+    """The top classes of an image, with their scores."""
     scores = prediction.scores
     assert scores is not None
     return [(_name(about, int(at)), float(scores[at])) for at in np.argsort(-scores, kind='stable')[:count]]
@@ -382,7 +382,7 @@ def _finish_segmentation(
     logits = outputs[0][0]
     if logits.shape[1:] != size:
         align = about['align_corners']
-        logits = _bilinear(size[0], logits.shape[1], align) @ logits @ _bilinear(size[1], logits.shape[2], align).T
+        logits = bilinear(size[0], logits.shape[1], align) @ logits @ bilinear(size[1], logits.shape[2], align).T
     if len(logits) == 1:  # one class against the background
         return Prediction(
             classes=(logits[0] > math.log(about['mask_threshold'] / (1 - about['mask_threshold']))).astype(int)
@@ -442,7 +442,7 @@ def _open_openvino(path: Path, threads: int | None, streams: int) -> tuple[Calla
     return run, about
 
 
-def _bilinear(new: int, old: int, align_corners: bool = False) -> Array:
+def bilinear(new: int, old: int, align_corners: bool = False) -> Array:
     """``(new, old)``: what torch's bilinear interpolation does along one axis, as a matrix."""
     if align_corners:
         at = np.arange(new) * ((old - 1) / max(new - 1, 1))

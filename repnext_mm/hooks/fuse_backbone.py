@@ -34,7 +34,7 @@ class FuseBackboneHook(Hook):
     has swapped its weights in. Data-parallel wrappers are left out for the test, which needs no gradients.
 
     Args:
-        form: a form of ``repnext_mm.reparam.fuse``; or ``'auto'``, which measures all forms here and now, stage by
+        form: a form of ``repnext_mm.reparam.fuse``; or ``'auto'``, which measures all forms on this machine, stage by
             stage, and takes the fastest.
         auto_size: height and width in pixels of the image that ``'auto'`` measures with.
         tolerance: the largest accepted relative error per level, on a random probe, against the unfused backbone.

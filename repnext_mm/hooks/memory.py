@@ -52,11 +52,12 @@ class ReturnMemoryHook(Hook):
 
 def return_memory() -> bool:
     """Ask the C library to give freed memory back; False where it cannot be asked, or had none."""
-    trim = _malloc_trim()
+    trim = malloc_trim()
     return bool(trim and trim(0))
 
 
-def _malloc_trim() -> Callable[[int], int] | None:
+def malloc_trim() -> Callable[[int], int] | None:
+    """The C library's function that gives freed memory back; None where it has none."""
     try:
         found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     except (OSError, TypeError):  # Windows

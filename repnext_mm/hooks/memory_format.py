@@ -52,7 +52,7 @@ class MemoryFormatHook(Hook):
             for module in runner.model.modules():
                 if isinstance(module, DistributedDataParallel):
                     # mmengine wraps before it calls any hook, and the gradient buckets have the strides of that time;
-                    # the way from a pickled wrapper to a working one makes them anew
+                    # the way from a pickled wrapper to a working one makes new ones
                     module.__setstate__(module.__getstate__())
 
     def before_train(self, runner: Runner) -> None:

@@ -66,7 +66,7 @@ def check_resumable(checkpoint: Mapping[str, Any], runner: Any, model: nn.Module
             'with --cfg-options load_from=FILE'
         )
     if 'optimizer' not in checkpoint and isinstance(getattr(runner, 'optim_wrapper', None), OptimWrapper):
-        print_log(f'{source} holds no state of an optimizer: it starts anew', 'current', logging.WARNING)
+        print_log(f'{source} holds no state of an optimizer: it starts from scratch', 'current', logging.WARNING)
 
 
 def _faults(checkpoint: Mapping[str, Any], runner: Any, model: nn.Module) -> Iterator[str]:

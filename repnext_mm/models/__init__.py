@@ -16,13 +16,12 @@ from repnext_mm.models.repnext import (
     CopyConv,
     Downsample,
     MetaNeXtBlock,
-    RepDWConvM,
-    RepDWConvS,
     RepNeXt,
     Stem,
     resolve_arch,
 )
 from repnext_mm.models.repnext_u import REP_UNITS, UNIT_ARCHITECTURES, RepNeXtU, RepUnit
+from repnext_mm.models.token_mixers import RepDWConvM, RepDWConvS
 
 __all__ = [
     'ARCHITECTURES',

@@ -6,8 +6,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from repnext_mm.models.repnext import ConvNorm, Downsample, MetaNeXtBlock, RepDWConv
-from repnext_mm.models.repnext_u import PatchMerging, PatchStem, RepUnit
+from repnext_mm.models.merged_conv import ConvNorm, MergedConv
+from repnext_mm.models.repnext import Downsample, MetaNeXtBlock
 from repnext_mm.reparam.surgery import replaced
 
 
@@ -20,12 +20,8 @@ def branch_by_branch(model: nn.Module) -> nn.Module:
     """
 
     def apart(name: str, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, RepDWConv | RepUnit):
+        if isinstance(module, MergedConv):
             return _Branches(module)
-        if isinstance(module, PatchStem | PatchMerging):
-            return nn.Sequential(*module).train(module.training)
-        if isinstance(module, ConvNorm):
-            return _ConvThenNorm(module)
         if isinstance(module, MetaNeXtBlock | Downsample) and _in_train_form(module):
             return _Block(module) if isinstance(module, MetaNeXtBlock) else _Downsample(module)
         return None
@@ -47,17 +43,12 @@ class _Apart(nn.Module):
 
 
 class _Branches(_Apart):
-    def __init__(self, source: RepDWConv | RepUnit) -> None:
+    def __init__(self, source: MergedConv) -> None:
         super().__init__(source)
         self.branches = source.branches  # the definition, a method: its convolutions are this module's children
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branches(x)
-
-
-class _ConvThenNorm(_Apart):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run('norm', self.run('conv', x))
 
 
 class _Block(_Apart):

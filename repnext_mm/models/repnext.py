@@ -1,14 +1,13 @@
-"""RepNeXt (arXiv 2406.16004): the table of variants, its convolutions and blocks, and the backbone, as the paper goes.
+"""RepNeXt (arXiv 2406.16004): the table of variants, token mixers, blocks, and the backbone, as the paper goes.
 
-Every module states its deploy form (``fused``), and every linear one its equivalent kernel.
+Every module states its deploy form (``fused``); those that equal one convolution run by it (``merged_conv``).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -32,24 +31,18 @@ from repnext_mm.models.layers import (
     stochastic_depth,
     why_not_dropped,
 )
-from repnext_mm.models.mixer_forms import FORMS, MERGED_FORMS, balanced, merged
+from repnext_mm.models.merged_conv import ConvNorm
 from repnext_mm.models.registry import register
-from repnext_mm.reparam import (
-    Affine,
-    Fusible,
-    Kernel,
-    add,
-    affine_of,
-    as_float64,
-    chain,
-    dilate,
-    embed,
-    kernel_of,
-    norm_after,
-    norm_before,
-    split,
-    to_conv,
+from repnext_mm.models.token_mixers import (
+    ChunkConv,
+    CopyConv,
+    run_with_norm,
+    takes_norm,
+    why_without_norm,
+    with_balanced_norm,
+    with_norm,
 )
+from repnext_mm.reparam import Fusible, Kernel, affine_of, as_float64, kernel_of, norm_before, to_conv
 from repnext_mm.reparam.fusible import fused_or_kept
 from repnext_mm.reparam.kernel import convolve, is_affine
 from repnext_mm.reparam.plain_layers import is_intercepted, is_plain, why_called, why_intercepted
@@ -112,255 +105,6 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
         ValueError: an unknown name or field, or values that do not make a RepNeXt.
     """
     return resolve(arch, ARCHITECTURES)
-
-
-class RepDWConv(Fusible):
-    """Linear branches that equal one depthwise convolution at every moment, training included (paper, section 3).
-
-    ``forward`` merges the branches' kernels, differentiably, and convolves once: output, gradients and optimizer
-    steps are those of the branches. ``branches`` is the definition: the oracle of tests and benchmarks, and what runs
-    where a branch is more than a convolution (a hook, an adapter, pruning, fake quantization) or is being recorded.
-    """
-
-    __jit_unused_properties__ = ('geometry',)
-
-    @property
-    @abstractmethod
-    def geometry(self) -> nn.Conv2d:
-        """The branch whose size, stride and padding the merged convolution has."""
-
-    @abstractmethod
-    def branch_kernels(self) -> dict[str, Kernel]:
-        """The kernel of each branch, a chain as one, under names that give their sizes; each in its own window."""
-
-    @abstractmethod
-    def branches(self, x: Tensor) -> Tensor:
-        """The sum over the branches, one convolution each."""
-
-    def kernel(self) -> Kernel:
-        """The equivalent kernel, a differentiable function of the branches' parameters; see ``mergeable``."""
-        window = self.geometry.kernel_size
-        return add(*(embed(kernel, window) for kernel in self.branch_kernels().values()))
-
-    def mergeable(self) -> bool:
-        """Whether calling the branches is the convolution with ``kernel()``."""
-        branches = self._modules.values()
-        return all(
-            conv is not None and is_plain(conv) and geometry(conv) == built
-            for conv, built in zip(branches, self._built, strict=True)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, C, H / stride, W / stride)``."""
-        if not torch.jit.is_scripting():  # scripts call every layer
-            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
-            if kernel is not None:
-                return convolve(x, kernel, like=self.geometry)
-        return self.branches(x)
-
-    def fused(self, form: str) -> nn.Module:
-        return to_conv(as_float64(self).kernel(), like=self.geometry) if self.mergeable() else self
-
-    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        for conv, built in zip(self.children(), self._built, strict=True):
-            yield conv, why_called(conv) or ('' if geometry(conv) == built else 'its geometry was changed')
-
-    def _is_built(self) -> None:
-        self._built = [geometry(conv) for conv in self.children()]  # what ``kernel`` counts on
-
-
-class RepDWConvS(RepDWConv):
-    """The small scale, 3x3: parallel 3x3, 1x3, 3x1 and 2x2 dilated by 2; at stride 2 the 1x3 and 3x1 are chained."""
-
-    def __init__(self, channels: int, *, stride: int = 1) -> None:
-        super().__init__()
-        self.parallel = stride == 1  # a chain of strided convolutions replaces two that would not fit each other
-        self.conv_3_3 = depthwise(channels, (3, 3), stride=(stride, stride))
-        self.conv_3_w = depthwise(channels, (1, 3), stride=(1, stride), bias=self.parallel)
-        self.conv_3_h = depthwise(channels, (3, 1), stride=(stride, 1), bias=self.parallel)
-        self.conv_2_2 = depthwise(channels, (2, 2), stride=(stride, stride), dilation=2)
-        self._is_built()
-
-    @property
-    def geometry(self) -> nn.Conv2d:
-        return self.conv_3_3
-
-    def branch_kernels(self) -> dict[str, Kernel]:
-        row, col = kernel_of(self.conv_3_w), kernel_of(self.conv_3_h)
-        cross = {'1x3': row, '3x1': col} if self.parallel else {'1x3 3x1': chain(row, col)}
-        return {**cross, '3x3': kernel_of(self.conv_3_3), '2x2 wide': dilate(kernel_of(self.conv_2_2), 2)}
-
-    def branches(self, x: Tensor) -> Tensor:
-        cross = self.conv_3_w(x) + self.conv_3_h(x) if self.parallel else self.conv_3_h(self.conv_3_w(x))
-        return self.conv_3_3(x) + cross + self.conv_2_2(x)
-
-
-class RepDWConvM(RepDWConv):
-    """The medium scale, 7x7: parallel 7x7, 5x3, 3x5, chained 1x7 and 7x1, chained 1x5 and 5x1."""
-
-    def __init__(self, channels: int, *, stride: int = 1) -> None:
-        super().__init__()
-        both, width, height = (stride, stride), (1, stride), (stride, 1)
-        self.conv_7_7 = depthwise(channels, (7, 7), stride=both)
-        self.conv_5_3 = depthwise(channels, (5, 3), stride=both)
-        self.conv_3_5 = depthwise(channels, (3, 5), stride=both)
-        self.conv_7_w = depthwise(channels, (1, 7), stride=width, bias=False)
-        self.conv_7_h = depthwise(channels, (7, 1), stride=height, bias=False)
-        self.conv_5_w = depthwise(channels, (1, 5), stride=width, bias=False)
-        self.conv_5_h = depthwise(channels, (5, 1), stride=height, bias=False)
-        self._is_built()
-
-    @property
-    def geometry(self) -> nn.Conv2d:
-        return self.conv_7_7
-
-    def branch_kernels(self) -> dict[str, Kernel]:
-        return {
-            '7x7': kernel_of(self.conv_7_7),
-            '5x3': kernel_of(self.conv_5_3),
-            '3x5': kernel_of(self.conv_3_5),
-            '1x7 7x1': chain(kernel_of(self.conv_7_w), kernel_of(self.conv_7_h)),
-            '1x5 5x1': chain(kernel_of(self.conv_5_w), kernel_of(self.conv_5_h)),
-        }
-
-    def branches(self, x: Tensor) -> Tensor:
-        return (
-            self.conv_7_7(x)
-            + self.conv_5_3(x)
-            + self.conv_3_5(x)
-            + self.conv_7_h(self.conv_7_w(x))
-            + self.conv_5_h(self.conv_5_w(x))
-        )
-
-
-Scale = RepDWConv | nn.Conv2d  # as built; anything may have taken its place since
-
-
-class ChunkConv(Fusible):
-    """A quarter of the channels for each scale: identity, small, medium, large (paper, section 3).
-
-    The large scale stays two convolutions in every form but ``dense``: the first has a bias, which meets the zero
-    padding of the second, so that no single kernel equals the pair along the border.
-    """
-
-    forms = FORMS
-
-    def __init__(self, conv_s: nn.Module, conv_m: nn.Module, conv_l: nn.Module) -> None:
-        super().__init__()
-        self.conv_s = conv_s
-        self.conv_m = conv_m
-        self.conv_l = conv_l
-
-    @classmethod
-    def train_form(cls, channels: int) -> ChunkConv:
-        """Over ``channels`` channels, with every branch."""
-        if channels % 4:
-            raise UserError(f'{channels} channels cannot be cut into four scales: embed_dims must be divisible by 4')
-        quarter = channels // 4
-        large = nn.Sequential(depthwise(quarter, (1, 11)), depthwise(quarter, (11, 1)))
-        return cls(RepDWConvS(quarter), RepDWConvM(quarter), large)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, C, H, W)``."""
-        identity, small, medium, large = x.chunk(4, dim=1)
-        return torch.cat([identity, self.conv_s(small), self.conv_m(medium), self.conv_l(large)], dim=1)
-
-    def fused(self, form: str) -> nn.Module:
-        if form in MERGED_FORMS and self._is_readable():
-            small_kernel, medium_kernel = (
-                _kernel(cast(Scale, as_float64(scale))) for scale in (self.conv_s, self.conv_m)
-            )
-            return merged(form, small_kernel, medium_kernel, cast(nn.Sequential, self.conv_l))
-        small, medium = fused_or_kept(self.conv_s, form), fused_or_kept(self.conv_m, form)
-        unchanged = small is self.conv_s and medium is self.conv_m
-        return self if unchanged else ChunkConv(small, medium, self.conv_l)
-
-    def absorbed(self, norm: Affine) -> tuple[ChunkConv, Affine] | None:
-        """``balanced`` for this mixer and the norm behind it; None where a scale has to be called."""
-        if is_intercepted(self) or not self._is_readable():
-            return None
-        row, col = cast(nn.Sequential, self.conv_l)
-        scales = cast(list[Scale], [self.conv_s, self.conv_m, col])
-        kernels, left = balanced(norm, *(_kernel(as_float64(scale)) for scale in scales))
-        small, medium, last = (
-            to_conv(kernel, like=_geometry(scale)) for kernel, scale in zip(kernels, scales, strict=True)
-        )
-        return ChunkConv(small, medium, nn.Sequential(row, last)), left
-
-    def _is_readable(self) -> bool:
-        """Whether calling every scale is convolving with the kernels that can be read."""
-        readable = _is_readable(self.conv_s) and _is_readable(self.conv_m)
-        return readable and not any(reason for _, reason in self.obstacles('dense'))
-
-    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        reads_all = form in (*MERGED_FORMS, 'balanced')
-        for scale in (self.conv_s, self.conv_m):
-            yield scale, _why_called(scale, merged=reads_all)
-        if reads_all:
-            yield self.conv_l, '' if _is_pair(self.conv_l) else 'it is not the pair of convolutions that was built'
-            for conv in self.conv_l.children():
-                yield conv, _why_called(conv, merged=True)
-
-
-class CopyConv(Fusible):
-    """Every channel at two scales, stride 2: small, then medium (paper, section 3)."""
-
-    def __init__(self, conv_s: nn.Module, conv_m: nn.Module) -> None:
-        super().__init__()
-        self.conv_s = conv_s
-        self.conv_m = conv_m
-
-    @classmethod
-    def train_form(cls, channels: int) -> CopyConv:
-        """From ``channels`` to twice as many, with every branch."""
-        return cls(RepDWConvS(channels, stride=2), RepDWConvM(channels, stride=2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, 2C, H / 2, W / 2)``."""
-        return torch.cat([self.conv_s(x), self.conv_m(x)], dim=1)
-
-    def fused(self, form: str) -> nn.Module:
-        small, medium = fused_or_kept(self.conv_s, form), fused_or_kept(self.conv_m, form)
-        return self if small is self.conv_s and medium is self.conv_m else CopyConv(small, medium)
-
-    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        for scale in (self.conv_s, self.conv_m):
-            yield scale, _why_called(scale, merged=False)
-
-
-class ConvNorm(Fusible):
-    """Convolution without bias, then norm (law ``norm_after``); folded on the fly while the norm is in eval mode."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, norm_cfg: Config, stride: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
-        self.norm = build_norm(norm_cfg, out_channels)
-
-    def kernel(self) -> Kernel:
-        """The equivalent convolution; see ``mergeable`` for when there is one."""
-        return norm_after(kernel_of(self.conv), affine_of(self.norm))
-
-    def mergeable(self) -> bool:
-        """Whether calling both layers is the convolution with ``kernel()``."""
-        return is_affine(self.norm) and is_plain(self.conv) and is_plain(self.norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, O, H / stride, W / stride)``."""
-        if not torch.jit.is_scripting():  # scripts call every layer
-            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
-            if kernel is not None:
-                return convolve(x, kernel, like=self.conv)
-        return self.norm(self.conv(x))
-
-    def fused(self, form: str) -> nn.Module:
-        return to_conv(as_float64(self).kernel(), like=self.conv) if self.mergeable() else self
-
-    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        if is_affine(self.norm):
-            for layer in (self.conv, self.norm):
-                yield layer, why_called(layer)
 
 
 def channel_mixer(channels: int, *, mlp_ratio: float, norm_cfg: Config, act_cfg: Config) -> nn.Sequential:
@@ -430,7 +174,7 @@ class MetaNeXtBlock(Fusible):
         if form != 'keep_norms' and self._absorbs() and isinstance(mixer[0], nn.Conv2d):
             affine = affine_of(as_float64(self.norm))
             if form == 'balanced':
-                token_mixer, affine = _absorbed(self.token_mixer, affine) or (token_mixer, affine)
+                token_mixer, affine = with_balanced_norm(self.token_mixer, affine) or (token_mixer, affine)
             expand, *others = mixer
             kernel = norm_before(affine, _pointwise_kernel(as_float64(self.channel_mixer[0])))
             norm, mixer = (
@@ -507,7 +251,7 @@ class Downsample(Fusible):
             return self
         norm, mixer = self.norm, _fused_mixer(self.channel_mixer, form)
         if form != 'keep_norms' and self._absorbs():
-            token_mixer, norm = _with_norm(self.token_mixer, affine_of(as_float64(self.norm))), nn.Identity()
+            token_mixer, norm = with_norm(self.token_mixer, affine_of(as_float64(self.norm))), nn.Identity()
             mixer = overwriting(mixer)
         else:
             token_mixer = fused_or_kept(self.token_mixer, form)
@@ -519,27 +263,19 @@ class Downsample(Fusible):
         if _has_to_fuse(self.norm, self.channel_mixer, form):
             yield from _norm_obstacles(self.norm)
             if form != 'keep_norms':
-                copies = type(self.token_mixer) is CopyConv
-                yield self.token_mixer, why_intercepted(self.token_mixer) if copies else why_called(self.token_mixer)
+                yield self.token_mixer, why_without_norm(self.token_mixer)
             yield from _mixer_obstacles(self.channel_mixer)
 
     def _absorbs(self) -> bool:
-        """Whether the token mixer may take in the norm behind it: both are read then, not called."""
-        if not (is_affine(self.norm) and is_plain(self.norm)):
-            return False
-        if type(self.token_mixer) is CopyConv:
-            return not is_intercepted(self.token_mixer) and all(map(_is_readable, _scales(self.token_mixer)))
-        return isinstance(self.token_mixer, nn.Conv2d) and is_plain(self.token_mixer)
+        """Whether the token mixer may take in the norm after it: both are read then, not called."""
+        return is_affine(self.norm) and is_plain(self.norm) and takes_norm(self.token_mixer)
 
     def _normed(self, x: Tensor) -> Tensor:
         """The token mixer and the norm, as one where the norm of the train form may be folded on the fly."""
         in_train_form = is_affine(self.norm) and isinstance(_first(self.channel_mixer), ConvNorm)
         if not in_train_form or called_one_by_one(x) or not self._absorbs():
             return self.norm(self.token_mixer(x))
-        scales = _scales(self.token_mixer)
-        kernels = _normed_kernels(scales, affine_of(self.norm))
-        outputs = [convolve(x, kernel, like=_geometry(scale)) for scale, kernel in zip(scales, kernels, strict=True)]
-        return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+        return run_with_norm(self.token_mixer, affine_of(self.norm), x)
 
 
 class Stem(Fusible):
@@ -745,59 +481,3 @@ def _mixer_obstacles(mixer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 def _norm_obstacles(norm: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     if is_affine(norm):
         yield norm, why_called(norm)
-
-
-def _absorbed(mixer: nn.Module, norm: Affine) -> tuple[nn.Module, Affine] | None:
-    """``balanced`` for the token mixer of a block and the norm behind it; None where the mixer has to be called."""
-    if type(mixer) is ChunkConv:
-        return mixer.absorbed(norm)
-    if not isinstance(mixer, nn.Conv2d) or not is_plain(mixer):
-        return None
-    (kernel,), left = balanced(norm, kernel_of(as_float64(mixer)))
-    return to_conv(kernel, like=mixer), left
-
-
-def _scales(mixer: nn.Module) -> list[Scale]:
-    """The convolutions of a strided mixer, whose outputs stand one after the other."""
-    return cast(list[Scale], [mixer.conv_s, mixer.conv_m] if isinstance(mixer, CopyConv) else [mixer])
-
-
-def _normed_kernels(scales: Iterable[Scale], norm: Affine) -> list[Kernel]:
-    kernels = [_kernel(scale) for scale in scales]
-    parts = split(norm, *(len(kernel.weight) for kernel in kernels))
-    return [norm_after(kernel, part) for kernel, part in zip(kernels, parts, strict=True)]
-
-
-def _with_norm(mixer: nn.Module, norm: Affine) -> nn.Module:
-    """The deploy form of a strided mixer with the norm of its output folded in, as read from an ``exact`` copy."""
-    scales = _scales(mixer)
-    kernels = _normed_kernels(map(as_float64, scales), norm)
-    convs = [to_conv(kernel, like=_geometry(scale)) for scale, kernel in zip(scales, kernels, strict=True)]
-    return CopyConv(*convs) if isinstance(mixer, CopyConv) else convs[0]
-
-
-def _is_readable(scale: nn.Module) -> bool:
-    if isinstance(scale, RepDWConv):
-        return type(scale).forward is RepDWConv.forward and not is_intercepted(scale) and scale.mergeable()
-    return isinstance(scale, nn.Conv2d) and is_plain(scale)
-
-
-def _why_called(scale: nn.Module, *, merged: bool) -> str:
-    if isinstance(scale, RepDWConv):
-        return ''  # it says so itself
-    if not isinstance(scale, nn.Conv2d) or not merged:
-        return '' if isinstance(scale, nn.Conv2d) else why_called(scale)
-    centered = geometry(scale) == geometry(depthwise(scale.in_channels, cast(tuple[int, int], scale.kernel_size)))
-    return why_called(scale) or ('' if centered else 'its geometry was changed')
-
-
-def _is_pair(large: nn.Module) -> bool:
-    return type(large) is nn.Sequential and not is_intercepted(large) and len(large) == 2
-
-
-def _kernel(scale: Scale) -> Kernel:
-    return scale.kernel() if isinstance(scale, RepDWConv) else kernel_of(scale)
-
-
-def _geometry(scale: Scale) -> nn.Conv2d:
-    return scale.geometry if isinstance(scale, RepDWConv) else scale

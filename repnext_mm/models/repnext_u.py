@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +22,11 @@ from repnext_mm.models.layers import (
     called_one_by_one,
     depthwise,
     gelu,
-    geometry,
     overwriting,
     stochastic_depth,
     why_not_dropped,
 )
+from repnext_mm.models.merged_conv import MergedBranches, MergedConv
 from repnext_mm.models.registry import register
 from repnext_mm.reparam import (
     Fusible,
@@ -44,7 +43,7 @@ from repnext_mm.reparam import (
     to_conv,
 )
 from repnext_mm.reparam.fusible import fused_or_kept
-from repnext_mm.reparam.kernel import convolve, is_affine
+from repnext_mm.reparam.kernel import is_affine
 from repnext_mm.reparam.plain_layers import is_plain, why_called, why_intercepted
 
 WINDOW = (7, 7)
@@ -75,44 +74,22 @@ UNIT_ARCHITECTURES: dict[str, UnitArch] = {
 }
 
 
-class RepUnit(Fusible):
+class RepUnit(MergedBranches):
     """Branches that equal one depthwise 7x7 while their norms use running statistics, which then runs in their place.
 
     With batch statistics the branches have to run: what a norm subtracts depends on its branch's output.
     """
 
-    __jit_unused_properties__ = ('norms',)
-
     if TYPE_CHECKING:  # TorchScript reads annotations
         dwconv1: nn.Conv2d  # 7x7
 
     @property
-    @abstractmethod
-    def norms(self) -> tuple[nn.Module, ...]:
-        """Every norm."""
+    def geometry(self) -> nn.Conv2d:
+        return self.dwconv1
 
-    @abstractmethod
-    def kernel(self) -> Kernel:
-        """The equivalent 7x7; see ``mergeable`` for when there is one."""
-
-    @abstractmethod
-    def branches(self, x: Tensor) -> Tensor:
-        """The definition: one convolution per branch."""
-
-    def mergeable(self) -> bool:
-        """Whether calling the branches is the convolution with ``kernel()``."""
-        if not all(is_affine(norm) for norm in self.norms):
-            return False
-        return all(is_plain(layer) for layer in self.children()) and self._built == self._geometries()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, C, H, W)``."""
-        if not torch.jit.is_scripting():  # scripts call every layer
-            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
-            if kernel is not None:
-                padding = (WINDOW[0] // 2, WINDOW[1] // 2)
-                return F.conv2d(x, kernel.weight, kernel.bias, padding=padding, groups=len(kernel.weight))
-        return self.branches(x)
+    def convolved(self, x: Tensor, kernel: Kernel) -> Tensor:
+        padding = (WINDOW[0] // 2, WINDOW[1] // 2)
+        return F.conv2d(x, kernel.weight, kernel.bias, padding=padding, groups=len(kernel.weight))
 
     def fused(self, form: str) -> nn.Module:
         if not self.mergeable():
@@ -120,17 +97,6 @@ class RepUnit(Fusible):
         kernel, weight = as_float64(self).kernel(), self.dwconv1.weight
         like = depthwise(len(kernel.weight), WINDOW).to(weight.device, weight.dtype)
         return to_conv(kernel, like=like.train(self.training))
-
-    def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
-        if all(is_affine(norm) for norm in self.norms):
-            for layer, built in zip(self.children(), self._built, strict=True):
-                yield layer, why_called(layer) or ('' if geometry(layer) == built else 'its geometry was changed')
-
-    def _is_built(self) -> None:
-        self._built = self._geometries()  # what ``kernel`` counts on
-
-    def _geometries(self) -> list[tuple[object, ...]]:
-        return [geometry(layer) for layer in self.children()]
 
 
 class RepUnit1(RepUnit):
@@ -308,67 +274,49 @@ class UnitStage(nn.Sequential):
         return x
 
 
-class PatchStem(nn.Sequential, Fusible):
+class PatchStem(MergedConv, nn.Sequential):
     """4x4 patches, then a norm (law ``norm_after``)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(nn.Conv2d(in_channels, channels, 4, 4, bias=False), nn.BatchNorm2d(channels))
 
+    @property
+    def geometry(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self[0])
+
     def kernel(self) -> Kernel:
-        """The equivalent convolution; see ``mergeable`` for when there is one."""
-        conv, norm = cast(tuple[nn.Conv2d, nn.Module], tuple(self))
-        return norm_after(kernel_of(conv), affine_of(norm))
+        return norm_after(kernel_of(self.geometry), affine_of(self[1]))
 
     def mergeable(self) -> bool:
-        """Whether calling both layers is the convolution with ``kernel()``."""
         return is_affine(self[1]) and is_plain(self[0]) and is_plain(self[1])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, I, H, W) -> (N, C, H // 4, W // 4)``."""
-        if not torch.jit.is_scripting():  # scripts call every layer
-            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
-            if kernel is not None:
-                return convolve(x, kernel, like=cast(nn.Conv2d, self[0]))
-        for layer in self:
-            x = layer(x)
-        return x
-
-    def fused(self, form: str) -> nn.Module:
-        return to_conv(as_float64(self).kernel(), like=cast(nn.Conv2d, self[0])) if self.mergeable() else self
+    def branches(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x))
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
         for layer in self if is_affine(self[1]) else ():
             yield layer, why_called(layer)
 
 
-class PatchMerging(nn.Sequential, Fusible):
+class PatchMerging(MergedConv, nn.Sequential):
     """A norm, then 2x2 patches, which no padding surrounds (law ``norm_before``)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, channels, 2, 2))
 
+    @property
+    def geometry(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self[1])
+
     def kernel(self) -> Kernel:
-        """The equivalent convolution; see ``mergeable`` for when there is one."""
-        norm, conv = cast(tuple[nn.Module, nn.Conv2d], tuple(self))
-        return norm_before(affine_of(norm), kernel_of(conv), unpadded=True)
+        return norm_before(affine_of(self[0]), kernel_of(self.geometry), unpadded=True)
 
     def mergeable(self) -> bool:
-        """Whether calling both layers is the convolution with ``kernel()``."""
         norm, conv = self
         return is_affine(norm) and is_plain(norm) and is_plain(conv) and conv.padding == (0, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, O, H // 2, W // 2)``."""
-        if not torch.jit.is_scripting():  # scripts call every layer
-            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
-            if kernel is not None:
-                return convolve(x, kernel, like=cast(nn.Conv2d, self[1]))
-        for layer in self:
-            x = layer(x)
-        return x
-
-    def fused(self, form: str) -> nn.Module:
-        return to_conv(as_float64(self).kernel(), like=cast(nn.Conv2d, self[1])) if self.mergeable() else self
+    def branches(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x))
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
         norm, conv = self

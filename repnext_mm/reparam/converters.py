@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ PROTOCOLS = ('switch_to_deploy', 'reparameterize', 'fuse')
 MMPretrain's blocks have ``switch_to_deploy``, and a ``reparameterize`` that only returns weights; timm's blocks have
 any of the three.
 """
+
+_RUNNING: ContextVar[tuple[nn.Module, ...]] = ContextVar('running', default=())
+"""Modules whose own method runs: where it fuses, as that of a backbone of ours does, it is not to call itself."""
 
 TOLERANCE = 1e-5  # relative. Checks run in float64, but a module may compute in float32 inside
 
@@ -116,8 +120,12 @@ class _Conversion:
     def _converted(self, name: str, module: nn.Module, method: str, given: Inputs | None) -> nn.Module | None:
         copy = as_float64(module)
         kept = list(copy.parameters())  # not their ids only, which others could get
-        with _defaults_of(copy), torch.no_grad():
-            returned = getattr(copy, method)()
+        running = _RUNNING.set((*_RUNNING.get(), copy))
+        try:
+            with _defaults_of(copy), torch.no_grad():
+                returned = getattr(copy, method)()
+        finally:
+            _RUNNING.reset(running)
         new = copy if returned is None else returned
         if not isinstance(new, nn.Module):
             raise _Refused(f'it returned a {type(new).__name__}, which is not a module')
@@ -135,6 +143,8 @@ class _Conversion:
 
     def _method(self, module: nn.Module) -> str | None:
         if sealed(module) or type(module).__module__.startswith('torch.'):
+            return None
+        if any(module is running for running in _RUNNING.get()):
             return None
         for name in PROTOCOLS:
             # of the class: wrappers answer for what they hold

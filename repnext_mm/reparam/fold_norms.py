@@ -133,7 +133,7 @@ def _absorbed(fold: Fold) -> dict[nn.Module, nn.Module]:
     new: dict[nn.Module, nn.Module] = {}
     if fold.law == 'after':
         for layer, own in _parts(fold.tree, affine):
-            new[layer] = with_kernel(layer, _norm_after(layer, own))
+            new[layer] = with_kernel(layer, kernel_with_norm(layer, own))
     else:
         for layer in fold.layers:
             kernel = norm_before(affine, kernel_of(as_float64(cast(_ConvNd, layer))), unpadded=True)
@@ -146,7 +146,8 @@ def _absorbed(fold: Fold) -> dict[nn.Module, nn.Module]:
     return new
 
 
-def _norm_after(layer: nn.Module, norm: Affine) -> Kernel:
+def kernel_with_norm(layer: nn.Module, norm: Affine) -> Kernel:
+    """The kernel of a layer with the norm after it, in float64."""
     kernel = kernel_of(as_float64(cast(_ConvNd, layer)))
     if isinstance(layer, _ConvTransposeNd):
         new = norm_after_transposed(kernel, norm, groups=layer.groups)

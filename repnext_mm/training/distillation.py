@@ -26,7 +26,7 @@ class DistilledClassifier(BaseModel):
 
     It trains and saves the student, under the student's own keys: the teacher is in no checkpoint, and testing needs
     the student's config only. Both see the same augmented batch. A student with two heads (``RepNeXtClsHead``)
-    answers to the labels with the first and to the teacher with the second; any other answers to both with its scores.
+    trains the first on the labels and the second on the teacher; any other trains its scores on both.
 
     Args:
         student: config of a classifier of MMPretrain (``ImageClassifier``, ``TimmClassifier``, ...).
@@ -65,7 +65,7 @@ class DistilledClassifier(BaseModel):
         super().__init__(data_preprocessor=built.data_preprocessor)
         self.student = built
         self.kind, self.alpha, self.tau = kind, alpha, tau
-        self._teacher = _Teacher(teacher, teacher_checkpoint, trust_pickle=trust_pickle)
+        self.teacher = Teacher(teacher, teacher_checkpoint, trust_pickle=trust_pickle)
         self._register_state_dict_hook(_to_students_keys)
         self._register_load_state_dict_pre_hook(_from_students_keys)
 
@@ -89,7 +89,7 @@ class DistilledClassifier(BaseModel):
         # not 'loss', the name of the total in mmengine's log, which a part of that name would replace
         base = {'loss_base' if name == 'loss' else name: value for name, value in base.items()}
         losses = {name: value * (1 - self.alpha) if 'loss' in name else value for name, value in base.items()}
-        taught = distillation_loss(answers, self._teacher(inputs), kind=self.kind, tau=self.tau)
+        taught = distillation_loss(answers, self.teacher(inputs), kind=self.kind, tau=self.tau)
         return {**losses, 'loss_distillation': self.alpha * taught}
 
     def _scores(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,32 +124,32 @@ def distillation_loss(scores: Tensor, teacher_scores: Tensor, *, kind: str, tau:
     return F.kl_div(*logs, reduction='sum', log_target=True) * tau**2 / scores.numel()
 
 
-class _Teacher:
+class Teacher:
     """A frozen classifier outside of the module tree: neither trained, saved, averaged nor synchronized."""
 
     def __init__(self, config: Mapping[str, Any], checkpoint: str | None, *, trust_pickle: bool) -> None:
-        self._model: nn.Module = MODELS.build(dict(config)).eval().requires_grad_(False)
+        self.model: nn.Module = MODELS.build(dict(config)).eval().requires_grad_(False)
         if checkpoint is not None:
-            name = f'teacher {type(self._model).__name__}'
+            name = f'teacher {type(self.model).__name__}'
             try:
                 state = state_dict_of(read_checkpoint(checkpoint, trust_pickle=trust_pickle))
             except OSError as error:
                 raise UserError(
                     f"teacher_checkpoint '{checkpoint}' cannot be read ({error}): give the path of its file"
                 ) from error
-            kept, report = check_fits(state, self._model.state_dict(), name=name, source=checkpoint)
-            self._model.load_state_dict(kept)
+            kept, report = check_fits(state, self.model.state_dict(), name=name, source=checkpoint)
+            self.model.load_state_dict(kept)
             print_log(f'{name}: {report} from {checkpoint}', logger='current')
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Teacher:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self  # an averaged copy of the student needs no teacher of its own
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Scores ``(N, classes)``, before the softmax."""
-        scores = self._model.to(images.device)(images, mode='tensor')
+        scores = self.model.to(images.device)(images, mode='tensor')
         if not isinstance(scores, Tensor) or scores.dim() != 2:
-            name = type(self._model).__name__
+            name = type(self.model).__name__
             raise UserError(f'{name} gives no scores (N, classes): the teacher must be a classifier')
         return scores
 

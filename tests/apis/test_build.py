@@ -210,4 +210,4 @@ def test_the_size_of_training_images(given, size):
     preprocessor = given.pop('data_preprocessor', None)
     dataset = dict(dataset=dict(pipeline=[dict(type='Load'), dict(type='Any', **given), dict(type='Pack')]))
     config = Config(dict(model=dict(data_preprocessor=preprocessor), train_dataloader=dict(dataset=dataset)))
-    assert build._image_size(config) == size
+    assert build.training_image_size(config) == size

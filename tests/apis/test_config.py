@@ -58,10 +58,13 @@ def test_data_root_needs_one_to_replace(tmp_path):
         load_config(path, options={'data_root': 'x'})
 
 
-def test_no_workers_means_none_persist():
-    config = load_config(COCO, options={'train_dataloader.num_workers': 0})
+def test_no_workers_means_none_persist_and_one_line_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr('repnext_mm.apis.config.log', said.append)
+    config = load_config(COCO, options={'train_dataloader.num_workers': 0, 'test_dataloader.num_workers': 0})
     assert config.train_dataloader.persistent_workers is False
     assert config.val_dataloader.persistent_workers is True
+    assert said == ['persistent_workers is set to False where num_workers is 0: there are no workers to keep']
 
 
 def test_work_dir_defaults_to_the_name_below_the_current_folder(tmp_path):

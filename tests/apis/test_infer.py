@@ -18,7 +18,7 @@ def annotate(monkeypatch, tmp_path):
         cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
 
     def run(network):
-        monkeypatch.setattr(infer, '_annotator', lambda *_, **__: network)
+        monkeypatch.setattr(infer, 'build_annotator', lambda *_, **__: network)
         return annotate_images(paths, 'config.py', 'weights.pth', out_dir=tmp_path / 'out')
 
     return run

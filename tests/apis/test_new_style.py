@@ -17,7 +17,7 @@ import repnext_mm
 from repnext_mm.apis import launch, load_config, prepare_test, prepare_training, train
 from repnext_mm.apis.launch import fit_to_machine
 from repnext_mm.apis.train import add_missing_hooks
-from repnext_mm.apis.weight_files import _deploy_config
+from repnext_mm.apis.weight_files import deploy_config
 from repnext_mm.export import load_part
 from repnext_mm.lab.bench import whole_model
 from repnext_mm.lab.draw.predictions import missing_truth
@@ -140,10 +140,10 @@ def test_what_reads_a_config_finds_the_same(pair, tmp_path):
     plain, new = (load_config(path) for path in pair)
     init_default_scope(plain.default_scope)
     assert by_name(new.custom_hooks) == by_name(plain.custom_hooks)
-    assert by_name(_deploy_config(new).custom_hooks) == by_name(_deploy_config(plain).custom_hooks)
+    assert by_name(deploy_config(new).custom_hooks) == by_name(deploy_config(plain).custom_hooks)
     if plain.default_scope != 'mmpretrain':
-        assert [type(step).__name__ for step in whole_model._pipeline(new).transforms] == [
-            type(step).__name__ for step in whole_model._pipeline(plain).transforms
+        assert [type(step).__name__ for step in whole_model.pipeline_of(new).transforms] == [
+            type(step).__name__ for step in whole_model.pipeline_of(plain).transforms
         ]
     if plain.default_scope == 'mmseg':
         assert missing_truth(new, None) == missing_truth(plain, None)

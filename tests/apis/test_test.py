@@ -175,7 +175,7 @@ def test_metrics_are_written_by_the_first_process(first, left, monkeypatch):
 
 def test_what_a_second_run_does_to_the_files_of_the_first_is_said(weights, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(testing, '_warn', said.append)
+    monkeypatch.setattr(testing, 'warn', said.append)
     shown, out = tmp_path / 'shown', tmp_path / 'found.pkl'
     prepare_test(COCO, weights, show_dir=str(shown), out=str(out))
     assert not said
@@ -189,11 +189,11 @@ def test_what_a_second_run_does_to_the_files_of_the_first_is_said(weights, tmp_p
     assert said[1].endswith('found.pkl is there already: it will be replaced')
     folder = tmp_path / 'run'
     config = prepare_training(COCO, options=SCRATCH, work_dir=str(folder))
-    assert not train._earlier_run(config)
+    assert not train.earlier_run(config)
     folder.mkdir()
     (folder / 'epoch_3.pth').touch()
-    assert 'holds epoch_3.pth of an earlier run' in train._earlier_run(config)
-    assert not train._earlier_run(prepare_training(COCO, options=SCRATCH, work_dir=str(folder), resume='auto'))
+    assert 'holds epoch_3.pth of an earlier run' in train.earlier_run(config)
+    assert not train.earlier_run(prepare_training(COCO, options=SCRATCH, work_dir=str(folder), resume='auto'))
 
 
 CLASSIFIER = CONFIGS / 'repnext_m0_imagenet.py'
@@ -234,7 +234,7 @@ def test_the_strict_hook_is_told_what_is_tested(name, weights):
     strict = dict(type='StrictLoadHook', prefix='net.')
     own = dict(default_hooks=dict(strict_load=strict)) if name == 'default_hooks' else dict(custom_hooks=[strict])
     config = Config(own)
-    testing._load_strictly(config, ema=True)
+    testing.require_strict_load(config, ema=True)
     found = config.default_hooks.strict_load if name == 'default_hooks' else config.custom_hooks[0]
     assert found == {**strict, 'testing': True, 'ema': True}
     assert ('strict_load' in config.default_hooks) == (name == 'default_hooks')
@@ -242,8 +242,8 @@ def test_the_strict_hook_is_told_what_is_tested(name, weights):
 
 def test_a_config_without_the_strict_hook_gets_it_with_a_word(monkeypatch):
     said = []
-    monkeypatch.setattr(testing, '_warn', said.append)
+    monkeypatch.setattr(testing, 'warn', said.append)
     config = Config(dict(custom_hooks=[dict(type='FuseBackboneHook')]))
-    testing._load_strictly(config, ema=False)
+    testing.require_strict_load(config, ema=False)
     assert config.default_hooks == dict(strict_load=dict(type='StrictLoadHook', testing=True))
     assert len(said) == 1

@@ -121,10 +121,10 @@ def test_every_prefix_of_a_file_is_one_sentence(reader, training_file, tmp_path)
 
 
 def test_files_of_other_kinds(tmp_path):
-    picture = tmp_path / 'picture.pth'
-    picture.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
+    image = tmp_path / 'image.pth'
+    image.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
     with pytest.raises(ValueError, match='was not read: it is an image'):
-        read_checkpoint(picture)
+        read_checkpoint(image)
     bad = tmp_path / 'weights.safetensors'
     bad.write_bytes(b'\x00' * 7)
     with pytest.raises(ValueError, match='is not a weight file'):

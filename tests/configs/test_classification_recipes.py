@@ -130,20 +130,20 @@ def test_models_build_and_count(name):
 
 
 @pytest.mark.parametrize(
-    ('name', 'pictures', 'processes', 'iterations'),
+    ('name', 'images', 'processes', 'iterations'),
     [
         ('repnext_m1_imagenet', 1_281_167, 8, 625),
         ('repnext_m0_cifar100', 50_000, 4, 24),
         ('repnext_m1_distill_imagenet', 1_281_167, 8, 1251),
     ],
 )
-def test_iterations_of_an_epoch(monkeypatch, name, pictures, processes, iterations):
+def test_iterations_of_an_epoch(monkeypatch, name, images, processes, iterations):
     from mmpretrain.datasets.samplers import repeat_aug
 
     monkeypatch.setattr(repeat_aug, 'get_dist_info', lambda: (1, processes))
     loader = read(name).train_dataloader
     init_default_scope('mmpretrain')
-    sampler = DATA_SAMPLERS.build(loader.sampler.sampler, default_args=dict(dataset=range(pictures), seed=0))
+    sampler = DATA_SAMPLERS.build(loader.sampler.sampler, default_args=dict(dataset=range(images), seed=0))
     assert loader.drop_last
     assert len(sampler) // loader.batch_size == iterations
     assert max(np.bincount(list(sampler)[:3000])) <= 3

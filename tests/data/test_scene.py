@@ -51,7 +51,7 @@ def test_semantic_map_follows_the_instances(scenes):
             assert (semantic[scene.instances == number] == label + 1).all()
 
 
-def test_other_picture_sizes():
+def test_other_image_sizes():
     scene = compose_scene(split='val', index=3, size=160)
     assert scene.image.shape == (160, 160, 3)
     assert scene.instances.shape == (160, 160)

@@ -27,16 +27,16 @@ def test_coco_masks_and_semantic_maps_agree(root, split, count, capsys):
     assert len(coco.imgs) == count
     assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == [f'digit {n}' for n in range(10)]
     folder = scene_files.FOLDERS[split]
-    for picture in coco.imgs.values():
-        image = cv2.imread(str(root / 'images' / folder / picture['file_name']))
-        assert image.shape == (picture['height'], picture['width'], 3)
+    for entry in coco.imgs.values():
+        image = cv2.imread(str(root / 'images' / folder / entry['file_name']))
+        assert image.shape == (entry['height'], entry['width'], 3)
         semantic = cv2.imread(
-            str(root / 'annotations' / folder / picture['file_name'].replace('.jpg', '.png')), cv2.IMREAD_UNCHANGED
+            str(root / 'annotations' / folder / entry['file_name'].replace('.jpg', '.png')), cv2.IMREAD_UNCHANGED
         )
         assert semantic.dtype == np.uint8
         assert semantic.shape == (256, 256)
         drawn = np.zeros_like(semantic)
-        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=picture['id'])):
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=entry['id'])):
             mask = coco.annToMask(annotation).astype(bool)
             assert not drawn[mask].any()
             drawn[mask] = annotation['category_id']
@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_files(root, tmp_path):
 
 
 def test_a_second_call_does_nothing(root, monkeypatch):
-    monkeypatch.setattr(scene_files, '_write', lambda *_: pytest.fail('scenes were made twice'))
+    monkeypatch.setattr(scene_files, 'write_scenes', lambda *_: pytest.fail('scenes were made twice'))
     assert ensure_scenes(root, TINY) is False
 
 
@@ -89,7 +89,7 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
         (draft / 'half').mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scene_files, '_write', interrupted)
+    monkeypatch.setattr(scene_files, 'write_scenes', interrupted)
     with pytest.raises(KeyboardInterrupt):
         ensure_scenes(tmp_path / 'digit_scenes', TINY)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The commands of docs/classification.md that need no data, with fewer pictures and epochs."""
+"""The commands of docs/classification.md that need no data, with fewer images and epochs."""
 
 from __future__ import annotations
 

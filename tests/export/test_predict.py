@@ -141,7 +141,7 @@ def test_interpolation_is_torchs(align_corners):
     maps = torch.rand(2, 9, 5)
     for size in ((23, 11), (4, 5), (9, 3)):
         expected = F.interpolate(maps[None], size=size, mode='bilinear', align_corners=align_corners)[0]
-        rows, columns = (predict._bilinear(new, old, align_corners) for new, old in zip(size, (9, 5), strict=True))
+        rows, columns = (predict.bilinear(new, old, align_corners) for new, old in zip(size, (9, 5), strict=True))
         np.testing.assert_allclose(rows @ maps.numpy() @ columns.T, expected.numpy(), atol=1e-6)
 
 

@@ -345,7 +345,7 @@ class TestWithoutRunner:
         assert model.backbone.training
 
     def test_a_wrong_fusing_is_caught(self, monkeypatch):
-        from repnext_mm.models.repnext import RepDWConvS
+        from repnext_mm.models import RepDWConvS
 
         original = RepDWConvS.fused
 

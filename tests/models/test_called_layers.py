@@ -17,9 +17,11 @@ from repnext_mm import RepNeXt
 from repnext_mm.models import FORMS, RepNeXtU
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.models.heads import NormLinear, TwoHeadLinear
+from repnext_mm.models.merged_conv import ConvNorm
 from repnext_mm.models.mixer_forms import DenseMixer
-from repnext_mm.models.repnext import ConvNorm, CopyConv, MetaNeXtBlock, RepDWConvM
+from repnext_mm.models.repnext import CopyConv, MetaNeXtBlock
 from repnext_mm.models.repnext_u import REP_UNITS, PatchMerging, PatchStem, UnitBlock
+from repnext_mm.models.token_mixers import RepDWConvM
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fusible import fused_or_kept
 from tests.conftest import randomize, worst_error

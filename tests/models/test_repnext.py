@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from repnext_mm.models import ARCHITECTURES, Arch, resolve_arch
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms, count_parameters
 from tests.conftest import randomize, worst_error
+from tests.models.backbones import check_norm_eval_trains_as_norms_that_run, check_recomputing_gives_the_same_step
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 4, 1)}
 
@@ -199,7 +201,7 @@ def test_strides_for_any_size(size):
 
 def test_train_and_branch_sum_agree_in_training_mode():
     """Online merging against the definition, over the whole network with batch statistics."""
-    from repnext_mm.models.repnext import RepDWConv
+    from repnext_mm.models.token_mixers import RepDWConv
 
     model = randomize(RepNeXt(TINY)).double().train()
     x = torch.randn(2, 3, 40, 56).double()
@@ -273,19 +275,7 @@ class TestContract:
         assert all(p.requires_grad for p in model.parameters())
 
     def test_norm_eval_trains_as_norms_that_are_not_folded(self):
-        """Folding on the fly gives the gradients of running the norms."""
-        model = randomize(RepNeXt(TINY, norm_eval=True)).double().train()
-        x = torch.randn(2, 3, 40, 56).double()
-        sum(f.pow(2).mean() for f in model(x)).backward()
-        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
-        assert all(torch.isfinite(g).all() for g in grads.values())
-        model.zero_grad()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr('repnext_mm.models.repnext.is_affine', lambda norm: False)
-            sum(f.pow(2).mean() for f in model(x)).backward()
-        scale = max(p.grad.abs().max() for p in model.parameters())
-        for name, p in model.named_parameters():
-            assert (p.grad - grads[name]).abs().max() < 1e-12 * scale, name
+        check_norm_eval_trains_as_norms_that_run(partial(RepNeXt, TINY), ['repnext', 'merged_conv'])
 
     def test_norm_cfg_reaches_every_norm(self):
         model = RepNeXt(TINY, norm_cfg={'type': 'BN', 'eps': 1e-3, 'momentum': 0.03, 'requires_grad': False})
@@ -308,16 +298,7 @@ class TestContract:
         model.train()(torch.randn(2, 3, 32, 32))[-1].sum().backward()
 
     def test_with_cp_gives_the_same_step(self):
-        plain = randomize(RepNeXt(TINY)).double().train()
-        saving = RepNeXt(TINY, with_cp=True).double().train()
-        saving.load_state_dict(plain.state_dict())
-        x = torch.randn(2, 3, 40, 40).double()
-        for model in (plain, saving):
-            sum(f.pow(2).mean() for f in model(x)).backward()
-        for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
-            assert torch.equal(a.grad, b.grad), name
-        for (name, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
-            assert torch.equal(a, b), name
+        check_recomputing_gives_the_same_step(partial(RepNeXt, TINY), size=40)
 
     @pytest.mark.parametrize(
         ('shape', 'message'),

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from repnext_mm.models.layers import depthwise
-from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, RepDWConvM, RepDWConvS, Stage
+from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage
+from repnext_mm.models.token_mixers import RepDWConvM, RepDWConvS
 from repnext_mm.reparam import embed, fuse
 from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomize, worst_error
+from tests.models.backbones import check_merging_under_autocast_rounds_once
 
 CHANNELS = 8
 
@@ -198,14 +200,7 @@ def test_fused_branches_are_a_plain_convolution(kind, stride):
 
 @pytest.mark.parametrize(('kind', 'stride'), CASES)
 def test_merging_under_autocast_rounds_once(kind, stride):
-    """Merged in float32 and cast once, the error is that of the cast, not that of a sum of casts."""
-    conv, x = kind(6, stride=stride), torch.randn(2, 6, 9, 7)
-    with torch.autocast('cpu', torch.bfloat16):
-        half = conv(x)
-        kernel = conv.kernel()
-    assert half.dtype == torch.bfloat16
-    assert {t.dtype for t in kernel} == {torch.float32}
-    assert worst_error(half.float(), conv.branches(x)) < 4 * torch.finfo(torch.bfloat16).eps
+    check_merging_under_autocast_rounds_once(kind(6, stride=stride))
 
 
 @pytest.mark.parametrize(('kind', 'stride'), CASES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -24,6 +24,11 @@ from repnext_mm.models.repnext_u import (
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms, count_parameters
 from tests.conftest import randomize, worst_error
+from tests.models.backbones import (
+    check_merging_under_autocast_rounds_once,
+    check_norm_eval_trains_as_norms_that_run,
+    check_recomputing_gives_the_same_step,
+)
 
 TINY = {'dims': (6, 12, 24, 48), 'depths': (1, 1, 4, 1)}
 
@@ -224,17 +229,8 @@ class TestContract:
         for a, b in zip(model(torch.ones(1, 3, 32, 32)), expected, strict=True):
             torch.testing.assert_close(a, b)
 
-    def test_norm_eval_trains_as_norms_that_are_not_folded(self, monkeypatch):
-        model = randomize(RepNeXtU(TINY, norm_eval=True)).double().train()
-        x = torch.randn(2, 3, 40, 56).double()
-        sum(f.pow(2).mean() for f in model(x)).backward()
-        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
-        model.zero_grad()
-        monkeypatch.setattr('repnext_mm.models.repnext_u.is_affine', lambda norm: False)
-        sum(f.pow(2).mean() for f in model(x)).backward()
-        scale = max(p.grad.abs().max() for p in model.parameters())
-        for name, p in model.named_parameters():
-            assert (p.grad - grads[name]).abs().max() < 1e-12 * scale, name
+    def test_norm_eval_trains_as_norms_that_are_not_folded(self):
+        check_norm_eval_trains_as_norms_that_run(partial(RepNeXtU, TINY), ['repnext_u', 'merged_conv'])
 
     def test_drop_path_grows_linearly(self):
         model = RepNeXtU(TINY, drop_path_rate=0.3)
@@ -243,16 +239,7 @@ class TestContract:
         model.train()(torch.randn(2, 3, 64, 64))[-1].sum().backward()
 
     def test_with_cp_gives_the_same_step(self):
-        plain = randomize(RepNeXtU(TINY)).double().train()
-        saving = RepNeXtU(TINY, with_cp=True).double().train()
-        saving.load_state_dict(plain.state_dict())
-        x = torch.randn(2, 3, 64, 64).double()
-        for model in (plain, saving):
-            sum(f.pow(2).mean() for f in model(x)).backward()
-        for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
-            assert torch.equal(a.grad, b.grad), name
-        for (name, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
-            assert torch.equal(a, b), name
+        check_recomputing_gives_the_same_step(partial(RepNeXtU, TINY), size=64)
 
     def test_initial_weights(self):
         model = RepNeXtU('tiny')
@@ -455,13 +442,7 @@ def test_fusing_in_training_mode_is_refused(name):
 
 @pytest.mark.parametrize('name', UNITS)
 def test_merging_under_autocast_rounds_once(name):
-    module, x = unit(name).float(), torch.randn(2, 6, 9, 7)
-    with torch.autocast('cpu', torch.bfloat16):
-        half = module(x)
-        kernel = module.kernel()
-    assert half.dtype == torch.bfloat16
-    assert {tensor.dtype for tensor in kernel} == {torch.float32}
-    assert worst_error(half.float(), module.branches(x)) < 4 * torch.finfo(torch.bfloat16).eps
+    check_merging_under_autocast_rounds_once(unit(name).float())
 
 
 @pytest.mark.parametrize('form', ['default', 'no_shortcut'])

@@ -72,11 +72,11 @@ class Canary:
 
 @pytest.fixture(scope='session')
 def folder(tmp_path_factory):
-    """Data, tiny configs of all tasks, and a picture."""
+    """Data, tiny configs of all tasks, and an image."""
     folder = tmp_path_factory.mktemp('tiny')
     ensure_digits(folder / 'digits')
     ensure_scenes(folder / 'scenes', SceneSet(train=4, val=2, size=128))
-    cv2.imwrite(str(folder / 'picture.jpg'), np.full((64, 64, 3), 200, np.uint8))
+    cv2.imwrite(str(folder / 'image.jpg'), np.full((64, 64, 3), 200, np.uint8))
     for name, text in (('cls', CLASSIFIER), ('det', DETECTOR), ('seg', SEGMENTOR)):
         data = folder / ('digits' if name == 'cls' else 'scenes')
         few = 'indices=8' if name == 'cls' else 'scenes=dict(train=4, val=2, size=128)'

@@ -1,4 +1,4 @@
-"""Weight files that random mutations do not find: attacks, exotic tensors, and each defect that was mended."""
+"""Weight files that random mutations do not find: attacks, exotic tensors, and each defect that was fixed."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_the_curve_is_drawn(tmp_path):
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 10
 
 
-@pytest.mark.skipif(memory._malloc_trim() is None, reason='this C library cannot be asked')
+@pytest.mark.skipif(memory.malloc_trim() is None, reason='this C library cannot be asked')
 def test_freed_memory_is_given_back():
     """Large blocks between small ones that stay: free, but in the middle of the heap."""
     large, small = [], []

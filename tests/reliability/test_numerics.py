@@ -13,9 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnext_mm import RepNeXt
 from repnext_mm.hooks import FuseBackboneHook
-from repnext_mm.models import FORMS
+from repnext_mm.models import FORMS, ChunkConv, CopyConv, Downsample, MetaNeXtBlock, RepDWConvM, RepDWConvS
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.repnext import ChunkConv, CopyConv, Downsample, MetaNeXtBlock, RepDWConvM, RepDWConvS
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
 from repnext_mm.reparam.verify import all_within

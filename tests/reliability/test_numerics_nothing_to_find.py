@@ -1,4 +1,4 @@
-"""Pictures without objects, and labels that are all ignored: losses, gradients and predictions are numbers."""
+"""Images without objects, and labels that are all ignored: losses, gradients and predictions are numbers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_detection(counts):
         )
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
         samples.append(sample)
-    pictures = [torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8) for _ in counts]
-    _step({'inputs': pictures, 'data_samples': samples}, model)
+    images = [torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8) for _ in counts]
+    _step({'inputs': images, 'data_samples': samples}, model)
     for network in (model, FuseBackboneHook().fuse_backbone(model.eval())[0]):
         blank = {'inputs': [torch.zeros(3, 96, 96, dtype=torch.uint8) for _ in counts], 'data_samples': samples}
         for found in network.test_step(blank):
@@ -62,10 +62,10 @@ def test_segmentation(ignored):
         sample = SegDataSample(metainfo={'img_shape': (96, 96), 'ori_shape': (96, 96), 'pad_shape': (96, 96)})
         sample.gt_sem_seg = PixelData(data=labels)
         samples.append(sample)
-    pictures = [torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8) for _ in ignored]
-    _step({'inputs': pictures, 'data_samples': samples}, model)
+    images = [torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8) for _ in ignored]
+    _step({'inputs': images, 'data_samples': samples}, model)
     for network in (model, FuseBackboneHook().fuse_backbone(model.eval())[0]):
-        for found in network.test_step({'inputs': pictures, 'data_samples': samples}):
+        for found in network.test_step({'inputs': images, 'data_samples': samples}):
             assert found.pred_sem_seg.data.shape == (1, 96, 96)
             assert torch.isfinite(found.seg_logits.data).all()
 

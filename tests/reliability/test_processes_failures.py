@@ -75,7 +75,7 @@ def test_without_an_agent_the_others_notice(how, tmp_path, slurm):
 
 
 def test_a_killed_process_is_replaced_and_the_job_ends_as_if_nothing_had_happened(tmp_path):
-    """Elastic restart: torchrun starts all processes anew, and `--resume` finds the last whole checkpoint."""
+    """Elastic restart: torchrun restarts all processes, and `--resume` finds the last whole checkpoint."""
     lines, marker = fault(tmp_path, 'kill', iteration=6)  # in the second of three epochs
     config = write_config(tmp_path, 'classification', more=lines)
     output = run_job(ROOT / 'tools/dist_train.sh', config, 2, '--resume', cwd=tmp_path, RESTARTS='1')

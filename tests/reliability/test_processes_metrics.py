@@ -13,7 +13,7 @@ from tests.reliability.jobs import ROOT, SIDE, metrics_of, run_job, write_config
 pytestmark = pytest.mark.slow
 
 LAST = {'detection': 'epoch_2.pth', 'segmentation': 'iter_4.pth', 'classification': 'epoch_3.pth'}
-PICTURES = {'detection': 5, 'segmentation': 5, 'classification': 41}
+IMAGES = {'detection': 5, 'segmentation': 5, 'classification': 41}
 
 
 @pytest.fixture(scope='module', params=list(LAST))
@@ -58,7 +58,7 @@ def test_metrics_and_predictions_are_those_of_one_process(trained):
         truth = write_truth(folder / 'truth.json', predictions)
         more = ['--cfg-options', f'test_evaluator.ann_file={truth}']
     metrics, predictions = tested('one', 1, *more)
-    assert len(predictions) == PICTURES[task]
+    assert len(predictions) == IMAGES[task]
     assert any(0 < value < (1 if task == 'detection' else 100) for value in metrics.values()), metrics
     for name, count in (('two', 2), ('four', 4)):
         others, other_predictions = tested(name, count, *more)
@@ -82,8 +82,8 @@ def test_validation_while_training_is_that_of_the_checkpoint(tmp_path):
 def write_truth(path, predictions):
     """COCO annotations that the predictions partly meet: every third is left out, every second is moved."""
     annotations = []
-    for picture in predictions:
-        found = picture['pred_instances']
+    for found_in in predictions:
+        found = found_in['pred_instances']
         for index, (box, label) in enumerate(zip(found['bboxes'].tolist(), found['labels'].tolist(), strict=True)):
             left, top, right, bottom = box
             if index % 3 == 0 or min(right - left, bottom - top) < 4:
@@ -94,7 +94,7 @@ def write_truth(path, predictions):
             annotations.append(
                 {
                     'id': len(annotations) + 1,
-                    'image_id': picture['img_id'],
+                    'image_id': found_in['img_id'],
                     'category_id': label + 1,
                     'iscrowd': 0,
                     'bbox': [left, top, width, height],

@@ -1,4 +1,4 @@
-"""Two machines, played by two launchers on one: fixed ranks, and ranks that are agreed on anew after a failure."""
+"""Two machines, played by two launchers on one: fixed ranks, and ranks that are agreed on again after a failure."""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ FLEXIBLE = dict(runner_type='FlexibleRunner')
 @pytest.fixture
 def on_cpu(monkeypatch):
     monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(launch, '_start_gloo', lambda config: None)
+    monkeypatch.setattr(launch, 'start_gloo', lambda config: None)
 
 
 @pytest.fixture

@@ -75,13 +75,13 @@ def test_names_of_folders_become_no_program(name, here):
 @pytest.mark.parametrize(
     'task', ['cls', pytest.param('det', marks=pytest.mark.slow), pytest.param('seg', marks=pytest.mark.slow)]
 )
-def test_pictures_are_drawn_inside_the_named_folder(task, here, folder, monkeypatch):
+def test_images_are_drawn_inside_the_named_folder(task, here, folder, monkeypatch):
     """File names of annotations may climb out of their folder; what is made from them must not."""
     root, outside = here / 'data', here / 'outside'
     outside.mkdir()
     root.mkdir()
     for index in range(2):
-        shutil.copy(folder / 'picture.jpg', outside / f'{index}.jpg')
+        shutil.copy(folder / 'image.jpg', outside / f'{index}.jpg')
     torch.save({'state_dict': model_of(folder / f'{task}.py').state_dict()}, 'good.pth')
     climbing = [f'../outside/{index}.jpg' for index in range(2)]
     if task == 'det':

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from repnext_mm.errors import UserError
-from repnext_mm.models.repnext import ConvNorm
+from repnext_mm.models.merged_conv import ConvNorm
 from repnext_mm.reparam import Fusible, FusionError, fuse_checked, relative_error
 from repnext_mm.reparam.fuse import count_norms
 from repnext_mm.reparam.verify import randomize

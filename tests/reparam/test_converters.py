@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.models import RepNeXt
-from repnext_mm.models.repnext import ConvNorm
+from repnext_mm.models.merged_conv import ConvNorm
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomize
@@ -378,3 +378,27 @@ def test_what_a_library_does_not_know_of_is_not_lost(kind, probing):
     assert report.refused
     assert all(reason.startswith('0') for reason in report.refused)
     assert max(relative_error(fused, model, x)) < 1e-14
+
+
+def test_a_method_that_fuses_its_own_module_does_not_call_itself():
+    """As a backbone does that inherits ``switch_to_deploy`` from ours and has no module of ours."""
+
+    calls = []
+
+    class Fuses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+        def switch_to_deploy(self) -> None:
+            calls.append(1)
+            self.layers = fuse(self.eval())[0].layers
+
+    model, x = randomize(nn.Sequential(Fuses(), nn.ReLU())).double().eval(), image()
+    fused, report = fuse(model, probe=x)
+    assert len(calls) == 1
+    assert (report.modules, report.norms_after, report.refused) == (('0',), 0, ())
+    assert max(relative_error(fused, model, x)) < EXACT

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.models.repnext import ConvNorm
+from repnext_mm.models.merged_conv import ConvNorm
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomize

@@ -457,13 +457,13 @@ class WithFlag(Written):
 def test_a_probe_finds_what_following_the_code_does_not(monkeypatch):
     from repnext_mm.reparam import fold_norms
 
-    original = fold_norms._norm_after
+    original = fold_norms.kernel_with_norm
 
     def wrong(layer, norm):
         kernel = original(layer, norm)
         return kernel._replace(weight=kernel.weight * (1.1 if layer.kernel_size == (1, 1) else 1))
 
-    monkeypatch.setattr(fold_norms, '_norm_after', wrong)
+    monkeypatch.setattr(fold_norms, 'kernel_with_norm', wrong)
     model = nn.Sequential(
         nn.Sequential(conv(), nn.BatchNorm2d(6)), nn.ReLU(), nn.Sequential(conv(6, 6, 1), nn.BatchNorm2d(6))
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repnext_mm.models.repnext import ConvNorm
+from repnext_mm.models.merged_conv import ConvNorm
 from repnext_mm.reparam import FusionReport, fuse
 from tests.conftest import randomize, worst_error
 

@@ -144,8 +144,8 @@ def test_import_ends_badly(module: str, body: str, said: str, fake: Fake) -> Non
     what, command = fake.only_problem()
     assert what.startswith(f'{module} does not import')
     assert said in what
-    mends = {'mmcv': 'onedl-mmcv==2.3.6', 'repnext_mm': f'-e {ROOT}'}
-    assert mends[module] in command
+    fix = {'mmcv': 'onedl-mmcv==2.3.6', 'repnext_mm': f'-e {ROOT}'}
+    assert fix[module] in command
 
 
 def test_torch_broken_hides_what_follows_from_it(fake: Fake) -> None:
@@ -213,9 +213,9 @@ def test_wrong_distribution(name: str, version: str | None, said: str, command: 
     if name == 'torch':
         fake.distribution('torchvision', '0.15.2')
     fake.distribution(name, version, 'Requires-Dist: torch==2.10.0\n' if name == 'torchvision' else '')
-    what, mends = fake.only_problem()
+    what, fix = fake.only_problem()
     assert said in what
-    assert command in mends
+    assert command in fix
 
 
 def test_openmmlab_lane_and_its_numpy(fake: Fake) -> None:

@@ -1,4 +1,4 @@
-"""Annotated pictures through the ecosystem's inferencers, whatever the checkpoint knows of its classes."""
+"""Annotated images through the ecosystem's inferencers, whatever the checkpoint knows of its classes."""
 
 import runpy
 from pathlib import Path
@@ -26,7 +26,7 @@ SMALL = {'test_dataloader.dataset.pipeline.1.scale': (96, 96)}
 
 @pytest.fixture(scope='module')
 def image(tmp_path_factory):
-    path = tmp_path_factory.mktemp('pictures') / 'scene.jpg'
+    path = tmp_path_factory.mktemp('images') / 'scene.jpg'
     cv2.imwrite(str(path), compose_scene(split='val', index=0).image[..., ::-1])
     return path
 
@@ -48,7 +48,7 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize('config', [DETECTION, SEGMENTATION], ids=['detection', 'segmentation'])
-def test_picture_is_annotated(config, image, checkpoints, tmp_path, capsys):
+def test_image_is_annotated(config, image, checkpoints, tmp_path, capsys):
     written = annotate_image(
         image, config, str(checkpoints[config]), out_dir=tmp_path, device='cpu', score_threshold=0.05, options=SMALL
     )
@@ -70,12 +70,12 @@ def test_class_names(config, count, last, named, image, checkpoints, tmp_path, m
         content['meta']['dataset_meta'] = {'classes': ('a', 'b'), 'palette': [[1, 2, 3], [4, 5, 6]]}
     path = tmp_path / 'weights.pth'
     torch.save(content, path)
-    loaded = infer._inferencer(infer.load_config(config, options=SMALL), str(path), device='cpu')
+    loaded = infer.build_inferencer(infer.load_config(config, options=SMALL), str(path), device='cpu')
     classes = loaded.model.dataset_meta['classes']
     assert (classes == ('a', 'b')) if named else (len(classes) == count and classes[-1] == last)
 
 
-def test_the_tool_says_where_the_picture_is(image, checkpoints, tmp_path):
+def test_the_tool_says_where_the_image_is(image, checkpoints, tmp_path):
     scale = ['--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=(96,96)']
     output = run_tool(ROOT / 'tools/infer.py', image, SEGMENTATION, checkpoints[SEGMENTATION], *scale, cwd=tmp_path)
     assert output.rstrip().endswith('wrote work_dirs/infer/vis/scene.jpg')
@@ -102,9 +102,9 @@ def test_what_cannot_be_done_is_said(changed, words, image, checkpoints):
         annotate_image(**given)
 
 
-def test_a_file_that_is_no_picture(checkpoints, tmp_path):
+def test_a_file_that_is_not_an_image(checkpoints, tmp_path):
     path = Path(tmp_path / 'text.jpg')
-    path.write_text('no picture')
+    path.write_text('not an image')
     with pytest.raises(ValueError, match=r"image '.*text\.jpg' cannot be read"):
         annotate_image(path, DETECTION, str(checkpoints[DETECTION]))
 
@@ -114,7 +114,7 @@ LOGITS = {281: 8.0, 282: 7.0, 0: 6.0, 999: 5.0, 7: 4.0, 8: 3.0}  # of the other 
 
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
-    """Weights of a classifier that gives every picture the same scores, without names of classes."""
+    """Weights of a classifier that gives every image the same scores, without names of classes."""
     init_default_scope('mmpretrain')
     state = MODELS.build(Config.fromfile(CLASSIFICATION).model).state_dict()
     for head in ('head', 'head_dist'):
@@ -126,7 +126,7 @@ def classifier(tmp_path_factory):
     return path
 
 
-def test_classes_of_a_picture(image, classifier, tmp_path):
+def test_classes_of_an_image(image, classifier, tmp_path):
     lines = []
     written = annotate_image(
         image, CLASSIFICATION, str(classifier), out_dir=tmp_path, device='cpu', report=lines.append
@@ -234,7 +234,7 @@ def test_a_model_without_scores(tmp_path):
         top_classes(model, tmp_path / 'gray.png', pipeline=[dict(type='PackInputs')])
 
 
-def test_a_small_picture_is_enlarged_to_be_read(tmp_path):
+def test_a_small_image_is_enlarged_to_be_read(tmp_path):
     cv2.imwrite(str(tmp_path / 'small.png'), np.full((32, 48, 3), 128, np.uint8))
     drawn = draw_classes(tmp_path / 'small.png', [ClassScore(3, None, 0.9), ClassScore(1, None, 0.05)])
     assert drawn.shape == (320, 480, 3)

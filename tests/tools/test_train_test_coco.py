@@ -116,4 +116,4 @@ def test_augmented_test_merges_boxes_and_draws(root, confident):
     assert 'segm_mAP' not in output.split('Evaluating bbox')[1]
     drawn = sorted(shown.rglob('*.jpg'))
     assert len(drawn) == 2
-    assert all(cv2.imread(str(picture)) is not None for picture in drawn)
+    assert all(cv2.imread(str(drawing)) is not None for drawing in drawn)

@@ -20,7 +20,7 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=2, in_channels=320, loss=dict(type='CrossEntropyLoss')),
 )
 pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]
-data_root = 'pictures'
+data_root = 'images'
 train_dataloader = dict(
     batch_size=2,
     num_workers=0,

@@ -27,8 +27,8 @@ from repnext_mm.lab.bench.law_table import (
     names,
 )
 from repnext_mm.lab.bench.named_models import build_named
+from repnext_mm.models import RepDWConvM
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.repnext import RepDWConvM
 from repnext_mm.reparam import Fusible
 from tests.tools.running import ROOT, run_tool
 

@@ -104,4 +104,4 @@ def test_errors_are_one_sentence(run, words, message):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'pytorch_grad_cam', None)
     with pytest.raises(ValueError, match=r"need the package grad-cam .*: pip install 'repnext_mm\[cam\]'"):
-        cam._grad_cam()
+        cam.grad_cam()

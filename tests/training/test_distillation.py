@@ -57,7 +57,7 @@ def test_hard_loss_by_hand():
 
 
 def test_soft_loss_by_hand():
-    """sum p (log p - log q) over classes and pictures, times tau^2, over the number of scores."""
+    """sum p (log p - log q) over classes and images, times tau^2, over the number of scores."""
     scores, teacher, tau = [[1.0, 2.0, 0.0], [0.5, 0.0, -1.0]], [[3.0, 1.0, 0.0], [0.0, 1.0, 5.0]], 2.0
 
     def distribution(row):
@@ -78,7 +78,7 @@ def test_two_heads_answer_to_labels_and_to_the_teacher(kind):
     losses = model(images, samples(labels), mode='loss')
     pooled = model.student.extract_feat(images)[-1]
     first, second = model.student.head.both(pooled)
-    taught = model._teacher(images)
+    taught = model.teacher(images)
     base = F.cross_entropy(first, torch.tensor(labels))
     torch.testing.assert_close(losses['loss_base'], 0.7 * base)
     expected = 0.3 * distillation_loss(second, taught, kind=kind, tau=2.0)
@@ -107,7 +107,7 @@ def test_any_student_and_any_teacher(student):
 
 def test_the_teacher_is_frozen_and_in_no_checkpoint():
     model = build()
-    teacher = model._teacher._model
+    teacher = model.teacher.model
     before = copy.deepcopy(teacher.state_dict())
     alone = MODELS.build(copy.deepcopy(STUDENT))
     assert set(model.state_dict()) == set(get_state_dict(model)) == set(alone.state_dict())
@@ -120,7 +120,7 @@ def test_the_teacher_is_frozen_and_in_no_checkpoint():
     assert not any(module.training for module in teacher.modules())
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert copy.deepcopy(model)._teacher is model._teacher
+    assert copy.deepcopy(model).teacher is model.teacher
     averaged = ExponentialMovingAverage(model)
     assert {key.removeprefix('module.') for key in averaged.state_dict()} == {*alone.state_dict(), 'steps'}
 
@@ -149,7 +149,7 @@ def test_loads_the_teacher_strictly(tmp_path):
     weights = MODELS.build(copy.deepcopy(TEACHER)).state_dict()
     torch.save({'state_dict': weights}, tmp_path / 'teacher.pth')
     model = build(teacher_checkpoint=str(tmp_path / 'teacher.pth'))
-    assert all(torch.equal(value, weights[key]) for key, value in model._teacher._model.state_dict().items())
+    assert all(torch.equal(value, weights[key]) for key, value in model.teacher.model.state_dict().items())
     del weights['head.fc.bias']
     torch.save({'model': weights}, tmp_path / 'cut.pth')
     with pytest.raises(ValueError, match=r'does not fit this teacher ImageClassifier: 1 missing \(head.fc.bias\)'):
@@ -166,7 +166,7 @@ def test_a_timm_teacher_in_the_authors_format(tmp_path):
     torch.save({'model': weights}, tmp_path / 'teacher.pth')
     teacher = dict(type='TimmClassifier', model_name=name, num_classes=4)
     model = build(teacher=teacher, teacher_checkpoint=str(tmp_path / 'teacher.pth'))
-    assert all(torch.equal(value, weights[key]) for key, value in model._teacher._model.model.state_dict().items())
+    assert all(torch.equal(value, weights[key]) for key, value in model.teacher.model.model.state_dict().items())
 
 
 @pytest.mark.parametrize('options', [dict(kind='firm'), dict(alpha=1.5), dict(tau=0.0), dict(alpha=float('nan'))])

@@ -91,7 +91,7 @@ class Samples(Dataset):
         return dict(inputs=image, data_samples=self.annotated(index, self.size))
 
 
-def labelled(index, size):
+def labeled(index, size):
     from mmpretrain.structures import DataSample
 
     return DataSample().set_gt_label(index + 1)
@@ -122,9 +122,9 @@ def with_labels_of_pixels(index, size):
     return SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels))
 
 
-def train(model, folder, annotated=labelled, size=32):
+def train(model, folder, annotated=labeled, size=32):
     """Two steps by a real Runner; what they back-propagated, and the log's lines."""
-    scope = {labelled: 'mmpretrain', with_objects: 'mmdet', with_labels_of_pixels: 'mmseg'}[annotated]
+    scope = {labeled: 'mmpretrain', with_objects: 'mmdet', with_labels_of_pixels: 'mmseg'}[annotated]
     init_default_scope(scope)
     runner = Runner(
         copy.deepcopy(model),

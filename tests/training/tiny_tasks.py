@@ -15,7 +15,7 @@ from tests.conftest import randomize
 from tests.export.detectors import ANCHORS, DELTAS, FOCAL, dense, rtmdet
 from tests.export.networks import TINY
 from tests.training.test_distillation import STUDENT
-from tests.training.test_logged_loss import Samples, labelled, with_labels_of_pixels, with_objects
+from tests.training.test_logged_loss import Samples, labeled, with_labels_of_pixels, with_objects
 
 FREE = dict(allowed_border=-1, pos_weight=-1, debug=False)
 
@@ -58,7 +58,7 @@ TASKS = {  # of what library, the model, what an image is annotated with, its pi
     'RetinaNet': ('mmdet', retinanet, with_boxes, 96),
     'RTMDet': ('mmdet', rtm, with_boxes, 96),
     'Semantic FPN': ('mmseg', semantic_fpn, with_labels_of_pixels, 64),
-    'classifier': ('mmpretrain', lambda: STUDENT, labelled, 128),
+    'classifier': ('mmpretrain', lambda: STUDENT, labeled, 128),
 }
 
 

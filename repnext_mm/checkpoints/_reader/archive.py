@@ -36,7 +36,7 @@ class Records:
 
     Raises:
         NotReadError: it is another kind of archive, or of a format that is newer than this reader.
-        zipfile.BadZipFile, pickle.UnpicklingError: it is damaged.
+        zipfile.BadZipFile, pickle.UnpicklingError: it is corrupt.
     """
 
     def __init__(self, file: BinaryIO, budget: Budget) -> None:
@@ -133,7 +133,7 @@ def read_archive(path: Path) -> Any:
     Raises:
         RefusedGlobalError: an object in it is neither a tensor nor on the list; nothing was executed.
         NotReadError: it is of another kind.
-        pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ...: the file is damaged.
+        pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ...: the file is corrupt.
     """
     with records_of(path) as (records, budget):
         known = known_globals(swapped=records.swapped)

@@ -1,4 +1,4 @@
-"""Why a file is not read; damage is whatever else its readers raise."""
+"""Why a file is not read; damage is whatever else is raised. All modules of the reader import it, and none above."""
 
 
 class RefusedGlobalError(ValueError):

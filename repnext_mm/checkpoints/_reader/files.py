@@ -17,7 +17,7 @@ _OTHERS = {  # a start, what it is the start of, and the way out
     rb'BZh': 'is compressed with bzip2: unpack it first',
     rb'\x28\xb5\x2f\xfd': 'is compressed with zstd: unpack it first',
     rb'7z\xbc\xaf\x27\x1c|Rar!': 'is a compressed archive: unpack it first',
-    rb'(?s).{257}ustar': 'is a tar archive: unpack it first, or, from a torch before 0.2, save it anew with torch',
+    rb'(?s).{257}ustar': 'is a tar archive: unpack it first, or, from a torch before 0.2, save it again with torch',
     rb'\s*(<!doctype|<html|<\?xml)': 'is a web page: the address needs another form, or a login',
     rb'version https://git-lfs': 'is a pointer of Git LFS: fetch the file itself (git lfs pull)',
     rb'\x89HDF': 'is an HDF5 file: convert it with the library that wrote it',
@@ -68,7 +68,7 @@ def read_file(path: Path) -> Any:
     Raises:
         RefusedGlobalError: an object in it is neither a tensor nor on the list; nothing was executed.
         NotReadError: it is of a kind that is not read.
-        Exception: it is damaged; arbitrary bytes go through zip, pickle, numpy and torch.
+        Exception: it is corrupt; arbitrary bytes go through zip, pickle, numpy and torch.
     """
     found = format_of(path)
     if found == 'safetensors':

@@ -31,7 +31,7 @@ def read_legacy(path: Path) -> Any:
 
     Raises:
         RefusedGlobalError: an object in it is neither a tensor nor on the list; nothing was executed.
-        pickle.UnpicklingError, EOFError, ...: it is damaged.
+        pickle.UnpicklingError, EOFError, ...: it is corrupt.
     """
     file, budget = BytesIO(path.read_bytes()), Budget(path.stat().st_size)
     start, storages = _skimmed(file, budget)
@@ -45,7 +45,7 @@ def check_legacy(path: Path) -> None:
     """Go through such a file to its end.
 
     Raises:
-        pickle.UnpicklingError, EOFError, ...: it is damaged.
+        pickle.UnpicklingError, EOFError, ...: it is corrupt.
     """
     _skimmed(BytesIO(path.read_bytes()), Budget(path.stat().st_size))
 

@@ -21,7 +21,7 @@ def unsafe_globals(path: str | Path) -> list[str]:
         The names, sorted; empty for files that hold no pickle.
 
     Raises:
-        ValueError, zipfile.BadZipFile, ...: the file is damaged.
+        ValueError, zipfile.BadZipFile, ...: the file is corrupt.
     """
     path = Path(path)
     with path.open('rb') as file:

@@ -247,7 +247,7 @@ def _at_least(least: int, **named: int) -> int:
 
 
 def _usable_checkpoint(checkpoint: str | None, arch: str) -> str | None:
-    """The file's absolute path, once its backbone is seen to be of this arch; addresses are left to the training."""
+    """The file's absolute path, once its backbone is known to be of this arch; addresses are not read."""
     if checkpoint is None or '://' in checkpoint:
         return checkpoint
     path = Path(checkpoint)

@@ -22,6 +22,7 @@ from repnext_mm.lab.bench.runtimes import EXPORTED, why_not
 
 WORKER = (sys.executable, '-m', 'repnext_mm.lab.bench.worker')
 MIN_SIZE = 32  # pixels
+Shape = tuple[int, int, int, int]  # (N, 3, H, W)
 Progress = Callable[[str, int], object]  # what is going on, and how many steps were made
 
 
@@ -30,7 +31,7 @@ class Job:
     """The work of one process; plain values, so that it travels as JSON."""
 
     runtime: str
-    shape: tuple[int, int, int, int]  # (N, 3, H, W); N is where a search for the largest batch starts
+    shape: Shape  # N is where a search for the largest batch starts
     dtype: str
     memory_format: str
     variants: tuple[Variant, ...]
@@ -61,7 +62,7 @@ def plan(
     variants: Sequence[Variant],
     *,
     runtimes: Sequence[str],
-    shapes: Sequence[tuple[int, int, int, int]],
+    shapes: Sequence[Shape],
     dtypes: Sequence[str],
     memory_formats: Sequence[str],
     device: str = 'cpu',
@@ -128,7 +129,7 @@ def plan(
     return jobs, skipped
 
 
-def parse_shape(text: str) -> tuple[int, int, int, int]:
+def parse_shape(text: str) -> Shape:
     """``'1x3x224x224'`` or ``'3x224x224'`` as numbers.
 
     Raises:
@@ -237,7 +238,7 @@ def failures_of(run: dict[str, Any], *, repeat: bool = True) -> list[str]:
     ]
 
 
-def _check_shape(shape: tuple[int, int, int, int]) -> None:
+def _check_shape(shape: Shape) -> None:
     batch, channels, height, width = shape
     if batch < 1 or channels != 3 or min(height, width) < MIN_SIZE:
         raise UserError(

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -23,7 +24,9 @@ from torch.profiler import ProfilerActivity, profile
 from repnext_mm.errors import UserError
 from repnext_mm.export import export_model
 from repnext_mm.lab.bench.complexity import count_macs
-from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS, prepare
+from repnext_mm.lab.bench.jobs import Shape
+from repnext_mm.lab.bench.networks import build_train_form, in_form, resolved, variants
+from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, prepare, why_not
 from repnext_mm.lab.bench.training import BRANCHES, EVAL_NORMS, MERGED_ONCE, TRAIN, merged_once, step_of, ways_to_train
 from repnext_mm.lab.table import markdown_table
 from repnext_mm.timing import Latency, measure_latency
@@ -71,6 +74,85 @@ class Spots:
     def floor_ms(self) -> float:
         """No implementation of these convolutions can be faster here, unless it keeps outputs in caches."""
         return max(self.arithmetic_ms, self.memory_ms or 0.0)
+
+
+def profile_training(
+    arch: str,
+    *,
+    shape: Shape,
+    memory_format: str,
+    norm_eval: bool,
+    device: str,
+    rounds: int,
+    trace: str | None = None,
+) -> tuple[str, str]:
+    """What was profiled in a line, and the table of a training step's operations; see ``find_step_spots``.
+
+    Args:
+        trace: ``FILE.json``, for a trace of each way to train, ``FILE.WAY.json``.
+    """
+    spots = find_step_spots(
+        arch,
+        shape=shape,
+        memory_format=memory_format,
+        norm_eval=norm_eval,
+        device=device,
+        rounds=rounds,
+        trace=None if trace is None else partial(_trace_file, trace),
+    )
+    norms = 'eval' if norm_eval else 'train'
+    return f'training step, norms in {norms} mode; {machine_line(spots)}', operations_table(spots)
+
+
+def profile_inference(
+    arch: str,
+    forms: Sequence[str],
+    *,
+    shape: Shape,
+    runtime: str,
+    by_module: bool,
+    dtype: str,
+    memory_format: str,
+    device: str,
+    threads: int,
+    rounds: int,
+    trace: str | None = None,
+) -> tuple[str, str]:
+    """What was profiled in a line, and the table of the forms' operations, or modules; see ``find_hot_spots``.
+
+    Args:
+        trace: ``FILE.json``, for a trace of each form, ``FILE.FORM.json``.
+
+    Raises:
+        UserError: an unknown arch or form; the runtime cannot be profiled here, has no modules, or writes no trace.
+    """
+    variants([arch], forms)  # knows the names
+    reason = why_not(runtime, device=device, dtype=dtype, memory_format=memory_format)
+    if reason:
+        raise UserError(f'--runtime {runtime} cannot be profiled here: {reason}')
+    if by_module and runtime != 'eager':
+        raise UserError(f'--by module: {runtime} has no modules, profile --runtime eager')
+    if trace is not None and (by_module or runtime not in ('eager', 'compile')):
+        raise UserError('--trace: PyTorch writes it, profile --runtime eager or compile --by operation')
+    image = torch.randn(shape).to(device, DTYPES[dtype]).contiguous(memory_format=MEMORY_FORMATS[memory_format])
+    train_form = build_train_form(arch)
+    networks = {form: in_form(train_form, resolved(train_form, form, image=image), image=image) for form in forms}
+    if by_module:
+        times = {form: time_by_module(network, image, rounds=rounds) for form, network in networks.items()}
+        return 'by module', modules_table(times)
+    spots = {
+        form: find_hot_spots(
+            network,
+            image,
+            rounds=rounds,
+            runtime=runtime,
+            threads=threads,
+            native=dtype == NATIVE,
+            trace=None if trace is None else _trace_file(trace, form),
+        )
+        for form, network in networks.items()
+    }
+    return machine_line(spots), operations_table(spots)
 
 
 @torch.no_grad()  # not inference_mode: there torch 2.1 counts no operations
@@ -333,6 +415,11 @@ def bandwidth_gbs(like: Tensor) -> float:
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
     return moved / _seconds(lambda: target.copy_(source), like.device) / 1e9
+
+
+def _trace_file(trace: str, name: str) -> Path:
+    path = Path(trace)
+    return path.with_name(f'{path.stem}.{name.replace(" ", "_")}.json')
 
 
 def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -69,6 +70,15 @@ def check_same_machine(record: Record, environment: dict[str, object]) -> None:
                 f'cannot resume: the record was measured with {key} {before!r}, this is {now!r}; '
                 'write to another --output'
             )
+
+
+def without_nan(value: Any) -> Any:
+    """Plain values for JSON, which has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _on_one_line(numbers: re.Match[str]) -> str:

@@ -16,8 +16,9 @@ from repnext_mm.errors import UserError
 from repnext_mm.lab.bench.exactness import with_random_statistics
 from repnext_mm.lab.bench.networks import memory_format_of
 from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS
+from repnext_mm.models import RepNeXt
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.models.repnext import RepDWConv, RepNeXt
+from repnext_mm.models.token_mixers import RepDWConv
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.surgery import replaced
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
@@ -115,7 +116,7 @@ def measure_training_step(
         ways = {name: way._replace(run=torch.compile(way.run)) for name, way in ways.items()}
     calls = {name: step_of(way, images, autocast) for name, way in ways.items()}
     warm_up(calls, rounds=max(warmup_rounds, 1), seconds=warmup_s, device=device)  # creates the optimizer states too
-    memory_mib = {name: _memory_mib(calls[name], way, images, autocast) for name, way in ways.items()}
+    memory_mib = {name: saved_mib(calls[name], way, images, autocast) for name, way in ways.items()}
     times_ms = wall_times(calls, rounds=rounds, device=device, after_round=progress)
     steps = {
         name: Step(
@@ -245,9 +246,10 @@ def _loss_and_gradients(
     return loss.item(), [torch.zeros_like(p) if gradient is None else gradient for p, gradient in pairs]
 
 
-def _memory_mib(
+def saved_mib(
     step: Callable[[], None], way: Way, images: Tensor, autocast: Callable[[], AbstractContextManager[object]]
 ) -> float:
+    """Mebibytes that a step holds at once beside its parameters, in the way of ``MEMORY_KINDS`` for its device."""
     if images.is_cuda:
         way.optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize(images.device)

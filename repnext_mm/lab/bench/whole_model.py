@@ -99,8 +99,8 @@ def measure_whole_model(
     config = load_config(config_path, options=options)
     config.model = without_teacher(config.model)
     pixels, described = _image(image)
-    model = _model(config, checkpoint, trust_pickle=trust_pickle).to(device).eval()
-    pipeline = _pipeline(config)
+    model = loaded_model(config, checkpoint, trust_pickle=trust_pickle).to(device).eval()
+    pipeline = pipeline_of(config)
     with torch.no_grad():
         fused, report = _fused(config, model)
         runs = {form: Observed(m, pipeline, pixels) for form, m in zip(FORMS, (model, fused), strict=True)}
@@ -258,7 +258,8 @@ def _agreement(result: Any, expected: Any) -> float | None:
     return min(int(same.any(0).sum()), int(same.any(1).sum())) / max(len(a), len(b))
 
 
-def _model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) -> Any:
+def loaded_model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bool) -> Any:
+    """The model of a config; random weights and norm statistics where there is no checkpoint."""
     if 'backbone' not in config.model or 'data_preprocessor' not in config.model:
         raise UserError(
             f"model '{type_name(config.model.get('type'))}' has no backbone and data_preprocessor: give the "
@@ -284,7 +285,7 @@ def _fused(config: Any, model: Any) -> tuple[Any, FusionReport]:
     return fuse_checked(model)
 
 
-def _pipeline(config: Any) -> Callable[[dict[str, Any]], Any]:
+def pipeline_of(config: Any) -> Callable[[dict[str, Any]], Any]:
     """The test pipeline without what reads files."""
     if not config.get('test_dataloader'):
         raise UserError(f"config '{config.filename}' has no test_dataloader: its pipeline prepares the image")

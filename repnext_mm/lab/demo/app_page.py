@@ -26,7 +26,7 @@ _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 
 def build_page(offer: Callable[[], Offer]) -> Any:
-    """The page, a ``gradio.Blocks``; ``offer`` is asked anew whenever it is opened or run.
+    """The page, a ``gradio.Blocks``; ``offer`` is asked again whenever it is opened or run.
 
     Raises:
         UserError: gradio is not installed, or there is nothing to choose from.
@@ -180,8 +180,8 @@ def _shown(text: str, *, in_full: bool) -> Exception:
 def _dropdown(gr: Any, offered: Mapping[str, Any], *, label: str | None = None) -> Any:
     """A choice of names, the first one chosen; without a label, the change of one that is on the page."""
     names = list(offered)
-    labelled = {} if label is None else {'label': label}
-    return gr.Dropdown(choices=names, value=names[0] if names else None, **labelled)
+    labeled = {} if label is None else {'label': label}
+    return gr.Dropdown(choices=names, value=names[0] if names else None, **labeled)
 
 
 def _quantiles(value: Latency) -> str:

@@ -84,7 +84,7 @@ def activation_map(
     answers = _Answers(subject.model, seen, scope=scope)
     with torch.no_grad():
         index, target, what = _TARGETS[scope](answers(seen.inputs)[0], names, label)
-    explain = getattr(_grad_cam(), METHODS[method])
+    explain = getattr(grad_cam(), METHODS[method])
     with explain(model=answers, target_layers=[modules[layer]]) as cam, torch.enable_grad():
         # a fused or frozen backbone has no parameter that would ask for gradients
         found = cam(input_tensor=seen.inputs.clone().requires_grad_(), targets=[target])[0]
@@ -185,7 +185,12 @@ def _class_names(subject: Subject) -> list[str]:
     return list(classes_of_config(subject.config)['classes'])
 
 
-def _grad_cam() -> Any:
+def grad_cam() -> Any:
+    """The library that explains.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     try:
         return import_module('pytorch_grad_cam')
     except ImportError as error:

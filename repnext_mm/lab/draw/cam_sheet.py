@@ -129,7 +129,7 @@ def draw_cam_sheet(
         for axis, subject in zip(line[1:], subjects, strict=True):
             seen = see(subject, image)
             line[0].imshow(seen.image)
-            found = _explained(subject, seen, method=method, level=level, label=label)
+            found = explained(subject, seen, method=method, level=level, label=label)
             axis.imshow(seen.image.mean(axis=2), cmap='gray', vmin=0, vmax=255)
             if isinstance(found, str):
                 axis.text(0.5, -0.04, found, transform=axis.transAxes, ha='center', va='top', fontsize=8)
@@ -172,7 +172,7 @@ def load_detectors(
     return [detector(config, name, weights.get(name), trust_pickle=trust_pickle) for name in networks]
 
 
-def _explained(subject: Subject, seen: Seen, *, method: str, level: int, label: str | None) -> ActivationMap | str:
+def explained(subject: Subject, seen: Seen, *, method: str, level: int, label: str | None) -> ActivationMap | str:
     """The map, or in words why there is none: one detector that misses an object must not prevent the sheet."""
     try:
         return activation_map(subject, seen, method=method, layer=level_layer(subject.backbone, level), label=label)

@@ -17,7 +17,9 @@ from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import save_png
 from repnext_mm.lab.draw.sheet import FAINT, Box, Sheet
 from repnext_mm.models import RepNeXt, resolve_arch
-from repnext_mm.models.repnext import Arch, ChunkConv, ConvNorm, CopyConv, Downsample, MetaNeXtBlock, RepDWConv, Stage
+from repnext_mm.models.merged_conv import ConvNorm
+from repnext_mm.models.repnext import Arch, ChunkConv, CopyConv, Downsample, MetaNeXtBlock, Stage
+from repnext_mm.models.token_mixers import RepDWConv
 
 Branch = tuple[nn.Conv2d, ...]  # convolutions one after the other
 SCALES = {'pass': '#e6e6e6', 'small': '#8cc5e8', 'medium': '#6fb77c', 'large': '#e8a35c'}

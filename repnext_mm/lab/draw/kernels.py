@@ -12,7 +12,7 @@ from torch import nn
 
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import COLORS, new_grid, save_png
-from repnext_mm.models.repnext import ChunkConv, RepDWConvM, RepDWConvS
+from repnext_mm.models import ChunkConv, RepDWConvM, RepDWConvS
 from repnext_mm.models.repnext_u import SummedUnit
 from repnext_mm.reparam import Kernel, as_float64, chain_biased, embed, kernel_of
 

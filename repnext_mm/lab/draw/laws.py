@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, new_grid, save_png
+from repnext_mm.models import ChunkConv, RepDWConvM, RepDWConvS
 from repnext_mm.models.mixer_forms import DenseMixer
-from repnext_mm.models.repnext import ChunkConv, RepDWConvM, RepDWConvS
 from repnext_mm.reparam import Kernel, as_float64, chain_biased, eliminate_shortcut, embed, kernel_of, to_conv
 from repnext_mm.reparam.kernel import convolve
 
@@ -89,7 +89,7 @@ def draw_shortcut(path: str | Path, *, channels: int = 3) -> None:
     axes = figure.subplots(2, 3, width_ratios=(2, 2, 5), height_ratios=(4, 5))
     for line, kernels, when, height in zip(axes, (before, after), ('before', 'after'), (4, 5), strict=True):
         for axis, name, value, width in zip(line, ('spatial', 'expand', 'project'), kernels, (2, 2, 5), strict=True):
-            _draw_roles(axis, _roles(value, spatial=name == 'spatial', inputs=channels))
+            _draw_roles(axis, roles_of(value, spatial=name == 'spatial', inputs=channels))
             axis.set(xlim=(-0.1, width * channels + 0.1), ylim=(height * channels + 0.1, -0.1))  # cells of one size
             axis.set_title(f'{when}: {name}', fontsize=12, loc='left')
     from matplotlib.patches import Patch
@@ -100,7 +100,7 @@ def draw_shortcut(path: str | Path, *, channels: int = 3) -> None:
     save_png(figure, path)
 
 
-def _roles(kernel: Kernel, *, spatial: bool, inputs: int) -> Tensor:
+def roles_of(kernel: Kernel, *, spatial: bool, inputs: int) -> Tensor:
     """``(O, I)``: 0 where nothing is read, 1 for a copy, 2 for weights."""
     weight = kernel.weight.flatten(2) if not spatial else kernel.weight.flatten(1)
     if spatial:  # depthwise: an output reads the input of its group

@@ -225,7 +225,7 @@ def _mmengine(path: Path, lines: list[dict[str, Any]]) -> Log:
 
 
 def _mmcv1(lines: list[dict[str, Any]]) -> Log:
-    """Iterations start anew in each epoch, and the last one logged passes for its length; or they never do.
+    """Iterations start again in each epoch, and the last one logged passes for its length; or they never do.
 
     A line of validation counts the validation's iterations: where it stands is where the training is.
     """

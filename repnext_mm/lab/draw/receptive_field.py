@@ -12,9 +12,40 @@ from torch import Tensor, nn
 
 from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, save_png
+from repnext_mm.lab.draw.subject import Subject, see, untrained
 
 SHARES = {0.5: COLORS['teal'], 0.95: COLORS['red']}  # of the gradient inside the squares that are drawn
 _FLOOR = -4  # powers of ten that are drawn
+
+
+def compare_receptive_fields(
+    subject: Subject,
+    path: str | Path,
+    *,
+    images: Sequence[str | Path] = (),
+    count: int = 8,
+    size: int = 224,
+    beside_random: bool = False,
+) -> Path:
+    """Save the receptive fields of a model's backbone, seen with image files or noise.
+
+    Args:
+        subject: the model.
+        path: of the PNG.
+        images: files of one size; by default ``count`` images of noise of ``size`` pixels.
+        count, size: of the noise.
+        beside_random: draw a second row, of the same network with random weights.
+
+    Raises:
+        UserError: an image cannot be read, or sizes differ; the weights are random already.
+    """
+    seen = [see(subject, image).inputs for image in images] or noise_images(count, size=size)
+    rows = {'random' if subject.config is None else 'trained': receptive_fields(subject.backbone, seen)}
+    if beside_random:
+        rows['random'] = receptive_fields(untrained(subject), seen)
+    pixels = 'x'.join(map(str, seen[0].shape[2:]))
+    title = f'{subject.name}, {len(seen)} images{"" if images else " of noise"}, {pixels} pixels'
+    return draw_receptive_fields(rows, path, title=title, levels=getattr(subject.backbone, 'out_indices', None))
 
 
 def noise_images(count: int, *, size: int = 224) -> list[Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,36 +12,12 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from repnext_mm.apis import load_config
-from repnext_mm.data import SceneSet, ensure_scenes
 from repnext_mm.data.own.new_config import new_config
 from repnext_mm.data.scene_files import CLASSES
 from tests.data.own.small_sets import noise, write_coco, write_maps
 
 SEG_CLASSES = ('background', *CLASSES)
 TRAIN_JSON = 'annotations/instances_training.json'
-
-
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('made')
-    ensure_scenes(folder / 'scenes', SceneSet(train=4, val=2, size=128))
-    for split in ('train', 'val'):
-        for number, name in enumerate(('cat', 'dog')):
-            (folder / 'pets' / split / name).mkdir(parents=True)
-            for index in range(2):
-                image = np.full((40, 48, 3), 50 * number + index, np.uint8)
-                cv2.imwrite(str(folder / 'pets' / split / name / f'{index}.jpg'), image)
-    return folder
-
-
-@pytest.fixture
-def scenes(made, tmp_path):
-    return Path(shutil.copytree(made / 'scenes', tmp_path / 'scenes'))
-
-
-@pytest.fixture
-def pets(made, tmp_path):
-    return Path(shutil.copytree(made / 'pets', tmp_path / 'pets'))
 
 
 def write(task, data, *, out='config.py', **options):

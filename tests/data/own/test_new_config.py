@@ -6,8 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from mmengine.registry import DATASETS, init_default_scope
@@ -15,36 +13,12 @@ from mmengine.registry import DATASETS, init_default_scope
 import repnext_mm
 from repnext_mm.apis import load_config
 from repnext_mm.apis.checks import check_files, check_model
-from repnext_mm.data import SceneSet, ensure_scenes
 from repnext_mm.data.own.new_config import new_config
 from repnext_mm.data.scene_files import CLASSES
 from tests.layouts import write_authors_checkpoint
 
 SEG_CLASSES = ('background', *CLASSES)
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('made')
-    ensure_scenes(folder / 'scenes', SceneSet(train=4, val=2, size=128))
-    for split in ('train', 'val'):
-        for number, name in enumerate(('cat', 'dog')):
-            (folder / 'pets' / split / name).mkdir(parents=True)
-            for index in range(2):
-                image = np.full((40, 48, 3), 50 * number + index, np.uint8)
-                cv2.imwrite(str(folder / 'pets' / split / name / f'{index}.jpg'), image)
-    return folder
-
-
-@pytest.fixture
-def scenes(made, tmp_path):
-    return Path(shutil.copytree(made / 'scenes', tmp_path / 'scenes'))
-
-
-@pytest.fixture
-def pets(made, tmp_path):
-    return Path(shutil.copytree(made / 'pets', tmp_path / 'pets'))
 
 
 def write(task, data, **options):

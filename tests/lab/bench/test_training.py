@@ -52,7 +52,7 @@ def test_memory_counts_storages_once_and_no_parameters():
         return [y * y, y[:, :4].exp()]  # y is saved twice, once as itself and once in a product
 
     way = training.Way(twice, layer, [layer.weight], {layer.weight.untyped_storage().data_ptr()}, None)
-    saved = training._memory_mib(lambda: None, way, images, lambda: torch.autocast('cpu', enabled=False))
+    saved = training.saved_mib(lambda: None, way, images, lambda: torch.autocast('cpu', enabled=False))
     image, product, exponent = 2 * 3 * 256, 2 * 8 * 256, 2 * 4 * 256
     # the image, y, the exponential, and both levels, whose squares are the loss
     assert saved == pytest.approx((image + product + exponent + product) * 4 / 2**20)

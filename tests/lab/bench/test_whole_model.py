@@ -88,8 +88,10 @@ def test_the_hook_of_the_config_fuses(image):
 
 def test_models_are_as_before(image, monkeypatch):
     seen = []
-    model = whole_model._model
-    monkeypatch.setattr(whole_model, '_model', lambda *args, **options: seen.append(model(*args, **options)) or seen[0])
+    load = whole_model.loaded_model
+    monkeypatch.setattr(
+        whole_model, 'loaded_model', lambda *args, **options: seen.append(load(*args, **options)) or seen[0]
+    )
     measure_whole_model(SEGMENTOR, image=image, **QUICK)
     assert all('forward' not in vars(module) for module in seen[0].modules())
     assert not any(name in vars(seen[0]) for name in ('postprocess_result', 'add_pred_to_datasample'))

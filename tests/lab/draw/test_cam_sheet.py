@@ -98,7 +98,7 @@ def test_weights_of_a_file_are_used_and_a_missed_object_costs_no_sheet(tmp_path,
     assert subject.name == 'repnext_m0'
     assert torch.equal(subject.model.neck.fpn_convs[0].conv.weight, random.model.neck.fpn_convs[0].conv.weight)
     subject.model.roi_head.test_cfg.score_thr = 1.0  # no box
-    found = cam_sheet._explained(subject, see(subject, image), method='gradcam', level=3, label='digit 3')
+    found = cam_sheet.explained(subject, see(subject, image), method='gradcam', level=3, label='digit 3')
     assert found == 'no box of digit 3'
     assert draw_cam_sheet([subject], [image], tmp_path / 'empty.png', title='none').is_file()
 

@@ -19,8 +19,7 @@ from repnext_mm.lab.draw.design import (
     transforms,
     words_of,
 )
-from repnext_mm.models import ARCHITECTURES, RepNeXt
-from repnext_mm.models.repnext import ChunkConv, CopyConv, RepDWConvM, RepDWConvS
+from repnext_mm.models import ARCHITECTURES, ChunkConv, CopyConv, RepDWConvM, RepDWConvS, RepNeXt
 from repnext_mm.reparam import embed
 from tests.conftest import randomize
 

@@ -8,7 +8,7 @@ import cv2
 import pytest
 import torch
 
-from repnext_mm.lab.draw.laws import _roles, draw_chain, draw_shortcut, draw_sum
+from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum, roles_of
 from repnext_mm.models.repnext import ChunkConv
 from repnext_mm.reparam import Kernel, eliminate_shortcut
 from tests.tools.running import ROOT
@@ -30,11 +30,11 @@ def test_images_are_written(tmp_path):
 def test_roles_of_an_eliminated_shortcut():
     spatial, expand, project = (torch.rand(shape) + 2 for shape in ((2, 1, 3, 3), (4, 2, 1, 1), (2, 4, 1, 1)))
     kernels = eliminate_shortcut(Kernel(spatial, None), Kernel(expand, None), Kernel(project, None))
-    assert _roles(kernels[0], spatial=True, inputs=2).tolist() == [[1, 0], [2, 0], [0, 1], [0, 2]]
-    roles = _roles(kernels[1], spatial=False, inputs=2)
+    assert roles_of(kernels[0], spatial=True, inputs=2).tolist() == [[1, 0], [2, 0], [0, 1], [0, 2]]
+    roles = roles_of(kernels[1], spatial=False, inputs=2)
     assert roles.shape == (6, 4)
     assert [(roles == role).sum().item() for role in (1, 2)] == [2, 8]  # a copy per channel, and the trained 4x2
-    roles = _roles(kernels[2], spatial=False, inputs=2)
+    roles = roles_of(kernels[2], spatial=False, inputs=2)
     assert roles.shape == (2, 6)
     assert [(roles == role).sum().item() for role in (1, 2)] == [2, 8]
 

@@ -1,4 +1,4 @@
-"""Pictures from anywhere: the right answer or one sentence, whole files or none."""
+"""Images from anywhere: the right answer or one sentence, whole files or none."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ SCENE = compose_scene(split='val', index=0, size=96).image[:64]  # (64, 96, 3), 
 
 def saved(format, mode='RGB', **options):
     buffer = io.BytesIO()
-    picture = Image.fromarray(SCENE)
-    (picture.convert(mode) if mode != 'RGB' else picture).save(buffer, format, **options)
+    image = Image.fromarray(SCENE)
+    (image.convert(mode) if mode != 'RGB' else image).save(buffer, format, **options)
     return buffer.getvalue()
 
 
@@ -89,7 +89,7 @@ def bomb(width, height):
     return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
 
 
-GOOD = {  # file name: content, name and (height, width) of the annotated picture
+GOOD = {  # file name: content, name and (height, width) of the annotated image
     'scene.jpg': (lambda: saved('JPEG'), 'scene.jpg', (64, 96)),
     'cmyk.jpg': (lambda: saved('JPEG', 'CMYK'), 'cmyk.jpg', (64, 96)),
     'gray.jpg': (lambda: saved('JPEG', 'L'), 'gray.jpg', (64, 96)),
@@ -120,7 +120,7 @@ BAD = {  # content, what is said
     'truncated_progressive.jpg': (lambda: saved('JPEG', progressive=True)[:1200], 'cannot be read, it is corrupt'),
     'header.jpg': (lambda: saved('JPEG')[:20], 'cannot be read'),
     'empty.jpg': (lambda: b'', 'cannot be read as an image: give a JPEG or PNG file'),
-    'text.jpg': (lambda: b'no picture', 'cannot be read as an image: give a JPEG or PNG file'),
+    'text.jpg': (lambda: b'not an image', 'cannot be read as an image: give a JPEG or PNG file'),
     'bomb.png': (lambda: bomb(60000, 60000), 'has far too many pixels: scale it down'),
     'hollow.png': (lambda: bomb(2000, 2000), 'cannot be read, it is corrupt'),
     'video.mp4': (lambda: b'\x00\x00\x00 ftypisom' + bytes(100), 'cannot be read as an image'),
@@ -196,7 +196,7 @@ def test_too_narrow_for_the_pipeline(size, networks, tmp_path):
     assert not list((tmp_path / 'out').rglob('*.png'))
 
 
-def test_a_large_picture_is_scaled_down(tmp_path):
+def test_a_large_image_is_scaled_down(tmp_path):
     Image.new('L', (12000, 9000), 77).save(tmp_path / 'large.jpg')
     with fit_image(tmp_path / 'large.jpg') as path:
         seen = cv2.imread(str(path))
@@ -210,7 +210,7 @@ def test_a_large_picture_is_scaled_down(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('task', [0, 1], ids=['detection', 'segmentation'])
-def test_a_large_picture_is_annotated(task, networks, tmp_path):
+def test_a_large_image_is_annotated(task, networks, tmp_path):
     Image.new('L', (12000, 9000), 77).save(tmp_path / 'large.jpg')
     output = run_tool(
         ROOT / 'tools/infer.py', 'large.jpg', *networks[task], '--device', 'cpu', '--out-dir', 'out', cwd=tmp_path
@@ -222,7 +222,7 @@ def test_a_large_picture_is_annotated(task, networks, tmp_path):
 
 @pytest.mark.parametrize('count', [150, pytest.param(3000, marks=pytest.mark.slow)])
 def test_mutations(count, tmp_path):
-    """A whole picture or a ValueError; what cannot be decoded in full is never used."""
+    """A whole image or a ValueError; what cannot be decoded in full is never used."""
     originals = [saved(kind) for kind in ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')]
     originals += [saved('JPEG', progressive=True), saved('PNG', 'P'), animated('GIF')]
     refused = []
@@ -231,7 +231,7 @@ def test_mutations(count, tmp_path):
         data = bytearray(rng.choice(originals))
         for _ in range(rng.choice((1, 2, 10))):
             data[rng.choice((rng.randrange(len(data)), rng.randrange(60)))] = rng.choice((0, 255, rng.randrange(256)))
-        path = tmp_path / f'picture{rng.choice((".jpg", ".png", ""))}'
+        path = tmp_path / f'image{rng.choice((".jpg", ".png", ""))}'
         path.write_bytes(data if rng.random() < 0.7 else data[: rng.randrange(len(data))])
         try:
             with fit_image(path) as fit:
@@ -246,7 +246,7 @@ def test_mutations(count, tmp_path):
     assert all(words.isprintable() for words in refused)
 
 
-def test_an_interrupted_write_leaves_the_old_picture(networks, tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_the_old_image(networks, tmp_path, monkeypatch):
     path, place = tmp_path / 'scene.png', tmp_path / 'out' / 'vis'
     path.write_bytes(saved('PNG'))
     place.mkdir(parents=True)

@@ -31,13 +31,18 @@ class Published:
         return self.file.removesuffix('.tar').rpartition('.')[0]
 
     @property
+    def form(self) -> str:
+        """As ``recognize`` calls it."""
+        return 'keep_norms' if self.name.endswith('_fused') else 'train'
+
+    @property
     def address(self) -> str:
         return f'{RELEASE}/{self.file}'
 
     @property
     def source(self) -> str:
         """Where it is downloaded from: the authors' page, or the mirror that ``REPNEXT_MM_MIRROR`` names."""
-        return f'{os.environ.get(MIRROR, RELEASE).rstrip("/")}/{self.file}'
+        return f'{(os.environ.get(MIRROR) or RELEASE).rstrip("/")}/{self.file}'
 
 
 _DISTILLED = {'m0': 74.2, 'm1': 78.8, 'm2': 80.1, 'm3': 80.7, 'm4': 82.3, 'm5': 83.3}  # top-1 on ImageNet-1K

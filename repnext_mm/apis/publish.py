@@ -122,7 +122,8 @@ def _model(checkpoint: str | Path, config: Config | None, *, ema: bool, trust_pi
             f'{found.form}): name the config of its model with --config'
         )
     state = state if bare is None else bare
-    return _Model(state, recognize(state, ARCHITECTURES), classes, published(str(checkpoint)), config)
+    release = None if Path(checkpoint).is_file() else published(str(checkpoint))  # a path may be anybody's file
+    return _Model(state, recognize(state, ARCHITECTURES), classes, release, config)
 
 
 def _bare(state: StateDict, weights: Recognized, *, source: Path) -> StateDict | None:

@@ -27,3 +27,7 @@ class MissingPackageError(UserError, ImportError):
 
 class WeightsError(UserError):
     """Weights that cannot be used, in one sentence: the file, what is wrong with it, the way out."""
+
+
+class NotDownloadedError(WeightsError, MissingFileError):
+    """A weight file is not on this machine, and did not come from its address."""

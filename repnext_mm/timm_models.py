@@ -12,16 +12,20 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices  # what every model of timm uses; it is not exported
 from torch import Tensor, nn
 
-from repnext_mm.checkpoints import state_dict_of
+from repnext_mm.checkpoints import PUBLISHED, read_checkpoint, state_dict_of
+from repnext_mm.checkpoints.published import Published
 from repnext_mm.models import ARCHITECTURES, RepNeXt
 from repnext_mm.models.heads import TwoHeadLinear
 
-RELEASE = 'https://github.com/suous/RepNeXt/releases/download/v1.0'
-DISTILLED = ('m0', 'm1', 'm2', 'm3', 'm4', 'm5')  # the authors publish one file for each
+_TAGS = {  # of timm, the default first, and the end of a published name
+    'dist_300e_in1k': 'distill_300e',
+    'starnet_dist_in1k': 'sz224_4xbs256_ep300_distill',
+    'starnet_in1k': 'sz224_4xbs512_ep300',
+}
 
 
 class TimmRepNeXt(nn.Module):
@@ -155,13 +159,13 @@ class TimmRepNeXt(nn.Module):
         return set()
 
 
-def _settings(arch: str) -> dict[str, Any]:
+def _settings(entry: Published | None) -> dict[str, Any]:
     return {
-        'url': f'{RELEASE}/repnext_{arch}_distill_300e.pth' if arch in DISTILLED else '',
+        'url': entry.address if entry else '',
         'num_classes': 1000,
         'input_size': (3, 224, 224),
         'pool_size': (7, 7),
-        'crop_pct': 0.875,
+        'crop_pct': entry.crop_pct if entry else 0.875,
         'interpolation': 'bicubic',
         'mean': IMAGENET_DEFAULT_MEAN,
         'std': IMAGENET_DEFAULT_STD,
@@ -177,8 +181,23 @@ def _weights(content: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     return state_dict_of(content)
 
 
+def _read_weights(name: str, options: dict[str, Any]) -> None:
+    """Have our reader find and read the file that timm would: by name where it is published, safely, the raw weights.
+
+    What comes from the hub, a folder or as tensors is left to timm, which reads no pickle there.
+    """
+    config = resolve_pretrained_cfg(name, options.get('pretrained_cfg'), options.get('pretrained_cfg_overlay'))
+    if config.source in ('hf-hub', 'local-dir') or config.state_dict or config.hf_hub_id:
+        return
+    if source := config.file or config.url:
+        state = state_dict_of(read_checkpoint(source))
+        options['pretrained_cfg_overlay'] = {**(options.get('pretrained_cfg_overlay') or {}), 'state_dict': state}
+
+
 def _entry(arch: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
+        if pretrained:
+            _read_weights(build.__name__, options)
         model = build_model_with_cfg(
             TimmRepNeXt,
             build.__name__,
@@ -188,6 +207,7 @@ def _entry(arch: str) -> Callable[..., nn.Module]:
             feature_cfg={'flatten_sequential': True, 'out_indices': (0, 1, 2, 3)},
             **options,
         )
+        model.pretrained_cfg.pop('state_dict', None)  # they are in the model now
         channels = options.get('in_chans', 3)
         if channels != 3:  # timm's scripts take the number of channels from here
             size = (channels, *model.pretrained_cfg['input_size'][1:])
@@ -200,8 +220,15 @@ def _entry(arch: str) -> Callable[..., nn.Module]:
 
 default_cfgs = generate_default_cfgs(
     {
-        f'repnext_{arch}.{"dist_300e_in1k" if arch in DISTILLED else "untrained"}': _settings(arch)
+        f'repnext_{arch}.untrained': _settings(None)
         for arch in ARCHITECTURES
+        if f'repnext_{arch}_distill_300e' not in PUBLISHED
+    }
+    | {
+        f'repnext_{arch}.{tag}': _settings(PUBLISHED[name])
+        for arch in ARCHITECTURES
+        for tag, end in _TAGS.items()
+        if (name := f'repnext_{arch}_{end}') in PUBLISHED
     }
 )
 for _arch in ARCHITECTURES:

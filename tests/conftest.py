@@ -15,6 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.utils import ManagerMixin
 from torch import Tensor
 
+from repnext_mm.checkpoints.published import MIRROR
 from repnext_mm.reparam.verify import distance, randomize
 
 __all__ = ['golden_tensor', 'randomize', 'worst_error']
@@ -36,6 +37,12 @@ def _fresh_mmengine() -> Iterator[None]:
             handler.close()
     for manager in _subclasses(ManagerMixin):
         manager._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may ask the authors' page, also in the processes that it starts."""
+    monkeypatch.setenv(MIRROR, 'http://127.0.0.1:9')
 
 
 def _subclasses(kind: type) -> Iterator[type]:

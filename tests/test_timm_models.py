@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam.fuse import count_norms, count_parameters
+from tests.checkpoints.files import authors_published, timm_saver, typed
 from tests.conftest import randomize, worst_error
 from tests.models.test_repnext import PUBLISHED
 
@@ -32,7 +35,7 @@ def test_published_counts(arch):
 
 
 def test_the_reference_weights_give_the_reference_scores(tmp_path, golden, golden_state):
-    """The authors' file, through timm's own loader."""
+    """The authors' file, through timm's own options."""
     torch.save({'model': golden_state}, tmp_path / 'repnext_m0_distill_300e.pth')
     overlay = dict(file=str(tmp_path / 'repnext_m0_distill_300e.pth'))
     torch.set_default_dtype(torch.float64)
@@ -60,6 +63,40 @@ def test_pretrained_cfg():
     assert (cfg['input_size'], cfg['crop_pct'], cfg['interpolation']) == ((3, 224, 224), 0.875, 'bicubic')
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=cfg))
     assert transform.transforms[0].size == 256
+
+
+@pytest.mark.parametrize('tag', ['', '.starnet_in1k'])
+def test_pretrained_takes_the_published_file_that_is_here(tag, tmp_path, monkeypatch, golden_state):
+    """By our reader: raw weights of a file that timm's own would not read, and no download of its own."""
+    monkeypatch.chdir(tmp_path)
+    Path('pretrain').mkdir()
+    if tag:
+        timm_saver(Path('pretrain/repnext_m0_sz224_4xbs512_ep300.pth.tar'), typed(golden_state))
+    else:
+        authors_published(Path('pretrain/repnext_m0_distill_300e.pth'), typed(golden_state))
+    model = timm.create_model(f'repnext_m0{tag}', pretrained=True)
+    assert all(torch.equal(value, golden_state[key].to(value.dtype)) for key, value in model.state_dict().items())
+    assert 'state_dict' not in model.pretrained_cfg
+    assert model.pretrained_cfg['crop_pct'] == (0.9 if tag else 0.875)
+    features = timm.create_model(f'repnext_m0{tag}', pretrained=True, features_only=True, in_chans=1)
+    assert features(torch.randn(1, 1, 64, 64))[3].shape == (1, 320, 2, 2)
+    assert 'state_dict' not in features.pretrained_cfg
+
+
+def test_pretrained_without_a_file_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=r'put the file of https://github\.com/\S+/repnext_m0_distill_300e\.pth in '
+    ):
+        timm.create_model('repnext_m0', pretrained=True)
+
+
+def test_pretrained_is_strict(tmp_path, golden_state):
+    authors_published(tmp_path / 'm0.pth', {key: value for key, value in golden_state.items() if 'stem' not in key})
+    overlay = dict(file=str(tmp_path / 'm0.pth'))
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "stem\.stem\.0\.conv\.weight"'):
+        timm.create_model('repnext_m0', pretrained=True, pretrained_cfg_overlay=overlay)
 
 
 def test_deploy_form_is_complete():

@@ -12,7 +12,9 @@ import torch
 from mmengine.config import Config
 
 from repnext_mm.apis.config import innermost_datasets, unwrapped
-from repnext_mm.errors import MissingFileError, UserError
+from repnext_mm.checkpoints import local_file
+from repnext_mm.checkpoints.published import similar, weights_of
+from repnext_mm.errors import MissingFileError, NotDownloadedError, UserError
 from repnext_mm.models import RepNeXt, type_name
 
 
@@ -45,16 +47,12 @@ def check_files(config: Config, *, stages: tuple[str, ...]) -> None:
 
 
 def check_checkpoint(path: str, *, given_as: str) -> None:
-    """A weight file that is on this machine by name is there; URLs and model-zoo names are left to the loader.
+    """A weight file is on this machine, or comes to it now; addresses and model-zoo names are left to the loader.
 
     Raises:
         MissingFileError: names the file and who asked for it.
     """
-    if '://' not in path and not os.path.isfile(path):
-        raise MissingFileError(
-            f"{given_as} '{path}' does not exist (relative paths start at {os.getcwd()}): put the file there, or give "
-            'another path'
-        )
+    _check_weights(path, given_as=given_as, way_out='put the file there, or give another path')
 
 
 def check_initial_weights(model: Mapping[str, Any]) -> None:
@@ -64,17 +62,21 @@ def check_initial_weights(model: Mapping[str, Any]) -> None:
         MissingFileError: with the way to point elsewhere, and the way to train from scratch.
     """
     backbone = unwrapped(model).get('backbone')
-    init = backbone.get('init_cfg') if isinstance(backbone, dict) else None
+    if not isinstance(backbone, dict):
+        return
+    if isinstance(weights := backbone.get('weights'), str):
+        way_out = 'name others with --cfg-options model.backbone.weights=FILE'
+        _check_weights(weights_of(backbone.get('arch'), weights), given_as='model.backbone.weights', way_out=way_out)
+    init = backbone.get('init_cfg')
     for part in init if isinstance(init, list | tuple) else [init]:
         if not part or type_name(part.get('type')) != 'Pretrained':
             continue
-        path = str(part.get('checkpoint'))
-        if '://' not in path and not os.path.isfile(path):
-            raise MissingFileError(
-                f"model.backbone.init_cfg.checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): "
-                "put the authors' file there, name another with --cfg-options "
-                'model.backbone.init_cfg.checkpoint=FILE, or train from scratch with model.backbone.init_cfg=None'
-            )
+        _check_weights(
+            str(part.get('checkpoint')),
+            given_as='model.backbone.init_cfg.checkpoint',
+            way_out='name another with --cfg-options model.backbone.init_cfg.checkpoint=FILE, or train from scratch '
+            'with model.backbone.init_cfg=None',
+        )
 
 
 def check_teacher(model: Mapping[str, Any]) -> None:
@@ -84,10 +86,12 @@ def check_teacher(model: Mapping[str, Any]) -> None:
         MissingFileError: names the file and the way to point elsewhere.
     """
     path = model.get('teacher_checkpoint')
-    if path is not None and '://' not in path and not os.path.isfile(path):
-        raise MissingFileError(
-            f"model.teacher_checkpoint '{path}' does not exist (relative paths start at {os.getcwd()}): train or "
-            'download the teacher first, or name its file with --cfg-options model.teacher_checkpoint=FILE'
+    if path is not None:
+        _check_weights(
+            path,
+            given_as='model.teacher_checkpoint',
+            way_out='train or download the teacher first, or name its file with --cfg-options '
+            'model.teacher_checkpoint=FILE',
         )
 
 
@@ -101,7 +105,7 @@ def check_model(model: Mapping[str, Any]) -> None:
     backbone = model.get('backbone')
     if not isinstance(backbone, dict) or type_name(backbone.get('type')) != 'RepNeXt':
         return
-    arguments = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
+    arguments = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg', 'weights')}
     try:
         with torch.device('meta'):  # shapes only: no memory, no time
             channels = list(RepNeXt(**arguments).out_channels)
@@ -151,6 +155,20 @@ def earlier_files(folder: str | Path, pattern: str = '*') -> str:
     """A few names of what lies in a folder already, for a sentence about what may be replaced; '' if nothing does."""
     names = sorted(path.name for path in Path(folder).glob(pattern)) if Path(folder).is_dir() else []
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
+
+def _check_weights(path: str, *, given_as: str, way_out: str) -> None:
+    """What stands for a file is on this machine afterwards: hours of work must not end at a download."""
+    if '://' in path:
+        return
+    try:
+        local_file(path)
+    except NotDownloadedError as error:
+        raise NotDownloadedError(f"{given_as} '{path}' is not on this machine: {error}; or {way_out}") from error
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"{given_as} '{path}' does not exist (relative paths start at {os.getcwd()}): {way_out}{similar(path)}"
+        ) from error
 
 
 def _paths(dataset: Any) -> list[str]:

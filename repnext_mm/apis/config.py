@@ -133,6 +133,7 @@ def drop_initial_weights(model: Any) -> None:
     model.pop('pretrained', None)
     if isinstance(model.get('backbone'), dict):
         model['backbone'].pop('init_cfg', None)
+        model['backbone'].pop('weights', None)
 
 
 def classes_in_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from repnext_mm.checkpoints import (
     Recognized,
     WeightsError,
     is_torchscript,
+    local_file,
     read_checkpoint,
     recognize,
     state_dict_of,
@@ -32,7 +32,7 @@ from repnext_mm.checkpoints import (
 from repnext_mm.checkpoints.read import is_averaged, one_sentence, shown_entries, weights_in
 from repnext_mm.checkpoints.recognize import writer_of
 from repnext_mm.checkpoints.write import plain_metadata
-from repnext_mm.errors import MissingFileError, UserError
+from repnext_mm.errors import UserError
 from repnext_mm.models import ARCHITECTURES, type_name
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.reparam import FusionReport, fuse, relative_error
@@ -65,9 +65,8 @@ def inspect_file(path: str | Path, *, trust_pickle: bool = False) -> Inspection:
     Raises:
         UserError: there is no such file, or it is not a weight file.
     """
-    if not os.path.isfile(path):
-        raise MissingFileError(f'no weight file at {path}: give the path of a file')
-    kind = 'safetensors' if Path(path).suffix == '.safetensors' else 'torch.save'
+    path = local_file(path)
+    kind = 'safetensors' if path.suffix == '.safetensors' else 'torch.save'
     unsafe: list[str] = []
     with one_sentence(path):
         if is_torchscript(path):
@@ -110,7 +109,7 @@ def convert_file(
     """
     content = read_checkpoint(path, trust_pickle=trust_pickle)
     state = state_dict_of(content, prefix=prefix, ema=ema)
-    return write_checkpoint(out, state, meta=_kept_metadata(content))
+    return write_checkpoint(out, state, meta={**_kept_metadata(content), **recognized_metadata(state)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,8 @@ def fuse_file(
             f'{_TOLERANCE:.0e}; look for NaN, infinite values or extreme norm statistics in the weights'
         )
     meta = _kept_metadata(read_checkpoint(path, trust_pickle=trust_pickle))
-    written = write_checkpoint(out, fused.state_dict(), meta=meta)
+    state = fused.state_dict()
+    written = write_checkpoint(out, state, meta={**meta, **recognized_metadata(state)})
     deploy = Path(out).with_suffix('.py')
     with drafted(deploy) as draft:
         draft.write_text(deploy_config(config).pretty_text, encoding='utf-8')
@@ -229,6 +229,13 @@ def deploy_config(config: Config) -> Config:
     hooks = deploy.get('custom_hooks') or []
     deploy.custom_hooks = [hook for hook in hooks if type_name(hook['type']) != 'FuseBackboneHook']
     return deploy
+
+
+def recognized_metadata(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """What a file of these weights says of itself: task, arch and form, where the weights are those of a RepNeXt."""
+    found = recognize(state, ARCHITECTURES)
+    known = {'task': found.task, 'arch': found.arch, 'form': found.form}
+    return {key: value for key, value in known.items() if value} if found.arch in ARCHITECTURES else {}
 
 
 def _kept_metadata(content: Mapping[str, Any]) -> dict[str, Any]:

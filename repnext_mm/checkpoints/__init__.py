@@ -1,13 +1,16 @@
 """Weight files: reading, recognizing, matching and writing; knows tensors, no model."""
 
 from repnext_mm.checkpoints._reader import is_torchscript, is_whole_file, unsafe_globals
+from repnext_mm.checkpoints.find import local_file
 from repnext_mm.checkpoints.load import LoadReport, load_strictly
+from repnext_mm.checkpoints.published import PUBLISHED
 from repnext_mm.checkpoints.read import StateDict, read_checkpoint, state_dict_of
 from repnext_mm.checkpoints.recognize import Recognized, recognize
 from repnext_mm.checkpoints.write import published_name, write_checkpoint
 from repnext_mm.errors import WeightsError
 
 __all__ = [
+    'PUBLISHED',
     'LoadReport',
     'Recognized',
     'StateDict',
@@ -15,6 +18,7 @@ __all__ = [
     'is_torchscript',
     'is_whole_file',
     'load_strictly',
+    'local_file',
     'published_name',
     'read_checkpoint',
     'recognize',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints._reader import NotReadError, RefusedGlobalError, format_of, is_torchscript, read_file
-from repnext_mm.checkpoints.download import downloaded
-from repnext_mm.errors import MissingFileError, WeightsError
+from repnext_mm.checkpoints.find import local_file
+from repnext_mm.errors import WeightsError
 
 StateDict = dict[str, Tensor]
 
@@ -34,8 +33,8 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[
     """The content of a weight file, tensors on the CPU.
 
     Args:
-        path: a file of ``torch.save``, TorchScript or safetensors, whatever its name; or an ``http(s)://`` address,
-            which is downloaded once into torch's hub cache.
+        path: a file of ``torch.save``, TorchScript or safetensors, whatever its name; or what stands for one: a
+            published name, an ``http(s)://`` address, ``hf-hub:OWNER/NAME`` (see ``local_file``).
         trust_pickle: let the file build any Python object, which can run any code in it. Only for files of one's own.
 
     Returns:
@@ -45,7 +44,7 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Mapping[
         MissingFileError: there is no such file.
         WeightsError: the file is not a checkpoint, is corrupt, or holds objects that could run code.
     """
-    local = _local(path)
+    local = local_file(path)
     with one_sentence(path):
         content = _content(local, trust_pickle=trust_pickle)
     if isinstance(content, nn.Module):  # of a trusted file
@@ -202,20 +201,6 @@ def _content(path: Path, *, trust_pickle: bool) -> Any:
     if trust_pickle and format_of(path) != 'safetensors' and not is_torchscript(path):
         return torch.load(path, map_location='cpu', weights_only=False)
     return read_file(path)
-
-
-def _local(path: str | Path) -> Path:
-    name = str(path)
-    if name[:8].lower().startswith(('http://', 'https://')):
-        return downloaded(name)
-    local = Path(os.path.expanduser(name.removeprefix('file://')))  # leaves an unknown user's name as it is
-    if local.is_dir():
-        shards = any(local.glob('*.distcp'))
-        hint = 'convert it by torch.distributed.checkpoint.format_utils.dcp_to_torch_save' if shards else 'give a file'
-        raise MissingFileError(f'no weight file at {name}, which is a folder: {hint}')
-    if not local.is_file():
-        raise MissingFileError(f'no weight file at {name}: give the path of a file')
-    return local
 
 
 def _rank(name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from repnext_mm._files import drafted
+from repnext_mm.checkpoints._reader.files import METADATA
 from repnext_mm.checkpoints.read import StateDict
 from repnext_mm.errors import MissingFileError, UserError, WeightsError
 
@@ -37,7 +39,7 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
     An interrupted call leaves the old file, or none, see ``repnext_mm._files.drafted``.
 
     Args:
-        path: where to; ``.safetensors`` writes that format, which holds ``meta`` as text.
+        path: where to; ``.safetensors`` writes that format, which holds ``meta`` as JSON, and its strings as they are.
         state: the weights; tensors that share memory are written apart.
         meta: strings, numbers, and lists and dicts of them.
 
@@ -56,7 +58,7 @@ def write_checkpoint(path: str | Path, state: StateDict, *, meta: Mapping[str, A
     tensors = {key: _plain(value) for key, value in state.items()}
     with drafted(path) as draft:
         if path.suffix == '.safetensors':
-            draft.write_bytes(_safetensors(tensors, {key: str(value) for key, value in (meta or {}).items()}))
+            draft.write_bytes(_safetensors(tensors, _as_text(meta or {})))
         else:
             with draft.open('wb') as file:  # torch's own opening hides the system's reason
                 torch.save({'state_dict': tensors, 'meta': dict(meta or {})}, file)
@@ -78,6 +80,12 @@ def _check_types(state: StateDict, suffix: str) -> None:
                 f'{key} is {value.dtype}, which cannot be written to a {suffix or "torch.save"} file here: take '
                 'another suffix (.pth, .safetensors), or another torch'
             ) from error
+
+
+def _as_text(meta: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a safetensors file: what other programs may look for, and all of ours for our reader."""
+    strings = {key: value for key, value in meta.items() if isinstance(value, str)}
+    return {'format': 'pt', **strings, METADATA: json.dumps(dict(meta))}
 
 
 def _safetensors(tensors: StateDict, metadata: dict[str, str]) -> bytes:

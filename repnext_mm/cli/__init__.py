@@ -15,7 +15,12 @@ from repnext_mm.version import __version__
 
 SHELLS = ('bash', 'zsh')
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
-BARE = ('check env', 'ops', 'predict')  # verbs that do without torch, or without what may not be installed yet
+BARE = (
+    'check env',
+    'ops',
+    'predict',
+    'weights',
+)  # verbs that do without torch, or without what may not be installed yet
 
 
 class Verb(NamedTuple):
@@ -33,6 +38,8 @@ VERBS = {
     'export': Verb('repnext_mm.cli.export', 'write ONNX, TorchScript, OpenVINO or Core ML, in int8 too'),
     'predict': Verb('repnext_mm.export.predict', 'run an exported file on images, without torch'),
     'checkpoint': Verb('repnext_mm.cli.checkpoint', 'inspect, convert, fuse or compare weight files'),
+    'weights': Verb('repnext_mm.cli.weights', "list, download, verify the authors' weights"),
+    'publish': Verb('repnext_mm.cli.publish', 'write a folder for a model hub: weights, card, configs'),
     'check env': Verb('repnext_mm.cli.check_env', 'say what is wrong with this environment'),
     'check data': Verb('repnext_mm.cli.check_data', 'say what is wrong with your own data'),
     'new-config': Verb('repnext_mm.cli.new_config', 'check your own data and write a config for them'),

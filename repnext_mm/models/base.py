@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from repnext_mm.checkpoints import LoadReport, StateDict, read_checkpoint, recognize, state_dict_of
+from repnext_mm.checkpoints import LoadReport, StateDict, local_file, read_checkpoint, recognize, state_dict_of
 from repnext_mm.checkpoints.load import fit
 from repnext_mm.errors import UserError
 from repnext_mm.models.layers import called_one_by_one
@@ -170,8 +170,10 @@ class StagedBackbone(BaseModule):
         finally:
             self.init_cfg = declared
         for cfg in pretrained:
-            report = self.load_pretrained(**{key: value for key, value in cfg.items() if key != 'type'})
-            log(f'{type(self).__name__}: {report} from {cfg["checkpoint"]}')
+            options = {key: value for key, value in cfg.items() if key != 'type'}
+            options['checkpoint'] = str(local_file(options['checkpoint']))
+            report = self.load_pretrained(**options)
+            log(f'{type(self).__name__}: {report} from {options["checkpoint"]}')
 
     def load_pretrained(
         self,
@@ -185,7 +187,7 @@ class StagedBackbone(BaseModule):
         """Load the backbone's part of a file strictly.
 
         Args:
-            checkpoint: see ``repnext_mm.checkpoints.read_checkpoint``.
+            checkpoint: a file, a published name, an address: see ``repnext_mm.checkpoints.local_file``.
             prefix: the entry (``'model_ema.'``) or the start of the keys to take; by itself, what fits is found.
             ema: take the averaged weights of the file.
             map_location: part of mmengine's entry; weights are copied, so where they are read does not matter.

@@ -109,11 +109,12 @@ class Classifier(nn.Module):
     Args:
         arch: a name of ``ARCHITECTURES``, or a dict, see ``RepNeXt``.
         num_classes: outputs.
+        in_channels: channels of the image.
     """
 
-    def __init__(self, arch: str | Mapping[str, Any], *, num_classes: int = 1000) -> None:
+    def __init__(self, arch: str | Mapping[str, Any], *, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()
-        backbone = RepNeXt(arch, out_indices=(3,))
+        backbone = RepNeXt(arch, in_channels=in_channels, out_indices=(3,))
         self.stem, self.stages = backbone.stem, nn.Sequential(*backbone.stages)
         self.head = TwoHeadLinear(backbone.out_channels[0], num_classes)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.checkpoints import StateDict, recognize
+from repnext_mm.checkpoints.published import weights_of
 from repnext_mm.errors import UserError
 from repnext_mm.models.base import StagedBackbone, recomputed, resolve
 from repnext_mm.models.layers import (
@@ -362,6 +363,8 @@ class RepNeXt(StagedBackbone):
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE, prefix=None, ema=False, trust_pickle=False)`` loads a file
             strictly, heads and necks left out, and folds the norms that the authors' fused files keep; other entries
             are mmengine's.
+        weights: for Python: the same, loaded at once. ``'distill_300e'`` is the published file of this arch; a path, an
+            address and ``hf-hub:OWNER/NAME`` work too, see ``repnext_mm.checkpoints.local_file``.
         pretrained: not supported; present because stock mmseg configs set it.
 
     Raises:
@@ -386,8 +389,13 @@ class RepNeXt(StagedBackbone):
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
         *,
+        weights: str | None = None,
         pretrained: None = None,
     ) -> None:
+        if weights is not None:
+            if init_cfg is not None:
+                raise UserError(f'weights={weights!r} and init_cfg={init_cfg} both say how to start: omit one')
+            init_cfg = {'type': 'Pretrained', 'checkpoint': weights_of(arch, weights)}
         super().__init__(
             in_channels=in_channels,
             out_indices=out_indices,
@@ -402,6 +410,8 @@ class RepNeXt(StagedBackbone):
         norm_cfg = {'type': 'BN'} if norm_cfg is None else norm_cfg
         act_cfg = {'type': 'GELU'} if act_cfg is None else act_cfg
         self._assemble(partial(self._build, norm_cfg, act_cfg, drop_path_rate, with_cp), deploy=deploy)
+        if weights is not None:
+            self.load_pretrained(weights_of(arch, weights))
 
     def parts(self) -> list[list[nn.Module]]:
         return [[self.stem], *([stage] for stage in self.stages)]

@@ -72,7 +72,10 @@ def test_data_that_names_no_files_or_lies_elsewhere_is_left_alone():
 
 def test_missing_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"init_cfg\.checkpoint 'pretrain/repnext_m4_.*init_cfg=None"):
+        prepare_training(COCO)
+    with pytest.raises(FileNotFoundError, match=r'put the file of https://github\.com/\S+ in \S+, or in pretrain/ of'):
         prepare_training(COCO)
     scratch = {'model.backbone.init_cfg': None}
     with pytest.raises(FileNotFoundError, match=r"--resume 'last\.pth' does not exist"):
@@ -81,6 +84,8 @@ def test_missing_weights(tmp_path, monkeypatch):
         prepare_training(COCO, options={'load_from': 'first.pth', **scratch})
     with pytest.raises(FileNotFoundError, match=r"checkpoint 'best\.pth' does not exist"):
         prepare_test(ADE, 'best.pth')
+    with pytest.raises(FileNotFoundError, match=r"'repnext_m4_ade2k\.pth' does not exist .*'repnext_m4_ade20k\.pth'"):
+        prepare_test(ADE, 'repnext_m4_ade2k.pth')
 
 
 def test_incomplete_config(tmp_path):

@@ -10,8 +10,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from safetensors import safe_open
 
 from repnext_mm import RepNeXt
+from repnext_mm.apis.config import classes_in_checkpoint
 from repnext_mm.apis.weight_files import (
     build_model,
     compare_files,
@@ -20,7 +22,7 @@ from repnext_mm.apis.weight_files import (
     fuse_file,
     inspect_file,
 )
-from repnext_mm.checkpoints import load_strictly, read_checkpoint, write_checkpoint
+from repnext_mm.checkpoints import is_whole_file, load_strictly, read_checkpoint, write_checkpoint
 from repnext_mm.checkpoints.write import plain_metadata
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam import fuse
@@ -150,8 +152,24 @@ def test_convert(suffix, tmp_path, golden_state):
     out = convert_file(source, tmp_path / f'plain{suffix}')
     compared = compare_files(source, out)
     assert (compared.equal, compared.differences, compared.only_first, compared.only_second) == (671, {}, (), ())
+    assert read_checkpoint(out)['meta'] == {'task': 'classifier', 'arch': 'm0', 'form': 'train'}
     if suffix == '.pth':
         assert set(torch.load(out, weights_only=True)) == {'state_dict', 'meta'}
+    else:  # what other programs see
+        with safe_open(out, framework='pt') as file:
+            assert {'format': 'pt', 'arch': 'm0', 'form': 'train'}.items() <= file.metadata().items()
+
+
+def test_classes_survive_safetensors_and_back(tmp_path, golden_state):
+    source = files.old_detector(tmp_path / 'old.pth', files.typed(golden_state), {})
+    there = convert_file(source, tmp_path / 'new.safetensors')
+    back = convert_file(there, tmp_path / 'back.pth')
+    for path in (there, back):
+        assert classes_in_checkpoint(read_checkpoint(path))['classes'] == ['person', 'bicycle']
+    assert (compared := compare_files(source, back)).equal == max(compared.tensors)
+    assert is_whole_file(there)
+    there.write_bytes(there.read_bytes()[:-1])
+    assert not is_whole_file(there)
 
 
 def test_convert_of_an_untrusted_file_needs_trust(tmp_path):

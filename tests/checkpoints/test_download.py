@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
-import threading
+import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.checkpoints.download import cached_name
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Answers every address with the file; below /torn with its first half, below /login with a page."""
-
-    content = b''
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        content = b'<!DOCTYPE html><html>' if self.path.startswith('/login') else self.content
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if self.path.startswith('/torn') else content)
-
-    def log_message(self, *args):
-        pass
+from tests.weight_server import serving
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     torch.save({'state_dict': {'w': torch.full((3,), 5.0)}}, tmp_path / 'served.pth')
-    monkeypatch.setattr(Server, 'content', (tmp_path / 'served.pth').read_bytes())
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch_home'))
-    monkeypatch.setenv('no_proxy', '*')
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as found:
-        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
-        thread.start()
-        yield f'http://127.0.0.1:{found.server_port}'
-        found.shutdown()
-        thread.join()
+    with serving((tmp_path / 'served.pth').read_bytes()) as found:
+        yield found
 
 
 @pytest.mark.parametrize(
@@ -72,13 +51,14 @@ def server(tmp_path, monkeypatch):
 )
 def test_downloads_stay_in_the_cache(address, name, server, tmp_path):
     before = files_below(tmp_path)
-    assert read_checkpoint(server + address)['state_dict']['w'].tolist() == [5, 5, 5]
-    (made,) = files_below(tmp_path) - before
-    assert made.parent == Path('torch_home/hub/checkpoints')
-    assert made.match(name)
-    Server.asked.clear()
-    assert read_checkpoint(server + address)['state_dict']['w'].tolist() == [5, 5, 5]
-    assert Server.asked == []  # it was kept
+    assert read_checkpoint(server.address + address)['state_dict']['w'].tolist() == [5, 5, 5]
+    made = files_below(tmp_path) - before
+    assert {path.parent for path in made} == {Path('torch_home/hub/checkpoints')}
+    (file,) = [path for path in made if path.match(name) and path.suffix != '.sha256']
+    assert made <= {file, file.with_name(f'{file.name}.sha256'), file.with_name(f'.{file.name}.lock')}
+    server.asked.clear()
+    assert read_checkpoint(server.address + address)['state_dict']['w'].tolist() == [5, 5, 5]
+    assert server.asked == []  # it was kept
 
 
 def test_different_addresses_are_different_files():
@@ -104,29 +84,84 @@ def test_an_address_without_a_host_is_refused(address):
         read_checkpoint(address)
 
 
-def test_a_page_in_the_place_of_a_file_is_not_kept(server, tmp_path):
-    with pytest.raises(ValueError, match='was not downloaded .*it is a web page'):
-        read_checkpoint(server + '/login/m0.pth')
-    assert not list((tmp_path / 'torch_home').rglob('*m0*'))
+@pytest.mark.parametrize(
+    ('path', 'reason'),
+    [
+        ('/login/m0.pth', 'it is a web page'),
+        ('/torn/m0.pth', r'\(\d+ of \d+ bytes came\)'),
+        ('/more/m0.pth', r'\(\d+ of \d+ bytes came\)'),
+        ('/endless/torn/m0.pth', 'are not a whole file'),
+        ('/gone/m0.pth', 'HTTP Error 404'),
+    ],
+)
+def test_what_did_not_come_as_a_whole_is_not_kept(path, reason, server, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f'was not downloaded .*{reason}.*: check the address, or') as caught:
+        read_checkpoint(server.address + path)
+    assert '\n' not in str(caught.value)
+    assert not [file for file in (tmp_path / 'torch_home').rglob('*m0*') if file.suffix != '.lock']
+
+
+def test_a_file_of_unknown_size_is_kept_when_it_is_whole(server):
+    assert read_checkpoint(f'{server.address}/endless/m0.pth')['state_dict']['w'].tolist() == [5, 5, 5]
+
+
+def test_without_a_server_it_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    with pytest.raises(ValueError, match='http://127.0.0.1:1/m0.pth was not downloaded'):
+        read_checkpoint('http://127.0.0.1:1/m0.pth')
 
 
 def test_what_torch_fetched_is_used_where_its_name_proves_it(server, tmp_path):
     folder = tmp_path / 'torch_home/hub/checkpoints'
     folder.mkdir(parents=True)
-    right = hashlib.sha256(Server.content).hexdigest()[:8]
+    right = hashlib.sha256(server.content).hexdigest()[:8]
     for digest, fetched in ((right, 0), ('0123abcd', 1)):
-        (folder / f'm0-{digest}.pth').write_bytes(Server.content)
-        Server.asked.clear()
-        read_checkpoint(f'{server}/m0-{digest}.pth')
-        assert len(Server.asked) == fetched
+        (folder / f'm0-{digest}.pth').write_bytes(server.content)
+        server.asked.clear()
+        read_checkpoint(f'{server.address}/m0-{digest}.pth')
+        assert len(server.asked) == fetched
 
 
-def test_a_torn_download_is_not_kept(server, tmp_path):
-    with pytest.raises(ValueError, match=r'was not downloaded \(\d+ of \d+ bytes came\)'):
-        read_checkpoint(server + '/torn/m0.pth')
-    assert not list((tmp_path / 'torch_home').rglob('*m0*'))
-    with pytest.raises(ValueError, match='was not downloaded'):
-        read_checkpoint('http://127.0.0.1:1/m0.pth')
+def test_bytes_that_change_later_are_noticed(server, tmp_path):
+    address = f'{server.address}/m0.pth'
+    read_checkpoint(address)
+    (record,) = (tmp_path / 'torch_home').rglob('*.sha256')
+    file = record.with_suffix('')
+    assert record.read_text() == f'{hashlib.sha256(server.content).hexdigest()}  {file.name}\n'
+    torch.save({'state_dict': {'w': torch.full((3,), 6.0)}}, file)  # whole, and not what came
+    with pytest.raises(ValueError, match=rf'{re.escape(file.name)} has changed since .*: remove it and .*\.sha256'):
+        read_checkpoint(address)
+    file.unlink()
+    record.unlink()
+    assert read_checkpoint(address)['state_dict']['w'].tolist() == [5, 5, 5]
+
+
+def test_processes_that_ask_at_once_download_once(server, tmp_path):
+    code = f"from repnext_mm.checkpoints import read_checkpoint; read_checkpoint('{server.address}/slow/m0.pth')"
+    started = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(3)]
+    assert [process.wait(120) for process in started] == [0, 0, 0]
+    assert server.asked == ['/slow/m0.pth']
+
+
+def test_a_killed_download_leaves_nothing_that_counts(server, tmp_path):
+    code = f"from repnext_mm.checkpoints import read_checkpoint; read_checkpoint('{server.address}/slow/m0.pth')"
+    process = subprocess.Popen([sys.executable, '-c', code])
+    while not server.asked:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert read_checkpoint(f'{server.address}/slow/m0.pth')['state_dict']['w'].tolist() == [5, 5, 5]
+
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='root writes anywhere')
+def test_a_cache_that_others_own_is_read(server, tmp_path):
+    folder = tmp_path / 'torch_home/hub/checkpoints'
+    folder.mkdir(parents=True)
+    (folder / cached_name(f'{server.address}/m0.pth')).write_bytes(server.content)
+    folder.chmod(0o555)
+    assert read_checkpoint(f'{server.address}/m0.pth')
+    with pytest.raises(OSError, match='was not written'):
+        read_checkpoint(f'{server.address}/m1.pth')
 
 
 def files_below(root):

@@ -140,6 +140,7 @@ def test_what_we_write_is_plain(suffix, tmp_path):
     path = write_checkpoint(tmp_path / f'out{suffix}', state, meta={'dataset_meta': {'classes': ['cat']}})
     loaded = read_checkpoint(path)['state_dict']
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    assert read_checkpoint(path)['meta'] == {'dataset_meta': {'classes': ['cat']}}
     if suffix == '.pth':
         assert torch.load(path, weights_only=True)['meta'] == {'dataset_meta': {'classes': ['cat']}}
     assert path.stat().st_mode & 0o077 == 0o666 & ~_umask() & 0o077

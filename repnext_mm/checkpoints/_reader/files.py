@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from repnext_mm.checkpoints._reader.archive import read_archive, records_of
 from repnext_mm.checkpoints._reader.errors import NotReadError
 from repnext_mm.checkpoints._reader.legacy import check_legacy, read_legacy, starts_legacy
 
+METADATA = 'repnext_mm'  # where a safetensors file, whose metadata is text, holds ours as JSON
+_MAX_METADATA = 1 << 22  # characters: parsed, text takes many times its size
 _START = 512
 _OTHERS = {  # a start, what it is the start of, and the way out
     rb'\x1f\x8b': 'is compressed with gzip: unpack it first',
@@ -65,6 +68,8 @@ def is_torchscript(path: str | Path) -> bool:
 def read_file(path: Path) -> Any:
     """The content of a weight file, tensors on the CPU; of TorchScript and safetensors ``{'state_dict': tensors}``.
 
+    What ``write_checkpoint`` adds to a safetensors file comes back as ``'meta'``.
+
     Raises:
         RefusedGlobalError: an object in it is neither a tensor nor on the list; nothing was executed.
         NotReadError: it is of a kind that is not read.
@@ -72,21 +77,28 @@ def read_file(path: Path) -> Any:
     """
     found = format_of(path)
     if found == 'safetensors':
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        return {'state_dict': load_file(path)}
+        with safe_open(path, framework='pt') as file:
+            content = {'state_dict': {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118 - not a dict
+            ours = (file.metadata() or {}).get(METADATA, '')
+        return {**content, 'meta': json.loads(ours)} if 0 < len(ours) <= _MAX_METADATA else content
     return read_archive(path) if found == 'zip' else read_legacy(path)
 
 
 def is_whole_file(path: str | Path) -> bool:
-    """Whether a file of ``torch.save`` is there to its last byte: every record in its place, all check sums right.
+    """Whether a weight file is there to its last byte: every record in its place, all check sums right.
 
     Archives that were saved without check sums (an option of torch) and files of a torch before 1.6 are whole when
     nothing else is wrong.
     """
     path = Path(path)
     try:
-        if format_of(path) == 'legacy':
+        kind = format_of(path)
+        if kind == 'safetensors':
+            read_file(path)
+            return True
+        if kind == 'legacy':
             check_legacy(path)
             return True
         with records_of(path) as (records, _):

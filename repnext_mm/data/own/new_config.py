@@ -11,6 +11,8 @@ from typing import Any, get_args
 
 from repnext_mm._files import drafted
 from repnext_mm.checkpoints import read_checkpoint, recognize, state_dict_of
+from repnext_mm.checkpoints.find import HUB
+from repnext_mm.checkpoints.published import published, similar
 from repnext_mm.data.own import (
     Findings,
     check_class_folders,
@@ -68,7 +70,8 @@ def new_config(
         out: the file; by default in the current folder, named after task, arch and data.
         batch: images on one GPU.
         gpus: how many; the learning rate is linear in ``batch * gpus``.
-        checkpoint: weights that the backbone starts from, a file or an http(s) address; None trains from scratch.
+        checkpoint: weights that the backbone starts from, a file, a published name or an address; None trains from
+            scratch.
         size: pixels of the images' shorter side (det), of the crop (seg, cls).
         epochs: times through the training data; for 'seg' turned into iterations.
         reduce_zero_label: in label maps 0 is ignored and 1 is the first class.
@@ -247,18 +250,27 @@ def _at_least(least: int, **named: int) -> int:
 
 
 def _usable_checkpoint(checkpoint: str | None, arch: str) -> str | None:
-    """The file's absolute path, once its backbone is known to be of this arch; addresses are not read."""
-    if checkpoint is None or '://' in checkpoint:
+    """The file's absolute path, once its backbone is known to be of this arch; addresses are left to the training.
+
+    So are the names of published files, whose arch is known.
+    """
+    if checkpoint is None or '://' in checkpoint or checkpoint.startswith(HUB):
         return checkpoint
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise MissingFileError(f"--checkpoint '{checkpoint}' does not exist: give the path of a weight file")
-    found = recognize(state_dict_of(read_checkpoint(path)), ARCHITECTURES)
-    if found.arch != arch:
-        raise UserError(f"--checkpoint '{checkpoint}' holds RepNeXt {found.arch or 'nowhere'}, not {arch}: change one")
-    if found.form != 'train':
+    path, entry = Path(checkpoint), published(checkpoint)
+    if path.is_file():
+        weights = recognize(state_dict_of(read_checkpoint(path)), ARCHITECTURES)
+        found, form, usable = weights.arch, weights.form, path.resolve().as_posix()
+    elif entry is not None:
+        found, form, usable = entry.arch, entry.form, entry.name
+    else:
+        raise MissingFileError(
+            f"--checkpoint '{checkpoint}' does not exist: give the path of a weight file{similar(checkpoint)}"
+        )
+    if found != arch:
+        raise UserError(f"--checkpoint '{checkpoint}' holds RepNeXt {found or 'nowhere'}, not {arch}: change one")
+    if form != 'train':
         raise UserError(
-            f"--checkpoint '{checkpoint}' is of form {found.form}: fused weights cannot be trained on, take the file "
+            f"--checkpoint '{checkpoint}' is of form {form}: fused weights cannot be trained on, take the file "
             'from before fusing'
         )
-    return path.resolve().as_posix()
+    return usable

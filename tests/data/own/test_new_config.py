@@ -131,6 +131,15 @@ def test_bad_input_is_one_sentence(pets, sentence, monkeypatch):
     assert '\n' not in str(caught.value)
 
 
+def test_a_published_name_is_left_to_the_training(pets):
+    done = write('cls', pets, checkpoint='pretrain/repnext_m0_distill_300e.pth')
+    assert "checkpoint='repnext_m0_distill_300e'" in done.path.read_text()
+    with pytest.raises(ValueError, match="'repnext_m3_coco' holds RepNeXt m3, not m0"):
+        new_config(task='cls', data=pets, arch='m0', checkpoint='repnext_m3_coco')
+    with pytest.raises(ValueError, match='of form keep_norms: fused weights cannot be trained on'):
+        new_config(task='cls', data=pets, arch='m0', checkpoint='repnext_m0_distill_300e_fused')
+
+
 def test_a_checkpoint_of_another_kind(pets):
     weights = write_authors_checkpoint(pets.parent / 'm0.pth', arch='m0')
     with pytest.raises(ValueError, match='holds RepNeXt m0, not m1'):

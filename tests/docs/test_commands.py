@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
@@ -141,6 +142,42 @@ def test_tools_options_configs_and_targets_exist(document: Path):
             assert target[1] in targets, text
         for config in re.findall(r'(?<![\w/.])configs/[\w/]+\.py', text):
             assert (ROOT / config).is_file(), text
+
+
+def verb_and_words(command: str) -> tuple[str, list[str]] | None:
+    """The verb that a command runs and what its parser gets; None of what is not a verb of ours."""
+    if script := re.match(r'(?:python|bash) tools/(?:dist_|slurm_)?(\w+)\.(?:py|sh) ?', command):
+        verb, words = VERBS.get(f'python tools/{script[1]}.py'), shlex.split(command[script.end() :])
+        if command.startswith('bash tools/slurm_'):
+            words = words[2:]  # partition and name of the job
+        elif command.startswith('bash tools/dist_'):
+            words.pop(1 if script[1] == 'train' else 2)  # number of GPUs
+    else:
+        verb = next((verb for verb in cli.VERBS if f'{command} '.startswith(f'repnext {verb} ')), None)
+        words = shlex.split(command.removeprefix(f'repnext {verb}'))
+    return None if verb is None else (verb, words)
+
+
+def in_full() -> Iterator[Command]:
+    """Every command of a block, with the variables that its page sets and what it shows in brackets; the audit's too."""
+    for command in COMMANDS:
+        text = re.sub(r' \[(--[^]]+)\]', r' \1', command.text)
+        for variable, value in re.findall(r'^([A-Z]+)="?([^"\n]*)"?$', command.document.read_text(), re.MULTILINE):
+            text = text.replace(f'${variable}', value)
+        yield command._replace(text=text)
+    audit = ROOT / 'docs/records/source_documents.md'
+    for text in re.findall(r'`((?:python|bash) tools/[^`]+ [^`]+)`', audit.read_text()):
+        yield Command(audit, text, '')
+
+
+@pytest.mark.parametrize('command', list(dict.fromkeys(in_full())), ids=lambda command: command.text[:60])
+def test_every_command_is_one_that_its_parser_takes(command: Command):
+    """All that it needs is given, with options and choices that are there."""
+    found = verb_and_words(command.text)
+    if found is None or '--help' in found[1]:
+        return
+    verb, words = found
+    cli.parser_of(verb).parse_args(words)
 
 
 def anchors(document: Path) -> set[str]:

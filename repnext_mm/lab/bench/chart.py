@@ -41,6 +41,9 @@ STYLES: dict[str, dict[str, Any]] = {  # in the order of the legend
     'EfficientFormerV2': dict(color='#d05a8a', marker='h'),
     'ResNet': dict(color=COLORS['ink'], marker='P'),
 }
+CORNERS = ((5, -10), (5, 4), (-5, -10), (-5, 5), (0, 7), (0, -13))  # of a name from its point, the first that is free
+CORNERS_OF_OURS = ((-5, 5), (0, 7), (-5, -10), (5, 4), (5, -10), (0, -13))
+MARKER_PX = 8
 UNNAMED = (REPORTED_PLAIN, TRAIN, REFERENCE)  # the same networks in the same order, named at another line
 
 
@@ -211,31 +214,61 @@ def _draw_grid(rows: Sequence[Sequence[Panel]], title: str, path: str | Path) ->
                 axis.set_visible(True)
                 _draw(axis, panel)
     legend_below(figure, order=STYLES, columns=min(5, 2 * columns))
+    figure.draw_without_rendering()  # sets the places of the points, from which names keep away
+    for line, row in zip(axes, rows, strict=True):
+        for axis, panel in zip(line, row, strict=False):
+            if panel.lines:
+                name_points(axis, panel)
     return save_png(figure, path)
 
 
-def _draw(axis: Any, panel: Panel) -> None:
+def name_points(axis: Any, panel: Panel) -> list[Any]:
+    """Write each network's name at the corner of its point where it covers the least of other names and points."""
     from matplotlib.patheffects import withStroke
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.transforms import Bbox
 
     halo = [withStroke(linewidth=2, foreground='white')]  # names stay readable where lines cross them
+    drawn = axis.transData.transform([point[1:] for points in panel.lines.values() for point in points])
+    taken = [Bbox.from_bounds(x - MARKER_PX / 2, y - MARKER_PX / 2, MARKER_PX, MARKER_PX) for x, y in drawn]
+    texts = []
+    for name, points in panel.lines.items():
+        for point in points if name not in UNNAMED else ():
+            text = axis.annotate(
+                point.label,
+                (point.latency_ms, point.accuracy),
+                xytext=(0, 0),
+                textcoords='offset points',
+                fontsize=7.5,
+                color=STYLES[name]['color'],
+                path_effects=halo,
+                zorder=7 if name.startswith('RepNeXt') else 6,
+            )
+            covered = {}
+            for corner in CORNERS_OF_OURS if name.startswith('RepNeXt') else CORNERS:
+                box = _placed(text, corner)
+                common = (Bbox.intersection(box, other) for other in taken)
+                covered[corner] = sum(other.width * other.height for other in common if other is not None)
+            taken.append(_placed(text, min(covered, key=covered.__getitem__)))
+            texts.append(text)
+    return texts
+
+
+def _placed(text: Any, corner: tuple[int, int]) -> Any:
+    """Move a name to a corner, in points; gives the box that it covers there, in pixels."""
+    text.xyann = corner
+    text.set_horizontalalignment('left' if corner[0] > 0 else 'right' if corner[0] < 0 else 'center')
+    return text.get_window_extent()
+
+
+def _draw(axis: Any, panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axis.set_xscale('log')
     for name, points in panel.lines.items():
         points = sorted(points, key=lambda point: point.latency_ms)
-        style, ours = STYLES[name], name.startswith('RepNeXt')
-        axis.plot([point.latency_ms for point in points], [point.accuracy for point in points], label=name, **style)
-        for point in points if name not in UNNAMED else ():
-            axis.annotate(
-                point.label,
-                (point.latency_ms, point.accuracy),
-                textcoords='offset points',
-                xytext=(-5, 5) if ours else (5, -10),
-                ha='right' if ours else 'left',
-                fontsize=7.5,
-                color=style['color'],
-                path_effects=halo,
-                zorder=7 if ours else 6,
-            )
+        axis.plot(
+            [point.latency_ms for point in points], [point.accuracy for point in points], label=name, **STYLES[name]
+        )
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter('{x:g}')
     axis.xaxis.set_minor_locator(NullLocator())

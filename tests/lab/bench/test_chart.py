@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import cv2
 import pytest
 
@@ -78,6 +80,21 @@ def test_zoo(tmp_path):
     assert cv2.imread(str(path)).std() > 5
     with pytest.raises(ValueError, match="metric 'top5' is unknown: choose from ImageNet top-1"):
         plot_zoo([], tmp_path / 'zoo.png', metrics=['top5'])
+
+
+def test_no_name_covers_another(monkeypatch):
+    figures = []
+    monkeypatch.setattr('repnext_mm.lab.bench.chart.save_png', lambda figure, path: figures.append(figure))
+    plot_zoo([read_record(RECORD)], 'zoo.png', metrics=list(METRICS))
+    axes = [axis for axis in figures[0].axes if axis.get_visible()]
+    assert [len(axis.texts) for axis in axes] == [38, 21, 6, 6, 6, 6]
+    for axis in axes:
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert not [
+            (one.get_text(), other.get_text())
+            for (one, box), (other, below) in combinations(zip(axis.texts, boxes, strict=True), 2)
+            if box.overlaps(below)
+        ]
 
 
 def test_a_line_of_the_chart_is_the_fastest_form(record):

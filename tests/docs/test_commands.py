@@ -159,7 +159,7 @@ def verb_and_words(command: str) -> tuple[str, list[str]] | None:
 
 
 def in_full() -> Iterator[Command]:
-    """Every command of a block, with the variables that its page sets and what it shows in brackets; the audit's too."""
+    """Every command of a block, with the variables that its page sets and what is in brackets; the audit's too."""
     for command in COMMANDS:
         text = re.sub(r' \[(--[^]]+)\]', r' \1', command.text)
         for variable, value in re.findall(r'^([A-Z]+)="?([^"\n]*)"?$', command.document.read_text(), re.MULTILINE):

@@ -287,6 +287,8 @@ def _values(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _draw(axis: Any, name: str, runs: Sequence[RunLog], *, in_epochs: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     logged = ''
     values: dict[str, Any] = {}
     for index, run in enumerate(runs):
@@ -314,6 +316,7 @@ def _draw(axis: Any, name: str, runs: Sequence[RunLog], *, in_epochs: bool) -> N
     axis.set_title(f'{name} ({logged})', fontsize=10)
     axis.set_xlabel('epoch' if in_epochs else 'iteration', fontsize=9)
     axis.set_ylabel('loss, as logged' if 'loss' in name else 'value, as logged', fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.margins(y=0.15)
     axis.grid(alpha=0.3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import cv2
 import pytest
@@ -210,3 +211,15 @@ def test_curves_of_the_ablation(name, top1):
     run = read_run(ROOT / f'docs/reported/ablation_{name}.csv')
     assert round(max(run.validation['accuracy/top1'].values()), 2) == top1
     assert len(run.training['loss']) == 120
+
+
+def test_numbers_of_a_long_run_stay_apart(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr('repnext_mm.lab.draw.logs.save_png', lambda figure, path: figures.append(figure))
+    lines = [trained(500 * i, 1.0, **{f'decode.loss_{name}': 1.0 for name in 'abcdef'}) for i in range(1, 161)]
+    plot_runs([read_run(write(tmp_path / 'long', *lines))], 'logs.png')
+    figures[0].draw_without_rendering()
+    for axis in (axis for axis in figures[0].axes if axis.get_visible()):
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+        assert len(boxes) > 3
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))

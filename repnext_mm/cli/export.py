@@ -40,6 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help='mean and std inside the graph, which then takes RGB pixels from 0 to 255 (default: detectors, Core ML)',
     )
     parser.add_argument(
+        '--uint8', action='store_true', help='the input is pixels in uint8, normalized in the graph (default: float)'
+    )
+    parser.add_argument(
         '--opset',
         type=int,
         metavar='N',
@@ -73,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         shape=args.shape,
         dynamic=not args.static,
         normalize=args.normalize,
+        uint8=args.uint8,
         threads=args.threads,
         opset=args.opset,
         half=args.half,

@@ -47,6 +47,7 @@ from repnext_mm.timing import NOT_FOR_SPEED, Latency, measure_latency
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3  # float16 rounds each weight by up to 5e-4 of it; seen are 5e-4 of the largest output
 HALVES = ('onnx', 'openvino')
+PIXELS_IN_UINT8 = ('onnx', 'openvino', 'torchscript')
 READABLE = ('onnx', 'openvino')  # by `predict`
 MAX_DROP, INT8_MAX_DROP = 0.001, 0.005  # of a metric from 0 to 1
 MIN_SIGNAL_TO_NOISE_DB = 10.0  # of outputs in int8; 16 cost a classifier nothing in top-1
@@ -102,6 +103,7 @@ def export_part(
     shape: Sequence[int] = (1, 3, 224, 224),
     dynamic: bool = True,
     normalize: bool | None = None,
+    uint8: bool = False,
     threads: int | None = None,
     opset: int | None = None,
     half: bool = False,
@@ -120,7 +122,8 @@ def export_part(
         form: as in ``repnext_mm.reparam.fuse``, per stage too (``{'stages.0': 'dense'}``), or ``'auto'``: see
             ``choose_form``. By default ``'default'``, and in int8 ``'balanced'`` where the network has it.
         shape, dynamic, opset, half: see ``export_model``.
-        normalize: see ``load_part``; by default for whole detectors, and for Core ML, which takes images.
+        normalize: see ``load_part``; by default for whole detectors, for Core ML, which takes images, and ``uint8``.
+        uint8: see ``export_model``.
         threads: of the runtime that ``'auto'`` measures in.
         int8: quantize the file (ONNX, OpenVINO), calibrated on ``data``; see ``repnext_mm.export.quantize``.
         data: a config, whose test set gives the metric of the model and of the file; for int8, its training set
@@ -133,7 +136,9 @@ def export_part(
     """
     format = format_of(path)
     check_format(format)
-    check_options(format, opset=opset, half=half)
+    check_options(format, opset=opset, half=half, uint8=uint8)
+    if uint8 and normalize is False:
+        raise UserError('an input in uint8 is pixels, which the graph has to normalize: omit normalize=False')
     _check_data(format, data, int8=int8, half=half, images=images, max_drop=max_drop)
     check_mobile(format, form=form, dynamic=dynamic)
     if form is not None and form != 'auto':
@@ -142,11 +147,13 @@ def export_part(
         source,
         checkpoint=checkpoint,
         part=part,
-        normalize=True if normalize is None and format == 'coreml' else normalize,
+        normalize=True if normalize is None and (format == 'coreml' or uint8) else normalize,
         trust_pickle=trust_pickle,
         options=options,
     )
-    given: dict[str, Any] = dict(format=format, shape=shape, dynamic=dynamic, opset=opset, half=half)
+    if uint8:
+        chosen = replace(chosen, about={**chosen.about, 'dtype': 'uint8'} if chosen.about else {})
+    given: dict[str, Any] = dict(format=format, shape=shape, dynamic=dynamic, opset=opset, half=half, uint8=uint8)
     if form is None:
         form = 'balanced' if int8 and 'balanced' in forms_of(chosen.network) else 'default'
     choice = None
@@ -256,6 +263,7 @@ def export_model(
     tolerance: float | None = None,
     opset: int | None = None,
     half: bool = False,
+    uint8: bool = False,
     batched: bool = True,
     distance: Distance | None = None,
     about: Mapping[str, Any] | None = None,
@@ -279,6 +287,8 @@ def export_model(
         opset: of ONNX; by default 20 with torch 2.9 or newer, else 17. Gelu is written as Erf before 20.
         half: store the weights of ONNX or OpenVINO in float16: a file of half the size. They are cast back when it is
             opened, and computed with in what the runtime chooses.
+        uint8: the input is pixels in uint8 (ONNX, OpenVINO, TorchScript), a quarter of the bytes; ``model`` is
+            ``Normalized``.
         batched: False for a graph that takes one image at a time and returns as many rows as it finds objects.
         distance: how far the outputs are from the reference's, one number each; by default the relative error.
         about: written into the file, see ``Part.about``.
@@ -290,8 +300,10 @@ def export_model(
     """
     path = Path(path)
     check_format(format)
-    check_options(format, opset=opset, half=half)
+    check_options(format, opset=opset, half=half, uint8=uint8)
     _check(model, path, format, shape)
+    if uint8 and not isinstance(model, Normalized):
+        raise UserError('an input in uint8 is pixels, which the graph has to normalize: give a Normalized model')
     check_mobile(format, dynamic=dynamic, batch=shape[0], detects=not batched)
     if tolerance is None:
         tolerance = HALF_TOLERANCE if half else TOLERANCES.get(format, TOLERANCE)
@@ -303,7 +315,7 @@ def export_model(
         raise UserError(f'Core ML takes one image at a time, not {shape[0]}: give a shape 1 x C x H x W')
     reference = model if reference is None else reference
     any_batch = batched and not pixels and format not in ONE_IMAGE
-    inputs = probes(model, shape, dynamic=dynamic, batch=any_batch)
+    inputs = probes(model, shape, dynamic=dynamic, batch=any_batch, uint8=uint8)
     # what is 1 in the example may stay 1 in the graph
     example = inputs[0].repeat(2, 1, 1, 1) if dynamic and shape[0] == 1 and any_batch else inputs[0]
     count = _count_outputs(reference, inputs[-1])
@@ -363,6 +375,7 @@ def choose_form(
     rounds: int = 30,
     opset: int | None = None,
     half: bool = False,
+    uint8: bool = False,
 ) -> Choice:
     """Export every form that keeps no norms, time them in turns in the format's own runtime, keep the fastest.
 
@@ -384,7 +397,8 @@ def choose_form(
             if form in NOT_FOR_SPEED:
                 continue
             path = Path(folder) / f'{form}{SUFFIXES[format][0]}'
-            given: dict[str, Any] = dict(format=format, shape=shape, dynamic=dynamic, opset=opset, half=half)
+            given: dict[str, Any] = dict(format=format, shape=shape, dynamic=dynamic)
+            given |= dict(opset=opset, half=half, uint8=uint8)
             try:
                 write_part(part, form, path, **given)
             except NotExportedError as error:
@@ -393,16 +407,18 @@ def choose_form(
             calls[form] = open_exported(path, format=format, threads=threads)
         if not calls:
             raise NotExportedError(next(iter(refused.values())))
-        image = probes(part.reference, shape, dynamic=False)[0]
+        image = probes(part.reference, shape, dynamic=False, uint8=uint8)[0]
         timed = {form: partial(run, image) for form, run in calls.items()}
         latencies = measure_latency(timed, rounds=rounds, warmup_s=0.5)
     return Choice(min(latencies, key=lambda form: latencies[form].median_ms), latencies, refused)
 
 
-def probes(model: nn.Module, shape: Sequence[int], *, dynamic: bool, batch: bool = True) -> list[Tensor]:
+def probes(
+    model: nn.Module, shape: Sequence[int], *, dynamic: bool, batch: bool = True, uint8: bool = False
+) -> list[Tensor]:
     """Random inputs of a shape and, where sizes are dynamic, of another (odd) size and another batch.
 
-    ``batch=False`` keeps the batch. A ``Normalized`` model gets pixels.
+    ``batch=False`` keeps the batch. A ``Normalized`` model gets pixels, in uint8 where they are asked for so.
     """
     shapes = [tuple(shape)]
     if dynamic:
@@ -410,7 +426,8 @@ def probes(model: nn.Module, shape: Sequence[int], *, dynamic: bool, batch: bool
         shapes.append((n + batch, channels, _other(height, 3), _other(width, 5)))
     generator = torch.Generator().manual_seed(0)
     if isinstance(model, Normalized):
-        return [torch.rand(shape, generator=generator) * 255 for shape in shapes]
+        pixels = [torch.rand(shape, generator=generator) * 255 for shape in shapes]
+        return [image.to(torch.uint8) for image in pixels] if uint8 else pixels
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
@@ -430,8 +447,8 @@ def parity(
     return tuple(worst(each) for each in zip(*errors, strict=True))
 
 
-def check_options(format: str, *, opset: int | None = None, half: bool = False) -> None:
-    """The format has an opset, or half precision, where one is asked for.
+def check_options(format: str, *, opset: int | None = None, half: bool = False, uint8: bool = False) -> None:
+    """The format has an opset, half precision, or an input in uint8, where one is asked for.
 
     Raises:
         UserError: it does not, or torch does not write this opset.
@@ -446,6 +463,9 @@ def check_options(format: str, *, opset: int | None = None, half: bool = False) 
     if half and format not in HALVES:
         reason = 'is in half precision anyway' if format == 'coreml' else 'keeps the weights as they are'
         raise UserError(f'half precision is for {" and ".join(HALVES)}, and {format!r} {reason}: omit it')
+    if uint8 and format not in PIXELS_IN_UINT8:
+        reason = 'takes images anyway' if format == 'coreml' else 'takes floats'
+        raise UserError(f'an input in uint8 is for {", ".join(PIXELS_IN_UINT8)}, and {format!r} {reason}: omit it')
 
 
 def _check(model: nn.Module, path: Path, format: str, shape: Sequence[int]) -> None:

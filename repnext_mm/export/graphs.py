@@ -60,7 +60,7 @@ class Signature:
 
 
 class Normalized(nn.Module):
-    """A network behind its normalization: takes RGB pixels from 0 to 255."""
+    """A network behind its normalization: takes RGB pixels from 0 to 255, of any type."""
 
     mean: Tensor
     std: Tensor
@@ -75,7 +75,8 @@ class Normalized(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
         """``(N, 3, H, W)`` to whatever the network returns."""
-        image = pixels.flip(1) if self.bgr else pixels
+        image = pixels.to(self.mean.dtype)
+        image = image.flip(1) if self.bgr else image
         return self.network((image - self.mean) / self.std)
 
 

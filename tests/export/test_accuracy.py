@@ -46,7 +46,8 @@ def test_int8_with_a_metric(name, classifier):
     if name.endswith('.xml'):
         pytest.importorskip('openvino')
     _, options, _ = classifier
-    done = exported(classifier, name, int8=True, data=CONFIG, images=24, max_drop=1.0, normalize=True)
+    given = dict(normalize=True, uint8=name.endswith('.onnx'))
+    done = exported(classifier, name, int8=True, data=CONFIG, images=24, max_drop=1.0, **given)
     report = done.export
     assert done.form == 'balanced'
     assert report.path.is_file()
@@ -56,6 +57,7 @@ def test_int8_with_a_metric(name, classifier):
     assert 10 < report.signal_to_noise_db < 80
     found = evaluate_file(report.path, CONFIG, images=24, options=options)
     assert found == report.accuracy.exported
+    assert open_file(report.path).about['dtype'] == ('uint8' if name.endswith('.onnx') else 'float32')
     assert open_file(report.path).about['classes'] == [f'digit {number}' for number in range(10)]
     if name.endswith('.onnx'):
         onnx = pytest.importorskip('onnx')
@@ -108,8 +110,9 @@ def test_drop_is_the_largest():
         (dict(data='.'), "data '.' is a folder, which has no metric"),
         (dict(int8=True, half=True, data='.'), 'int8 and half exclude each other'),
         (dict(data=str(CONFIG), images=0), 'images=0 must be at least 1'),
+        (dict(uint8=True, normalize=False), 'an input in uint8 is pixels, which the graph has to normalize'),
     ],
-    ids=['no data', 'nowhere', 'folder', 'half', 'no images'],
+    ids=['no data', 'nowhere', 'folder', 'half', 'no images', 'not normalized'],
 )
 def test_options_that_make_no_export(given, said, tmp_path):
     with pytest.raises(UserError, match=said):

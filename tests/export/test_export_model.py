@@ -124,6 +124,11 @@ def test_weights_that_half_precision_does_not_hold(tmp_path):
     assert not names(tmp_path)
 
 
+def test_pixels_in_uint8_are_for_a_graph_that_normalizes(tmp_path):
+    with pytest.raises(UserError, match='which the graph has to normalize: give a Normalized model'):
+        export_model(tiny(), tmp_path / 'net.pt', format='torchscript', shape=SHAPE, uint8=True)
+
+
 @pytest.mark.parametrize(
     ('format', 'given', 'words'),
     [
@@ -135,6 +140,7 @@ def test_weights_that_half_precision_does_not_hold(tmp_path):
             dict(half=True),
             "half precision is for onnx and openvino, and 'torchscript' keeps the weights",
         ),
+        ('coreml', dict(uint8=True), "uint8 is for onnx, openvino, torchscript, and 'coreml' takes images anyway"),
         ('coreml', dict(half=True), "'coreml' is in half precision anyway"),
     ],
 )

@@ -7,7 +7,9 @@ import torch
 from mmengine.model import ImgDataPreprocessor
 
 from repnext_mm.export import NotExportedError, choose_form, export_part, load_part, open_exported
+from repnext_mm.export.formats import PACKAGES, format_of
 from repnext_mm.export.graphs import IMAGENET, Normalization, Normalized
+from repnext_mm.export.predict import network_input, open_file
 from repnext_mm.models import FORMS
 from repnext_mm.timing import NOT_FOR_SPEED
 from tests.conftest import randomize, worst_error
@@ -79,6 +81,33 @@ def test_classifier_scores_with_normalization(tmp_path):
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ([123.0, 117.0, 104.0], [58.0, 57.0, 56.0]))
     assert scores.shape == (3, 5)
     assert worst_error(scores, classifier((pixels - mean) / std)) < 1e-5
+
+
+@pytest.mark.parametrize('name', ['cls.onnx', 'cls.xml', 'cls.pt'])
+@torch.no_grad()
+def test_pixels_in_uint8(name, tmp_path):
+    config = tmp_path / 'cls.py'
+    config.write_text(CLASSIFIER)
+    format = format_of(name)
+    for package in PACKAGES[format]:
+        pytest.importorskip(package)
+    classifier = randomize(load_part(config).network)
+    torch.save({'state_dict': classifier.state_dict()}, tmp_path / 'cls.pth')
+    given = dict(checkpoint=str(tmp_path / 'cls.pth'), shape=(1, 3, 64, 64))
+    done = export_part(config, tmp_path / name, uint8=True, **given)
+    assert max(done.export.errors.values()) < 1e-5
+    pixels = torch.randint(0, 256, (3, 3, 65, 47), dtype=torch.uint8)
+    (scores,) = open_exported(tmp_path / name, format=format)(pixels)
+    reference = load_part(config, checkpoint=given['checkpoint'], normalize=True).reference
+    assert worst_error(scores, reference(pixels.float())) < 1e-5
+    if format == 'torchscript':
+        return  # takes either
+    exported = open_file(tmp_path / name)
+    assert exported.about['dtype'] == 'uint8'
+    image = pixels[:1].permute(0, 2, 3, 1)[0].numpy()
+    assert network_input(image, exported.about).dtype == 'uint8'
+    (again,) = exported.run(network_input(image, exported.about))
+    assert worst_error(torch.from_numpy(again), scores[:1]) < 1e-6
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from functools import cache
@@ -32,7 +33,7 @@ class Row(NamedTuple):
 
 ROWS = [
     Row(*(cell.strip() for cell in line.strip('|').split('|')))
-    for line in RECORD.read_text().splitlines()
+    for line in RECORD.read_text().partition('\n## ')[0].splitlines()
     if re.match(r'\| \d+ \|', line)
 ]
 STARTED = [(row.number, command) for row in ROWS for command in COMMAND.findall(row.place + row.printed)]
@@ -100,3 +101,11 @@ def test_best_accuracies_are_those_of_the_logs(data: str):
 def test_networks_of_the_figure_are_named():
     (row,) = (row for row in ROWS if 'Grad-CAM' in row.feature)
     assert all(name.split('_')[0] in row.feature.lower() for name in PAPER)
+
+
+def test_every_correction_is_held_by_a_test():
+    found = re.findall(r'^\| (\d+) \| .* \| (`tests/.*`) \|$', RECORD.read_text(), re.MULTILINE)
+    assert [number for number, _ in found] == [str(number) for number in range(1, 11)]
+    for path, function in re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', ' '.join(tests for _, tests in found)):
+        names = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if hasattr(node, 'name')}
+        assert function in names, f'{path}::{function}'

@@ -132,7 +132,8 @@ def test_bad_input_is_one_sentence(pets, sentence, monkeypatch):
 
 
 def test_a_published_name_is_left_to_the_training(pets):
-    done = write('cls', pets, checkpoint='pretrain/repnext_m0_distill_300e.pth')
+    done = write('cls', pets, batch=2, checkpoint='pretrain/repnext_m0_distill_300e.pth')
+    assert not done.findings.errors, done.findings.report()
     assert "checkpoint='repnext_m0_distill_300e'" in done.path.read_text()
     with pytest.raises(ValueError, match="'repnext_m3_coco' holds RepNeXt m3, not m0"):
         new_config(task='cls', data=pets, arch='m0', checkpoint='repnext_m3_coco')

@@ -327,7 +327,7 @@ class _Search:
                     if ways is not None:
                         differs = bool(_objection(fold, ways, own))
                     else:
-                        differs = _used_apart([names[module] for module in (fold.norm, *fold.layers)], used)
+                        differs = _used_apart(names[fold.norm], [names[layer] for layer in fold.layers], used)
                     if differs:
                         name = f'{type(holder).__name__}.{method}()'
                         self._refused.setdefault(fold.norm, f'{name} does not use it as forward() does')
@@ -409,13 +409,15 @@ def _is_harmless(module: nn.Module, name: str) -> bool:
     return name not in ('weight', 'bias') and own is not None and not callable(own)
 
 
-def _used_apart(paths: list[list[str]], used: Names) -> bool:
+def _used_apart(norm: list[str], layers: list[list[str]], used: Names) -> bool:
     """Whether a method that cannot be followed may use some members of a fold without the others."""
-    own = [path[0] for path in paths if len(path) == 1]
-    count = sum(name in used.called or name in used.taken for name in own)
-    if 0 < count < len(paths):
+    reached = used.called | used.taken
+    own = [path[0] in reached for path in layers if len(path) == 1]  # a folded layer has the class and sizes it had
+    if len(norm) == 1:
+        own.append(norm[0] in reached | used.looked_at)
+    if 0 < sum(own) < len(layers) + 1:
         return True
-    return any(len(path) == 2 and path[0] in used.taken for path in paths)
+    return any(len(path) == 2 and path[0] in used.taken for path in (norm, *layers))
 
 
 def _folds_on(way: Way) -> dict[nn.Module, Fold]:

@@ -24,6 +24,7 @@ from repnext_mm.reparam.kernel import Affine, Kernel, as_float64, kernel_of
 from repnext_mm.reparam.laws import norm_after, norm_after_transposed, norm_before, norm_of_sum, split
 from repnext_mm.reparam.plain_layers import (
     OfDimension,
+    averages,
     axes,
     behind,
     channels,
@@ -474,7 +475,7 @@ def _readers(node: Node) -> Iterator[Node | None]:
     for reader in node.readers:
         if reader.op != 'layer' or _only_input(reader) is not node:
             yield None
-        elif passes_through(reader.target):
+        elif passes_through(reader.target) or averages(reader.target):
             yield from _readers(reader) if not reader.outlives else [None]
         else:
             yield reader if is_linear_map(reader.target) else None
@@ -486,7 +487,7 @@ def _tree(node: Node | None, norm: nn.Module) -> Tree | None:
         return None
     if node.op == 'layer' and is_linear_map(node.target):
         return ('layer', node.target)
-    if node.op == 'layer' and passes_through(node.target):
+    if node.op == 'layer' and (passes_through(node.target) or averages(node.target)):
         return _tree(_only_input(node), norm)
     kind = 'sum'
     parts: tuple[Any, ...] = ()

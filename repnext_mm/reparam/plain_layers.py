@@ -48,6 +48,17 @@ _LINEAR_FORWARDS = frozenset((kind.forward, getattr(kind, '_conv_forward', None)
 _ACTIVATING_NORMS = (('timm', 'BatchNormAct2d'), ('timm', 'FrozenBatchNormAct2d'))
 """Batch norms with a ``forward`` that goes on with ``drop`` and ``act``."""
 
+_AVERAGES = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.Upsample,
+)
+"""Layers whose every output is an average of inputs of its channel, with weights that sum to 1."""
+
 _USUAL_ATTRIBUTES = frozenset(vars(nn.Module()))
 _DIMENSION = (
     'a layer has absorbed the batch norm here for inputs of another dimension: fuse the model with '
@@ -218,6 +229,15 @@ def passes_through(module: nn.Module) -> bool:
     """Whether a layer returns what it is given: ``Identity``, and dropout in eval mode."""
     dropout = isinstance(module, _DropoutNd) and not module.training and type(module).__module__.startswith('torch.nn')
     return (dropout or type(module) in (nn.Identity, OfDimension)) and not on_the_instance(module)
+
+
+def averages(module: nn.Module) -> bool:
+    """Whether a layer returns, per channel, averages of what it is given: an affine map may come before or after it."""
+    if isinstance(module, _AVERAGES) and type(module).__module__.startswith('torch.nn'):
+        padded = module.padding not in (0, (0,), (0, 0), (0, 0, 0)) if hasattr(module, 'padding') else False
+        counted = padded and module.count_include_pad
+        return not counted and not getattr(module, 'divisor_override', None) and not on_the_instance(module)
+    return False
 
 
 class OfDimension(nn.Identity):

@@ -80,6 +80,15 @@ FOLDS = {
     'transposed': lambda: nn.Sequential(
         nn.ConvTranspose2d(4, 6, 3, 2, groups=2, output_padding=1, bias=False), nn.BatchNorm2d(6)
     ),
+    'behind average pooling': lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 2, ceil_mode=True), nn.BatchNorm2d(6)),
+    'behind padded pooling that does not count': lambda: nn.Sequential(
+        conv(), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.BatchNorm2d(6)
+    ),
+    'behind pooling to a size': lambda: nn.Sequential(conv(), nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(6)),
+    'behind a larger map': lambda: nn.Sequential(
+        conv(), nn.Upsample(scale_factor=2, mode='bicubic', align_corners=True), nn.BatchNorm2d(6)
+    ),
+    'in front of pooling': lambda: nn.Sequential(nn.BatchNorm2d(4), nn.AvgPool2d(2), conv(size=1)),
     'concatenation': lambda: written(
         lambda s, x: s.b(torch.cat([s.c(x), s.d(x)], dim=1)), c=conv(4, 4), d=conv(4, 2, 1), b=nn.BatchNorm2d(6)
     ),
@@ -177,6 +186,16 @@ def _referring(refer: Callable[[nn.Module], object]) -> nn.Module:
     return model
 
 
+class _Slotted:
+    __slots__ = ('layer',)
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
 def _bound_root() -> nn.Module:
     model = written(lambda s, x: s.b(s.c(x)))
     model.forward = types.MethodType(lambda s, x: s.b(s.c(x)).relu(), model)
@@ -221,6 +240,7 @@ ON_THE_INSTANCE = {
     'compiled layer': lambda: _compiled(0, 0),
     'forward of the root': _bound_root,
     'list': lambda: _referring(lambda layer: (lambda held: lambda x: held[0](x))([layer])),
+    'slot': lambda: _referring(_Slotted),
     'bound method': lambda: _referring(lambda layer: layer.__call__),
     'weak reference': lambda: _referring(lambda layer: (lambda held: lambda x: held()(x))(weakref.ref(layer))),
     '_call_impl': lambda: _replaced(0, '_call_impl', lambda s, x: s.forward(x) * 2),
@@ -514,6 +534,12 @@ STAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any] | Non
         None,
     ),
     'padded': (lambda: nn.Sequential(nn.BatchNorm2d(4), conv()), None),
+    'padded pooling': (lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 2, 1), nn.BatchNorm2d(6)), None),
+    'pooling with another divisor': (
+        lambda: nn.Sequential(conv(), nn.AvgPool2d(2, divisor_override=3), nn.BatchNorm2d(6)),
+        None,
+    ),
+    'pooling of the largest': (lambda: nn.Sequential(conv(), nn.MaxPool2d(2), nn.BatchNorm2d(6)), None),
     'transposed behind': (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3)), None),
     'one of two readers padded': (
         lambda: written(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from inspect import getattr_static
 from types import FunctionType
@@ -26,6 +26,7 @@ _PLAIN_FORWARDS = frozenset((*_CONV_FORWARDS, *((forward, None) for forward in (
 
 _NUMBERS = ('weight', 'bias', 'running_mean', 'running_var')
 DEFINING_METHODS = ('forward', 'branches', 'kernel', 'branch_kernels')
+_KNOWN = frozenset({nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm})
 _TENSORS = frozenset({Tensor, nn.Parameter, type(None)})
 
 _PADDING_CONVS = (('mmcv', 'Conv2dAdaptivePadding'), ('timm', 'Conv2dSame'))
@@ -299,19 +300,30 @@ def _is_called_as_usual(kind: type[nn.Module]) -> bool:
 def _reading_differs(layer: nn.Module) -> str:
     """Why what is read from a layer may not be what its ``forward`` computes with, in words; empty where it is."""
     kind = type(layer)
-    if kind.__getattribute__ != object.__getattribute__ or kind.__getattr__ is not nn.Module.__getattr__:
+    known = kind in _KNOWN  # asked in every step of a training
+    if not known and (
+        kind.__getattribute__ != object.__getattribute__ or kind.__getattr__ is not nn.Module.__getattr__
+    ):
         return f'its class {kind.__name__} answers for its attributes'
+    computed = layer._modules.get('parametrizations') or ()
     for name in _NUMBERS:
-        if is_parametrized(layer, name):
+        if name in computed:
             continue
-        if hasattr(kind, name):
+        if not known and hasattr(kind, name):
             return f'its class {kind.__name__} has a {name} of its own'
-        value = getattr(layer, name, None)
+        value = _place_of(layer, name).get(name)
         if type(value) not in _TENSORS and not _is_usual(cast(Hashable, type(value))):
             return f'its {name} is a {type(value).__name__}, which may compute in its own way'
         if value is not None and value.layout is not torch.strided:
             return f'its {name} is not a dense tensor'
     return ''
+
+
+def _place_of(layer: nn.Module, name: str) -> Mapping[str, Any]:
+    """Where an attribute is found first."""
+    if name in layer.__dict__:
+        return layer.__dict__
+    return layer._parameters if name in layer._parameters else layer._buffers
 
 
 @lru_cache(maxsize=256)

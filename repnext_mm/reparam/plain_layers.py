@@ -25,7 +25,7 @@ _NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _PLAIN_FORWARDS = frozenset((*_CONV_FORWARDS, *((forward, None) for forward in (*_NORM_FORWARDS, nn.Linear.forward))))
 
 _NUMBERS = ('weight', 'bias', 'running_mean', 'running_var')
-DEFINING_METHODS = ('forward', 'branches', 'kernel', 'branch_kernels')
+DEFINING_METHODS = ('forward', 'branches', 'kernel', 'branch_kernels', 'convolved')
 _KNOWN = frozenset({nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm})
 _TENSORS = frozenset({Tensor, nn.Parameter, type(None)})
 

@@ -82,8 +82,9 @@ class MergedBranches(MergedConv):
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
         layers = list(self._modules.values())
-        for layer in filter(None, layers[len(self._built) :]):
-            yield layer, 'it was added'
+        for added in layers[len(self._built) :]:
+            if added is not None:
+                yield added, 'it was added'
         if all(map(is_affine, self.norms)):
             for layer, built in zip(layers, self._built, strict=False):
                 if layer is None:

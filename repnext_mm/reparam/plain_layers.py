@@ -305,7 +305,7 @@ def _reading_differs(layer: nn.Module) -> str:
         kind.__getattribute__ != object.__getattribute__ or kind.__getattr__ is not nn.Module.__getattr__
     ):
         return f'its class {kind.__name__} answers for its attributes'
-    computed = layer._modules.get('parametrizations') or ()
+    computed: Any = layer._modules.get('parametrizations') or ()
     for name in _NUMBERS:
         if name in computed:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -17,6 +17,7 @@ MOVED = {
     'apis.new_config': ('data.own.new_config',),
     'apis.weights': ('apis.safe_loading',),
     'benchmark': ('timing', 'lab.bench.environment'),
+    'benchmark.branchwise': ('models.branchwise',),
     'benchmark.complexity': ('lab.bench.complexity',),
     'benchmark.latency': ('timing',),
     'datasets': ('data',),
@@ -25,6 +26,7 @@ MOVED = {
     'export.parts': ('export.graphs',),
     'export.runtimes': ('export.formats',),
     'export.write': ('export.export',),
+    'hooks.whole_files': ('checkpoints',),
     'models.arch': ('models.repnext',),
     'models.cls_head': ('models.heads',),
     'models.pretrained': ('models.base',),
@@ -33,19 +35,60 @@ MOVED = {
     'reparam.foreign': ('reparam.converters',),
     'validation': ('lab.bench.exactness', 'lab.bench.named_models', 'lab.bench.law_table'),
 }
-"""From a former module to where its names are, both inside of this package."""
+"""From a former module, and all below it, to where its names are, both inside of this package."""
+
+_RENAMED = {
+    'Recognised': 'Recognized',
+    'exact': 'as_float64',
+    'folds': 'is_affine',
+    'is_whole': 'is_whole_file',
+    'model_state': 'state_dict_of',
+    'read': 'kernel_of',
+    'read_norm': 'affine_of',
+    'recognise': 'recognize',
+    'within': 'all_within',
+}
+
+
+def former_names(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a package whose names have gone to modules in it: each warns.
+
+    Args:
+        package: its ``__name__``.
+        homes: the former names in the package, by the module that has them.
+    """
+
+    def look_up(name: str) -> Any:
+        for home, names in homes.items():
+            if name in names:
+                new, module = _RENAMED.get(name, name), f'{package}.{home}'
+                warnings.warn(
+                    f'{package}.{name} is {module}.{new} now, and the former name goes with the next release',
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                return getattr(importlib.import_module(module), new)
+        raise AttributeError(f'module {package!r} has no attribute {name!r}')
+
+    return look_up
+
+
+def _homes(name: str) -> Sequence[str]:
+    while name not in MOVED and '.' in name:
+        name = name.rpartition('.')[0]
+    return MOVED.get(name, ())
 
 
 class _Former(MetaPathFinder, Loader):
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         package, _, name = fullname.partition('.')
-        if package != __package__ or name not in MOVED:
+        if package != __package__ or not _homes(name):
             return None
         return ModuleSpec(fullname, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
         package, _, name = module.__name__.partition('.')
-        homes = [f'{package}.{home}' for home in MOVED[name]]
+        homes = [f'{package}.{home}' for home in _homes(name)]
         warnings.warn(
             f'{module.__name__} has moved to {" and ".join(homes)}, and this name goes with the next release',
             DeprecationWarning,
@@ -54,8 +97,9 @@ class _Former(MetaPathFinder, Loader):
 
         def look_up(attribute: str) -> Any:
             for home in map(importlib.import_module, homes):
-                if hasattr(home, attribute):
-                    return getattr(home, attribute)
+                for now in (attribute, _RENAMED.get(attribute, attribute)):
+                    if hasattr(home, now):
+                        return getattr(home, now)
             raise AttributeError(f'module {module.__name__!r} has no attribute {attribute!r}')
 
         module.__getattr__ = look_up  # type: ignore[method-assign]

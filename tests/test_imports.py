@@ -257,6 +257,38 @@ def test_former_names_of_the_algebra_warn(former, now):
     assert found is getattr(importlib.import_module(f'repnext_mm.reparam.{module}'), name)
 
 
+@pytest.mark.parametrize(
+    ('former', 'now'),
+    [
+        ('model_state', 'read.state_dict_of'),
+        ('weights_in', 'read.weights_in'),
+        ('recognise', 'recognize.recognize'),
+        ('fit', 'load.fit'),
+    ],
+)
+def test_former_names_of_checkpoints_warn(former, now):
+    checkpoints, (module, name) = importlib.import_module('repnext_mm.checkpoints'), now.split('.')
+    with pytest.warns(DeprecationWarning, match=rf'checkpoints\.{former} is repnext_mm\.checkpoints\.{now} now'):
+        found = getattr(checkpoints, former)
+    assert found is getattr(importlib.import_module(f'repnext_mm.checkpoints.{module}'), name)
+
+
+@pytest.mark.parametrize(
+    ('statement', 'now'),
+    [
+        ('repnext_mm.nn.block import MetaNeXtBlock', 'models.repnext'),
+        ('repnext_mm.nn.conv_norm import ConvNorm', 'models.repnext'),
+        ('repnext_mm.benchmark.branchwise import branch_by_branch', 'models.branchwise'),
+        ('repnext_mm.hooks.whole_files import is_whole as is_whole_file', 'checkpoints'),
+    ],
+)
+def test_modules_below_former_paths_are_found_too(statement, now):
+    name = statement.split()[-1]
+    code = f'from {statement}; from repnext_mm.{now} import {name} as there; assert {name} is there'
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_heavy_libraries_are_not_imported():
     code = f'import repnext_mm, sys; print([m for m in {HEAVY!r} if m in sys.modules])'
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)

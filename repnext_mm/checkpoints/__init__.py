@@ -1,5 +1,6 @@
 """Weight files: reading, recognizing, matching and writing; knows tensors, no model."""
 
+from repnext_mm._moved import former_names
 from repnext_mm.checkpoints._reader import is_torchscript, is_whole_file, unsafe_globals
 from repnext_mm.checkpoints.find import local_file
 from repnext_mm.checkpoints.load import LoadReport, load_strictly
@@ -26,3 +27,13 @@ __all__ = [
     'unsafe_globals',
     'write_checkpoint',
 ]
+
+_FORMER = {
+    'load': ('backbone_state', 'check_fits', 'fit'),
+    'read': ('is_averaged', 'model_state', 'one_sentence', 'plain_dict', 'shown_entries', 'weights_in'),
+    'recognize': ('Recognised', 'recognise', 'writer_of'),
+    'write': ('plain_metadata',),
+}
+"""Names that stood here, by the module that has them, for one release."""
+
+__getattr__ = former_names(__name__, _FORMER)

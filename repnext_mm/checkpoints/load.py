@@ -81,6 +81,7 @@ class _Placement(NamedTuple):
 
     prefix: str  # '' or 'backbone.', ...
     names: Mapping[str, str]  # of the model's tensors below the prefix, by their names in the model
+    others: tuple[str, ...] = ()  # prefixes below which the tensors stand, too: copies and averages
 
 
 class _Option(NamedTuple):
@@ -236,7 +237,8 @@ def _placements(
             if all(_agrees(state.get(prefix + names[key]), key, names[key], target[key]) for key in needed)
         ]
         if found:
-            return found
+            starts = tuple(place.prefix for place in found if place.prefix)
+            return [place._replace(others=tuple(s for s in starts if s != place.prefix)) for place in found]
     return []
 
 
@@ -253,7 +255,8 @@ def _placed(
     for name, value in state.items():
         below = name.removeprefix(where.prefix)
         key = keys.get(below, below)
-        if not name.startswith(where.prefix) or (part and key not in target and below.split('.')[0] in _HEADS):
+        beside = not name.startswith(where.prefix) or name.startswith(where.others)
+        if beside or (part and key not in target and below.split('.')[0] in _HEADS):
             dropped.append(name)
         else:
             like = target.get(key)
@@ -371,6 +374,9 @@ def _without(state: StateDict, unused: Sequence[str]) -> tuple[StateDict, tuple[
 
 def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
     """What is likely wrong, by what both sides are."""
+    for pattern, reason in _COMPUTED:
+        if any(re.search(pattern, key) for key in state) and not any(re.search(pattern, key) for key in target):
+            return reason
     found, wanted = recognize(state, {}), recognize(target, {})
     if found.arch and wanted.arch and found.arch != wanted.arch:
         return f'the file is a RepNeXt of {found.arch}, the model of {wanted.arch}: set arch'
@@ -404,7 +410,18 @@ def _way_out(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
             f'the file holds another network, its keys begin with {listed(_tops(state))}, those of the model with '
             f'{listed(_tops(target))}: take the file of this network'
         )
+    if target.keys() <= state.keys() and all(state[key].shape == value.shape for key, value in target.items()):
+        return 'the file holds more than this network: save it without what is unexpected'
     return 'set num_classes and the other sizes as they were in training'
+
+
+_COMPUTED = (
+    (r'\.(weight|bias)_mask$', 'its weights are pruned: call torch.nn.utils.prune.remove on the layers before saving'),
+    (r'\.parametrizations\.', 'its weights are parametrized: call remove_parametrizations on the layers before saving'),
+    (r'\.weight_([gvu]|orig)$', 'its weights are computed by weight_norm or spectral_norm: remove it before saving'),
+    (r'\.lora_\w+|\.base_layer\.', 'it holds adapters beside the weights: merge them into the weights before saving'),
+)
+"""What takes the place of weights that are computed from others, and the way out."""
 
 
 def _common_start(state: Mapping[str, Tensor]) -> str:

@@ -144,7 +144,9 @@ def state_dict_of(content: Mapping[str, Any], *, prefix: str | None = None, ema:
     """
     found = weights_in(content)
     if not found:
-        raise WeightsError(f'no tensors among the entries {shown_entries(content)[:8]}: not a weight file')
+        arrays = any(type(value).__module__ == 'numpy' for value in plain_dict(content).values())
+        hint = 'its weights are arrays, save them as tensors' if arrays else 'not a weight file'
+        raise WeightsError(f'no tensors among the entries ({listed(shown_entries(content)) or "none"}): {hint}')
     if prefix is not None:
         return checked(_below(found, prefix.rstrip('.'), content))
     names = ranked(list(found), content, ema=ema)

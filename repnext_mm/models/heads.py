@@ -15,7 +15,7 @@ from repnext_mm.models.repnext import RepNeXt
 from repnext_mm.reparam import Fusible, Kernel, affine_of, as_float64, kernel_of, norm_before
 from repnext_mm.reparam.kernel import is_affine, to_linear
 from repnext_mm.reparam.laws import average
-from repnext_mm.reparam.plain_layers import is_intercepted, is_plain, why_called
+from repnext_mm.reparam.plain_layers import is_intercepted, is_plain, why_called, why_not_as_written
 
 
 class NormLinear(Fusible):
@@ -34,7 +34,8 @@ class NormLinear(Fusible):
 
     def mergeable(self) -> bool:
         """Whether calling both layers is the linear layer of ``kernel()``."""
-        return is_affine(self.norm) and is_plain(self.norm) and is_plain(self.linear)
+        plain = is_plain(self.norm) and is_plain(self.linear) and not why_not_as_written(self)
+        return is_affine(self.norm) and plain
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C) -> (N, classes)``."""

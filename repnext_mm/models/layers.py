@@ -134,9 +134,13 @@ def may_overwrite(x: Tensor, made_by: nn.Module | None) -> bool:
     """
     if isinstance(x, fx.Proxy) or x.requires_grad or torch.jit.is_tracing() or is_compiling():
         return False
-    while isinstance(made_by, nn.Sequential) and not is_intercepted(made_by):
+    while isinstance(made_by, nn.Sequential) and _is_a_chain(made_by):
         made_by = made_by[-1]
     return made_by is not None and is_plain(made_by) and not torch_module._global_forward_hooks
+
+
+def _is_a_chain(layers: nn.Sequential) -> bool:
+    return type(layers) in (nn.Sequential, OverwritingSequential) and not is_intercepted(layers)
 
 
 def geometry(conv: nn.Module) -> tuple[object, ...]:
@@ -144,6 +148,18 @@ def geometry(conv: nn.Module) -> tuple[object, ...]:
     if not isinstance(conv, nn.Conv2d):
         return ()
     return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+
+
+def as_built(layer: nn.Module) -> tuple[tuple[object, ...], bool]:
+    """What ``why_not_as_built`` compares with later: the geometry, and whether there is a bias."""
+    return geometry(layer), getattr(layer, 'bias', None) is not None
+
+
+def why_not_as_built(layer: nn.Module, built: tuple[tuple[object, ...], bool]) -> str:
+    """How a layer differs from what was built: one that was built without a bias may begin a chain; empty if it is."""
+    if geometry(layer) != built[0]:
+        return 'its geometry was changed'
+    return '' if built[1] or getattr(layer, 'bias', None) is None else 'it was given a bias'
 
 
 def depthwise(

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from repnext_mm.models.layers import Config, build_norm, called_one_by_one, geometry
+from repnext_mm.models.layers import Config, as_built, build_norm, called_one_by_one, why_not_as_built
 from repnext_mm.reparam import Fusible, Kernel, affine_of, as_float64, kernel_of, norm_after, to_conv
 from repnext_mm.reparam.kernel import convolve, is_affine
-from repnext_mm.reparam.plain_layers import is_plain, why_called
+from repnext_mm.reparam.plain_layers import is_plain, why_called, why_not_as_written
 
 
 class MergedConv(Fusible):
@@ -45,7 +45,8 @@ class MergedConv(Fusible):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, O, H / stride, W / stride)``."""
         if not torch.jit.is_scripting():  # scripts call every layer
-            kernel = self.kernel() if not called_one_by_one(x) and self.mergeable() else None
+            merge = not called_one_by_one(x) and not why_not_as_written(self) and self.mergeable()
+            kernel = self.kernel() if merge else None
             if kernel is not None:
                 return self.convolved(x, kernel)
         return self.branches(x)
@@ -69,21 +70,30 @@ class MergedBranches(MergedConv):
         return ()
 
     def mergeable(self) -> bool:
-        return all(map(is_affine, self.norms)) and all(
-            layer is not None and is_plain(layer) and geometry(layer) == built
-            for layer, built in zip(self._modules.values(), self._built, strict=True)
+        layers = self._modules.values()
+        return (
+            len(layers) == len(self._built)
+            and all(map(is_affine, self.norms))
+            and all(
+                layer is not None and is_plain(layer) and not why_not_as_built(layer, built)
+                for layer, built in zip(layers, self._built, strict=True)
+            )
         )
 
     def obstacles(self, form: str) -> Iterator[tuple[nn.Module, str]]:
+        layers = list(self._modules.values())
+        for added in layers[len(self._built) :]:
+            if added is not None:
+                yield added, 'it was added'
         if all(map(is_affine, self.norms)):
-            for layer, built in zip(self._modules.values(), self._built, strict=True):
+            for layer, built in zip(layers, self._built, strict=False):
                 if layer is None:
                     yield self, 'a branch was removed'
                 else:
-                    yield layer, why_called(layer) or ('' if geometry(layer) == built else 'its geometry was changed')
+                    yield layer, why_called(layer) or why_not_as_built(layer, built)
 
     def _is_built(self) -> None:
-        self._built = [geometry(layer) for layer in self.children()]
+        self._built = [as_built(layer) for layer in self.children()]
 
 
 class ConvNorm(MergedConv):

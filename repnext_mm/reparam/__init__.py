@@ -3,10 +3,7 @@
 It needs torch alone. Here stands what a user of the algebra imports; how it is done stands in the modules.
 """
 
-import warnings
-from importlib import import_module
-from typing import Any
-
+from repnext_mm._moved import former_names
 from repnext_mm.reparam.checked import FusionError, fuse_checked
 from repnext_mm.reparam.fuse import FusionReport, fuse
 from repnext_mm.reparam.fusible import Fusible
@@ -83,23 +80,4 @@ _FORMER = {
 }
 """Names that stood here, by the module that has them, for one release."""
 
-_RENAMED = {
-    'exact': 'as_float64',
-    'folds': 'is_affine',
-    'read': 'kernel_of',
-    'read_norm': 'affine_of',
-    'within': 'all_within',
-}
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _FORMER.items():
-        if name in names:
-            new, module = _RENAMED.get(name, name), f'{__name__}.{home}'
-            warnings.warn(
-                f'{__name__}.{name} is {module}.{new} now, and the former name goes with the next release',
-                DeprecationWarning,
-                stacklevel=2,
-            )
-            return getattr(import_module(module), new)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+__getattr__ = former_names(__name__, _FORMER)

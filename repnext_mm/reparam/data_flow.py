@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import CodeType, FrameType, FunctionType
 from typing import Any, cast
@@ -75,7 +75,7 @@ def ways_through(
         for _ in range(MAX_WAYS):
             run = _Run(answers, not_given)
             try:
-                ways += run.through(scope, function, is_layer)
+                ways += run.twice_through(scope, function, is_layer)
             except _Unknown:
                 return None
             finally:
@@ -108,6 +108,10 @@ class _Answers:
         self._asked += 1
         return self._given[self._asked - 1][0]
 
+    def repeat(self) -> None:
+        """Answer the same again, and go on from there."""
+        self._asked = 0
+
     def advance(self) -> bool:
         self._asked = 0
         while self._given and self._given[-1][0] + 1 == self._given[-1][1]:
@@ -123,24 +127,34 @@ class _Run:
         self.not_given = not_given
         self.unknown = ''
         self.ask = answers.ask
+        self.repeat = answers.repeat
         self._values: list[tuple[Node, weakref.ref[Value]]] = []
         self._modes: dict[str, bool] = {}
 
-    def through(self, scope: nn.Module, function: FunctionType, is_layer: Callable[[nn.Module], bool]) -> list[Way]:
+    def twice_through(
+        self, scope: nn.Module, function: FunctionType, is_layer: Callable[[nn.Module], bool]
+    ) -> list[Way]:
+        """Two calls, the second with what the first has left: code may count its calls, and do something only once."""
+
         def stand_in(module: nn.Module) -> Layer | None:
             return Layer(self, module) if module is not scope and is_layer(module) else None
 
-        clone, _ = skeleton(scope, instead=stand_in)
+        clone, clones = skeleton(scope, instead=stand_in)
         before = same_random_state()
+        results = []
         try:
-            args, kwargs = self._arguments(function)
             with self._modes_asked(), warnings.catch_warnings():
                 warnings.simplefilter('ignore')
-                result = function(clone, *args, **kwargs)
+                for call in range(2):
+                    args, kwargs = self._arguments(function)
+                    results.append(function(clone, *args, **kwargs))
+                    if not call:
+                        self.repeat()
+                        self._forget_what_changed(clones)
         except _Unknown:
             raise
         except Exception as error:  # whatever code raises when its input is not what it expects
-            if self.unknown or not (isinstance(error, _NoSuchAttribute) or _raised_on_purpose(error)):
+            if self.unknown or results or not (isinstance(error, _NoSuchAttribute) or _raised_on_purpose(error)):
                 raise _Unknown from error
             return []  # this way ends in an error of its own
         if self.unknown or not before():  # caught by the code; or chance may decide
@@ -148,8 +162,16 @@ class _Run:
         del args, kwargs
         for node, value in self._values:
             node.outlives = value() is not None
-        del result, clone
+        del results, clone, clones
         return [self.way]
+
+    def _forget_what_changed(self, clones: Mapping[nn.Module, nn.Module]) -> None:
+        """Let numbers, flags and names that a call has changed be anything in the next."""
+        for module, clone in clones.items():
+            if isinstance(clone, nn.Module) and clone is not module:
+                for name, value in list(vars(clone).items()):
+                    if isinstance(value, str | int | float) and value != vars(module).get(name):
+                        vars(clone)[name] = Value(self, Node('attribute', name), 'number')
 
     def value(self, node: Node, kind: str) -> Value:
         self.way.nodes.append(node)
@@ -311,6 +333,14 @@ class Layer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Value:
         return self._run.call('layer', self._module, args, kwargs, 'tensor' if _one_tensor(self._module) else 'any')
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(self._module, name):
+            self._read(name)
+        vars(self)[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        self._read(name)
 
     @property
     def forward(self) -> Layer:

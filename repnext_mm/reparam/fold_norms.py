@@ -24,6 +24,7 @@ from repnext_mm.reparam.kernel import Affine, Kernel, as_float64, kernel_of
 from repnext_mm.reparam.laws import norm_after, norm_after_transposed, norm_before, norm_of_sum, split
 from repnext_mm.reparam.plain_layers import (
     OfDimension,
+    averages,
     axes,
     behind,
     channels,
@@ -327,7 +328,7 @@ class _Search:
                     if ways is not None:
                         differs = bool(_objection(fold, ways, own))
                     else:
-                        differs = _used_apart([names[module] for module in (fold.norm, *fold.layers)], used)
+                        differs = _used_apart(names[fold.norm], [names[layer] for layer in fold.layers], used)
                     if differs:
                         name = f'{type(holder).__name__}.{method}()'
                         self._refused.setdefault(fold.norm, f'{name} does not use it as forward() does')
@@ -409,13 +410,15 @@ def _is_harmless(module: nn.Module, name: str) -> bool:
     return name not in ('weight', 'bias') and own is not None and not callable(own)
 
 
-def _used_apart(paths: list[list[str]], used: Names) -> bool:
+def _used_apart(norm: list[str], layers: list[list[str]], used: Names) -> bool:
     """Whether a method that cannot be followed may use some members of a fold without the others."""
-    own = [path[0] for path in paths if len(path) == 1]
-    count = sum(name in used.called or name in used.taken for name in own)
-    if 0 < count < len(paths):
+    reached = used.called | used.taken
+    own = [path[0] in reached for path in layers if len(path) == 1]  # a folded layer has the class and sizes it had
+    if len(norm) == 1:
+        own.append(norm[0] in reached | used.looked_at)
+    if 0 < sum(own) < len(layers) + 1:
         return True
-    return any(len(path) == 2 and path[0] in used.taken for path in paths)
+    return any(len(path) == 2 and path[0] in used.taken for path in (norm, *layers))
 
 
 def _folds_on(way: Way) -> dict[nn.Module, Fold]:
@@ -472,7 +475,7 @@ def _readers(node: Node) -> Iterator[Node | None]:
     for reader in node.readers:
         if reader.op != 'layer' or _only_input(reader) is not node:
             yield None
-        elif passes_through(reader.target):
+        elif passes_through(reader.target) or averages(reader.target):
             yield from _readers(reader) if not reader.outlives else [None]
         else:
             yield reader if is_linear_map(reader.target) else None
@@ -484,7 +487,7 @@ def _tree(node: Node | None, norm: nn.Module) -> Tree | None:
         return None
     if node.op == 'layer' and is_linear_map(node.target):
         return ('layer', node.target)
-    if node.op == 'layer' and passes_through(node.target):
+    if node.op == 'layer' and (passes_through(node.target) or averages(node.target)):
         return _tree(_only_input(node), norm)
     kind = 'sum'
     parts: tuple[Any, ...] = ()

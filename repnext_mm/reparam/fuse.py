@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from repnext_mm.errors import UserError
 from repnext_mm.reparam.converters import convert
@@ -15,7 +16,7 @@ from repnext_mm.reparam.fold_norms import fold_pairs
 from repnext_mm.reparam.frozen_norms import looks_frozen
 from repnext_mm.reparam.fusible import Form, Fusible, check_form
 from repnext_mm.reparam.kernel import refuse_training_norms
-from repnext_mm.reparam.plain_layers import is_norm, on_the_instance
+from repnext_mm.reparam.plain_layers import is_norm, on_the_instance, why_not_as_written
 from repnext_mm.reparam.surgery import anchored, replaced
 from repnext_mm.reparam.unchanged import generators_kept
 
@@ -93,7 +94,7 @@ def fuse(
         form_here = _form_of(name, forms)
         reasons = module.not_plain(form_here)
         refused.extend('.'.join(filter(None, (name, reason))) for reason in reasons if ': ' in reason)
-        if reason := on_the_instance(module):
+        if reason := on_the_instance(module) or why_not_as_written(module):
             stay[module] = reason  # with its parts, which it may read
             return module
         new = module.fused(form_here)
@@ -133,8 +134,8 @@ def fuse(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, each shared one counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters, each shared one counted once, those of lazy layers when they have a shape."""
+    return sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
 
 
 def count_norms(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from repnext_mm.errors import UserError
-from repnext_mm.reparam.plain_layers import is_intercepted, why_intercepted
+from repnext_mm.reparam.plain_layers import is_intercepted, why_intercepted, written_methods
 
 Form = str | Mapping[str, str]
 """One form for the whole model, or forms for parts of it: ``{'stages.0': 'dense', 'stages.2': 'half'}``."""
@@ -25,6 +25,13 @@ class Fusible(nn.Module, ABC):
     """
 
     forms: ClassVar[tuple[str, ...]] = ('default', 'keep_norms')
+    overridden_method: ClassVar[str] = ''  # by a subclass that does not say what becomes of it in ``fused``
+    methods_as_written: ClassVar[tuple[object, ...]] = ()  # what another library puts in their place counts
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.overridden_method = _overridden(cls)
+        cls.methods_as_written = written_methods(cls)
 
     @abstractmethod
     def fused(self, form: str) -> nn.Module:
@@ -62,6 +69,21 @@ class Fusible(nn.Module, ABC):
         for module in new.modules():
             module.training = modes.get(module, self.training)
         return new
+
+
+def _overridden(kind: type[Fusible]) -> str:
+    """A method that computes the output, if a class has another one than its bases and leaves their fusing as it is."""
+    fusing = ('fused', 'kernel', 'branch_kernels')
+    further = kind.__mro__[
+        : next(i for i, base in enumerate(kind.__mro__) if any(name in vars(base) for name in fusing))
+    ]
+    for index, base in enumerate(further):
+        for name in ('forward', 'branches'):
+            before = next((vars(other)[name] for other in kind.__mro__[index + 1 :] if name in vars(other)), None)
+            known = before is not None and before is not nn.Module.forward
+            if name in vars(base) and known and not getattr(before, '__isabstractmethod__', False):
+                return name
+    return ''
 
 
 def fused_or_kept(module: nn.Module, form: str) -> nn.Module:

@@ -85,10 +85,20 @@ def refuse_training_norms(name: str, module: nn.Module) -> None:
 
 def as_float64(module: ModuleT) -> ModuleT:
     """A float64 copy on the CPU to compute kernels with, so that they do not depend on dtype or device."""
-    clone = copy.deepcopy(module)
+    # what is not a parameter or a buffer is not moved by to(), nor copied where it was computed
+    attributes = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    moved = {id(tensor): _as_float64(tensor) for tensor in attributes}
+    clone = copy.deepcopy(module, cast(Any, moved))
     if any(parameter.is_meta for parameter in clone.parameters()):
         return clone  # shapes only
     return clone.to('cpu', torch.float64)
+
+
+def _as_float64(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.is_meta:
+        return tensor.clone()
+    return tensor.to('cpu', torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def convolve(x: Tensor, kernel: Kernel, *, like: nn.Conv2d) -> Tensor:

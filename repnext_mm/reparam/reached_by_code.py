@@ -14,11 +14,27 @@ from torch import nn
 _LIBRARIES = frozenset({'torch', 'builtins', 'abc', 'mmengine', 'typing'})
 _NONE_TESTS = ('POP_JUMP_IF_NONE', 'POP_JUMP_IF_NOT_NONE', 'POP_JUMP_FORWARD_IF_NONE', 'POP_JUMP_FORWARD_IF_NOT_NONE')
 
+_SIZES = frozenset(
+    {
+        'in_channels',
+        'out_channels',
+        'in_features',
+        'out_features',
+        'num_features',
+        'kernel_size',
+        'stride',
+        'padding',
+        'dilation',
+        'groups',
+    }
+)
+
 
 class Names(NamedTuple):
     """Attribute names in a function."""
 
     called: frozenset[str]  # of the instance, called at once: self.NAME(...)
+    looked_at: frozenset[str]  # of the instance, for their class by isinstance() or for a size: self.NAME.in_channels
     taken: frozenset[str]  # of the instance, for anything else, but to see whether they are None
     others: frozenset[str]  # of anything else, and all strings: getattr takes them
     looks_into_loops: bool  # something that a loop goes through is itself subscripted or gone through
@@ -93,7 +109,7 @@ def methods_with(kind: type[nn.Module], firsts: frozenset[str], *, helpers: bool
         found = {name: function for name, function in found.items() if name not in called}
     for name, function in found.items():
         names = _names(function.__code__)
-        if firsts & (names.called | names.taken):
+        if firsts & (names.called | names.looked_at | names.taken):
             yield name, names
 
 
@@ -129,6 +145,7 @@ def _functions(kind: type) -> tuple[tuple[str, FunctionType], ...]:
 @lru_cache(maxsize=4096)
 def _names(code: CodeType) -> Names:
     called: set[str] = set()
+    looked_at: set[str] = set()
     taken: set[str] = set()
     others: set[str] = set()
     loops: set[str] = set()
@@ -145,7 +162,7 @@ def _names(code: CodeType) -> Names:
             elif step.opname == 'LOAD_METHOD' or '|self' in step.argrepr:  # since 3.12, LOAD_ATTR says it is called
                 called.add(name)
             elif not (after and _tests_for_none(after)):
-                taken.add(name)
+                (looked_at if _is_a_look(steps, index) else taken).add(name)
         elif step.opname.startswith('LOAD_CONST'):
             constants = constants or _is_last_argument(steps, index, own)
         elif step.opname in ('LOAD_GLOBAL', 'LOAD_NAME') and step.argval == 'type':
@@ -164,9 +181,19 @@ def _names(code: CodeType) -> Names:
         if isinstance(constant, CodeType):  # comprehensions and inner functions
             inner = _names(constant)
             called, taken, others = called | inner.called, taken | inner.taken, others | inner.others
+            looked_at |= inner.looked_at
             deep, constants = deep or inner.looks_into_loops, constants or inner.gives_constants
             types = types or inner.calls_type
-    return Names(frozenset(called), frozenset(taken), frozenset(others), deep, constants, types)
+    sets = [frozenset(found) for found in (called, looked_at, taken, others)]
+    return Names(sets[0], sets[1], sets[2], sets[3], deep, constants, types)
+
+
+def _is_a_look(steps: list[dis.Instruction], index: int) -> bool:
+    """Whether an attribute of the instance is loaded for its class or a size only."""
+    after = steps[index + 1] if index + 1 < len(steps) else None
+    if after is not None and after.opname == 'LOAD_ATTR' and after.argval in _SIZES:
+        return True
+    return index > 1 and steps[index - 2].opname == 'LOAD_GLOBAL' and steps[index - 2].argval == 'isinstance'
 
 
 def _tests_for_none(step: dis.Instruction) -> bool:

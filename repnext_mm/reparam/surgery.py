@@ -130,8 +130,15 @@ def _referred_to(value: Any) -> Iterator[nn.Module]:
             found += [item.func, item.args, item.keywords]
         elif isinstance(item, weakref.ref):
             found.append(item())
-        elif type(getattr(item, '__dict__', None)) is dict and type(item).__module__.partition('.')[0] != 'torch':
-            found.append(vars(item))
+        elif type(item).__module__.partition('.')[0] != 'torch':
+            found += [getattr(item, name, None) for kind in type(item).__mro__ for name in _slots(kind)]
+            if type(getattr(item, '__dict__', None)) is dict:
+                found.append(vars(item))
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get('__slots__', ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 _NOT_FOLLOWED = (str, bytes, int, float, complex, torch.Tensor, torch.dtype, torch.device, type)

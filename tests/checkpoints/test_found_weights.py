@@ -254,3 +254,37 @@ def test_a_model_of_any_kind_is_checked():
     kept, report = check_fits(below('net.', target), target, source='file.pth')
     assert kept.keys() == target.keys()
     assert str(report) == "loaded 7/7 tensors of 'net'"
+
+
+def test_a_copy_beside_the_weights_is_left_out(load, state):
+    assert 'dropped' in load({**state, **below('ema.', state)})
+
+
+REPLACED = {
+    'pruned': (('weight_orig', 'weight_mask'), r'prune\.remove'),
+    'parametrized': (('parametrizations.weight.original0',), 'remove_parametrizations'),
+    'weight_norm': (('weight_g', 'weight_v'), 'weight_norm or spectral_norm'),
+    'adapters': (('base_layer.weight', 'lora_A.weight'), 'merge them'),
+}
+
+
+@pytest.mark.parametrize('kind', REPLACED)
+def test_weights_that_are_computed_from_others_are_named_with_the_way_out(kind, load, state):
+    names, way_out = REPLACED[kind]
+    content = {}
+    for key, value in state.items():
+        start, _, last = key.rpartition('.')
+        content |= {f'{start}.{name}': value for name in names} if last == 'weight' else {key: value}
+    with pytest.raises(ValueError, match=way_out):
+        load(content)
+
+
+def test_what_is_too_much_is_not_a_matter_of_sizes(load, state):
+    with pytest.raises(ValueError, match=r'0 missing, 2 unexpected \(epoch, mask\); the file holds more than this'):
+        load({**state, 'mask': torch.zeros(2), 'epoch': torch.tensor(3)})
+
+
+def test_a_sentence_about_many_entries_is_short(load, state):
+    with pytest.raises(ValueError, match='its weights are arrays, save them as tensors') as caught:
+        load({key: value.numpy() for key, value in state.items()})
+    assert len(str(caught.value)) < 700

@@ -23,7 +23,7 @@ from repnext_mm.models.repnext import CopyConv, MetaNeXtBlock
 from repnext_mm.models.repnext_u import REP_UNITS, PatchMerging, PatchStem, UnitBlock
 from repnext_mm.models.token_mixers import RepDWConvM
 from repnext_mm.reparam import fuse
-from repnext_mm.reparam.fusible import fused_or_kept
+from repnext_mm.reparam.fusible import Fusible, fused_or_kept
 from tests.conftest import randomize, worst_error
 from tests.models.test_repnext_blocks import CHANNELS, block, downsample
 
@@ -318,6 +318,66 @@ def test_heads_with_anything_done_to_them_stay(kind, change):
             x = torch.randn(2, 6).double()
             assert worst_error(fused_or_kept(head, 'default')(x), head(x)) < 1e-15
             assert head.not_plain()
+
+
+FUSIBLE = {
+    part: [name for name, module in build().named_modules() if name and isinstance(module, Fusible)]
+    for part, build in PARTS.items()
+}
+
+
+@pytest.mark.parametrize(('part', 'name'), [(part, name) for part, names in FUSIBLE.items() for name in ('', *names)])
+def test_a_subclass_with_another_forward_keeps_it(part, name):
+    module, definition = PARTS[part]().eval(), PARTS[part]().eval()
+    definition.load_state_dict(module.state_dict())
+    for model in (module, definition):
+        inner = model.get_submodule(name)
+        base = type(inner)
+        inner.__class__ = type('Further', (base,), {'forward': lambda self, x, base=base: 2 * base.forward(self, x)})
+    channels = next(m for m in module.modules() if isinstance(m, nn.Conv2d)).in_channels
+    channels = {'block': CHANNELS, 'u1': 6, 'E downsample': CHANNELS // 2}.get(part, channels)
+    x = torch.randn(2, channels, 16, 12).double()
+    with torch.no_grad():
+        expected = called(definition)(x)
+        assert worst_error(module(x), expected) < 1e-13
+        for form in FORMS:
+            fused, report = fuse(nn.Sequential(module), form=form)
+            assert worst_error(fused(x), expected) < 1e-13, form
+    assert any('its class Further overrides forward() alone' in reason for reason in report.refused)
+
+
+ADDED = {
+    'a layer': lambda unit: unit.add_module('observer', nn.Identity()),
+    'a bias': lambda unit: setattr(unit.conv_7_w, 'bias', nn.Parameter(torch.ones(4).double())),
+    'a branch less': lambda unit: setattr(unit, 'conv_5_3', nn.Identity()),
+    'another branch': lambda unit: setattr(unit, 'branches', lambda x: 2 * unit.conv_7_7(x)),
+}
+
+
+@pytest.mark.parametrize('change', ADDED.values(), ids=ADDED)
+def test_branches_that_were_changed_run(change):
+    unit, x = RepDWConvM(4).double().eval(), torch.randn(1, 4, 9, 8).double()
+    change(unit)
+    with torch.no_grad():
+        expected = unit.branches(x)
+        assert torch.equal(unit(x), expected)
+        fused, report = fuse(nn.Sequential(unit))
+        assert torch.equal(fused(x), expected)
+    assert len(report.refused) == 1
+
+
+def test_a_chain_that_keeps_its_output_is_not_written_over():
+    class Keeping(nn.Sequential):
+        def forward(self, x):
+            self.seen = super().forward(x)
+            return self.seen
+
+    model = fused_or_kept(block().eval(), 'default')
+    model.channel_mixer = Keeping(*model.channel_mixer)
+    x = torch.randn(1, CHANNELS, 9, 7).double()
+    with torch.no_grad():
+        output = model(x)
+        assert worst_error(output - x, model.channel_mixer.seen) < 1e-13
 
 
 @pytest.mark.parametrize('where', ['channel and token mixer', 'drop_path too'])

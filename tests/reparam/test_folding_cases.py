@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms
 from tests.conftest import randomize, worst_error
+from tests.reparam.test_plain_layers import Doubling
 
 EXACT = 1e-12
 
@@ -79,6 +80,15 @@ FOLDS = {
     'transposed': lambda: nn.Sequential(
         nn.ConvTranspose2d(4, 6, 3, 2, groups=2, output_padding=1, bias=False), nn.BatchNorm2d(6)
     ),
+    'behind average pooling': lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 2, ceil_mode=True), nn.BatchNorm2d(6)),
+    'behind padded pooling that does not count': lambda: nn.Sequential(
+        conv(), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.BatchNorm2d(6)
+    ),
+    'behind pooling to a size': lambda: nn.Sequential(conv(), nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(6)),
+    'behind a larger map': lambda: nn.Sequential(
+        conv(), nn.Upsample(scale_factor=2, mode='bicubic', align_corners=True), nn.BatchNorm2d(6)
+    ),
+    'in front of pooling': lambda: nn.Sequential(nn.BatchNorm2d(4), nn.AvgPool2d(2), conv(size=1)),
     'concatenation': lambda: written(
         lambda s, x: s.b(torch.cat([s.c(x), s.d(x)], dim=1)), c=conv(4, 4), d=conv(4, 2, 1), b=nn.BatchNorm2d(6)
     ),
@@ -176,6 +186,16 @@ def _referring(refer: Callable[[nn.Module], object]) -> nn.Module:
     return model
 
 
+class _Slotted:
+    __slots__ = ('layer',)
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
 def _bound_root() -> nn.Module:
     model = written(lambda s, x: s.b(s.c(x)))
     model.forward = types.MethodType(lambda s, x: s.b(s.c(x)).relu(), model)
@@ -186,6 +206,24 @@ def _adding_method() -> nn.Module:
     model = nn.Sequential(conv(), nn.BatchNorm2d(6))
     model[1]._check_input_dim = lambda x: x.mul_(2)
     return model
+
+
+def _weight(index: int, change: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(6))
+    model[index].weight = change(model[index].weight.detach())
+    return model
+
+
+def _of_class(index: int, **attributes: Any) -> nn.Module:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(6))
+    model[index].__class__ = type('Other', (type(model[index]),), attributes)
+    return model
+
+
+def _doubled_weight(s, name):
+    if name == 'weight':
+        return 2 * object.__getattribute__(s, '_parameters')[name]
+    return object.__getattribute__(s, name)
 
 
 ON_THE_INSTANCE = {
@@ -202,8 +240,15 @@ ON_THE_INSTANCE = {
     'compiled layer': lambda: _compiled(0, 0),
     'forward of the root': _bound_root,
     'list': lambda: _referring(lambda layer: (lambda held: lambda x: held[0](x))([layer])),
+    'slot': lambda: _referring(_Slotted),
     'bound method': lambda: _referring(lambda layer: layer.__call__),
     'weak reference': lambda: _referring(lambda layer: (lambda held: lambda x: held()(x))(weakref.ref(layer))),
+    '_call_impl': lambda: _replaced(0, '_call_impl', lambda s, x: s.forward(x) * 2),
+    'kind of weight': lambda: _weight(0, lambda weight: nn.Parameter(weight.as_subclass(Doubling))),
+    'kind of weight of the norm': lambda: _weight(1, lambda weight: nn.Parameter(weight.as_subclass(Doubling))),
+    'weight of the class': lambda: _of_class(0, weight=property(lambda s: 2 * s._parameters['weight'])),
+    'bias of the class of the norm': lambda: _of_class(1, bias=property(lambda s: 2 * s._parameters['bias'])),
+    'attributes of the class': lambda: _of_class(0, __getattribute__=_doubled_weight),
     'pruned': lambda: nn.Sequential(prune.l1_unstructured(conv(), 'weight', 0.5), nn.BatchNorm2d(6)),
 }
 
@@ -213,6 +258,39 @@ def test_what_is_on_the_instance_stays_and_is_named(case):
     _, refused, norms = fused_and_compared(ON_THE_INSTANCE[case]())
     assert norms == 1
     assert refused
+
+
+PLACES: dict[str, Callable[[nn.Module, str, torch.Tensor], object]] = {
+    'attribute': lambda layer, name, value: setattr(layer, name, value),
+    'attribute in front of the parameter': lambda layer, name, value: vars(layer).update({name: value}),
+    'buffer': lambda layer, name, value: layer.register_buffer(name, value),
+    'computed': lambda layer, name, value: setattr(layer, name, value.requires_grad_() * 2),
+}
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('name', ['weight', 'bias'])
+@pytest.mark.parametrize('index', [0, 1])
+def test_weights_in_other_places_than_parameters_fold(index, name, place):
+    model = randomize(nn.Sequential(conv(), nn.BatchNorm2d(6)).double()).eval()
+    value = 3 * getattr(model[index], name).detach()
+    if 'in front' not in place:
+        delattr(model[index], name)
+    PLACES[place](model[index], name, value)
+    with torch.no_grad():
+        expected = model(image())
+        fused, report = fuse(model)
+        assert report.norms_after == 0
+        assert worst_error(fused(image()), expected) < EXACT
+        assert torch.equal(model(image()), expected)
+
+
+@pytest.mark.filterwarnings('ignore:Lazy modules')
+def test_lazy_layers_stay_until_they_have_a_shape():
+    model = nn.Sequential(nn.LazyConv2d(6, 3), nn.LazyBatchNorm2d(), conv(6, 3, 1), nn.LazyBatchNorm2d()).eval()
+    assert fuse(model)[1].norms_after == 2
+    model(image().float())
+    assert fused_and_compared(model)[2] == 0
 
 
 @pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated')
@@ -366,6 +444,48 @@ def _subscripting_in_loops(s, x):
     return x * len(x)
 
 
+def _setting(name: str, value: Callable[[nn.Module], object], of: str = 'b') -> Callable[..., Any]:
+    def forward(s, x):
+        setattr(getattr(s, of), name, value(s))
+        return s.b(s.c(x))
+
+    return forward
+
+
+def _only_at_first(s, x):
+    if getattr(s, 'done', False):
+        return s.c(x)
+    s.done = True
+    return s.b(s.c(x))
+
+
+def _counting(s, x):
+    s.calls = getattr(s, 'calls', 0) + 1
+    return s.c(x) if s.calls % 3 == 0 else s.b(s.c(x))
+
+
+def _swapping(s, x):
+    y = s.b(s.c(x))
+    s.c, s.d = s.d, s.c
+    return y
+
+
+_CALLS = {'count': 0}
+
+
+def _counting_outside(s, x):
+    _CALLS['count'] += 1
+    return s.b(s.c(x)) if _CALLS['count'] % 2 else s.c(x)
+
+
+def _several_calls(model: nn.Module) -> torch.Tensor:
+    state, _CALLS['count'] = dict(vars(model)), 0
+    outputs = torch.stack([model(image() * (call + 1)) for call in range(4)])
+    vars(model).clear()
+    vars(model).update(state)
+    return outputs
+
+
 def square() -> dict[str, nn.Module]:
     return {'c': conv(4, 4), 'b': nn.BatchNorm2d(4)}
 
@@ -382,6 +502,20 @@ STAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any] | Non
     'bias': (
         lambda: written(lambda s, x: s.b(s.c(x)) + (s.c.bias is None), c=conv(bias=False), b=nn.BatchNorm2d(6)),
         None,
+    ),
+    'statistics are set': (lambda: written(_setting('running_mean', lambda s: s.b.running_var)), None),
+    'eps is set': (lambda: written(_setting('eps', lambda s: 0.5)), None),
+    'weight is set': (
+        lambda: written(_setting('weight', lambda s: nn.Parameter(torch.ones(6, 4, 3, 3).double()), of='c')),
+        None,
+    ),
+    'forward is set': (lambda: written(_setting('forward', lambda s: torch.relu)), None),
+    'only the first call': (lambda: written(_only_at_first), _several_calls),
+    'every third call': (lambda: written(_counting), _several_calls),
+    'every second call, counted elsewhere': (lambda: written(_counting_outside), _several_calls),
+    'another layer in the next call': (
+        lambda: written(_swapping, c=conv(), d=conv(), b=nn.BatchNorm2d(6)),
+        lambda m: torch.stack([m(image()) for _ in range(2)]),
     ),
     'another method': (lambda: WithStem(c=conv(), b=nn.BatchNorm2d(6)), lambda m: m.stem(image())),
     'a method that forward uses': (lambda: UsingStem(c=conv(), b=nn.BatchNorm2d(6)), lambda m: m.stem(image())),
@@ -400,6 +534,12 @@ STAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any] | Non
         None,
     ),
     'padded': (lambda: nn.Sequential(nn.BatchNorm2d(4), conv()), None),
+    'padded pooling': (lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 2, 1), nn.BatchNorm2d(6)), None),
+    'pooling with another divisor': (
+        lambda: nn.Sequential(conv(), nn.AvgPool2d(2, divisor_override=3), nn.BatchNorm2d(6)),
+        None,
+    ),
+    'pooling of the largest': (lambda: nn.Sequential(conv(), nn.MaxPool2d(2), nn.BatchNorm2d(6)), None),
     'transposed behind': (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3)), None),
     'one of two readers padded': (
         lambda: written(
@@ -447,6 +587,33 @@ def test_parts_that_are_called_as_a_whole_fold():
         return x * len(x)
 
     assert fused_and_compared(written(giving, blocks=nn.ModuleList([WithFlag(**square())])))[2] == 1
+
+
+class Resettable(Written):
+    """A method that only looks at the layer before a norm does not keep it, as timm's ``reset_classifier``."""
+
+    def forward(self, x):
+        return self.b(self.c(x))
+
+    def reset(self, count):
+        if not isinstance(self.c, nn.Conv2d):
+            raise TypeError(count)
+        self.last = [self.c.out_channels] * len(self.c.kernel_size) * int(count)
+
+
+class ResettableNorm(Resettable):
+    def reset(self, count):
+        return isinstance(self.b, nn.BatchNorm2d) and int(count)
+
+
+class ResettableLayer(Resettable):
+    def reset(self, count):
+        return float(count) * self.c.weight
+
+
+@pytest.mark.parametrize(('kind', 'norms'), [(Resettable, 0), (ResettableNorm, 1), (ResettableLayer, 1)])
+def test_what_another_method_only_looks_at_folds_when_it_looks_the_same_afterwards(kind, norms):
+    assert fused_and_compared(kind(c=conv(), b=nn.BatchNorm2d(6)))[2] == norms
 
 
 class WithFlag(Written):

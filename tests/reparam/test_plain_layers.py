@@ -10,10 +10,27 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune
 
-from repnext_mm.reparam import Fusible, affine_of
+from repnext_mm.reparam import Fusible, affine_of, fuse
 from repnext_mm.reparam.kernel import is_affine
 from repnext_mm.reparam.plain_layers import hooks_of_all_modules, is_intercepted, is_plain, why_called, why_intercepted
 from tests.conftest import worst_error
+
+
+class Inert(nn.Parameter):
+    """Only another name."""
+
+
+class Doubling(torch.Tensor):
+    """As the tensors of quantization libraries do, it decides what a convolution with it computes."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            output = function(*args, **(kwargs or {}))
+        if function.__name__ == 'detach':
+            return output.as_subclass(cls)
+        return 2 * output if 'conv' in function.__name__ else output
+
 
 PLAIN = {
     'conv1d': lambda: nn.Conv1d(4, 4, 1),
@@ -27,11 +44,28 @@ PLAIN = {
     'parametrized': lambda: parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)),
     'unpruned': lambda: prune.remove(prune.l1_unstructured(nn.Conv2d(4, 4, 1), 'weight', 0.5), 'weight'),
     'own weight': lambda: with_attribute(nn.Conv2d(4, 4, 1), 'label', 'any'),
+    'weight of an inert kind': lambda: with_attribute(nn.Conv2d(4, 4, 1), 'weight', Inert(torch.ones(4, 4, 1, 1))),
+    'weight as a tensor': lambda: without_parameter(nn.Conv2d(4, 4, 1)),
+    'state_dict hook': lambda: hooked('_register_state_dict_hook'),
+    'load_state_dict hook': lambda: hooked('register_load_state_dict_post_hook'),
 }
 
 
 def with_attribute(module: nn.Module, name: str, value: object) -> nn.Module:
     setattr(module, name, value)
+    return module
+
+
+def without_parameter(module: nn.Module) -> nn.Module:
+    """As ``DataParallel`` and functional calls leave it."""
+    weight = module.weight.detach()
+    del module.weight
+    return with_attribute(module, 'weight', weight)
+
+
+def of_class(kind: type[nn.Module], **attributes: object) -> nn.Module:
+    module = kind(4, 4, 1) if kind is nn.Conv2d else kind(4)
+    module.__class__ = type('Other', (kind,), attributes)
     return module
 
 
@@ -91,6 +125,23 @@ OTHERS = {
     '_conv_forward': lambda: with_attribute(
         nn.Conv2d(4, 4, 1), '_conv_forward', types.MethodType(nn.Conv2d._conv_forward, nn.Conv2d(4, 4, 1))
     ),
+    '_call_impl': lambda: with_attribute(nn.Conv2d(4, 4, 1), '_call_impl', lambda x: x),
+    '_call_impl of the class': lambda: of_class(nn.Conv2d, _call_impl=lambda self, x: self.forward(x) + 1),
+    '__getattribute__': lambda: of_class(
+        nn.Conv2d, __getattribute__=lambda self, name: object.__getattribute__(self, name)
+    ),
+    '__getattr__': lambda: of_class(nn.Conv2d, __getattr__=lambda self, name: nn.Module.__getattr__(self, name)),
+    'weight of the class': lambda: of_class(nn.Conv2d, weight=property(lambda self: self._parameters['weight'] * 2)),
+    'weight of a norm': lambda: of_class(nn.BatchNorm2d, weight=property(lambda self: 1 + self._parameters['weight'])),
+    'mean of a norm': lambda: of_class(
+        nn.BatchNorm2d, running_mean=property(lambda self: self._buffers['running_mean'] + 1)
+    ),
+    'kind of tensor': lambda: with_attribute(
+        nn.Conv2d(4, 4, 1), 'weight', nn.Parameter(torch.ones(4, 4, 1, 1).as_subclass(Doubling))
+    ),
+    'kind of statistics': lambda: with_attribute(nn.BatchNorm2d(4), 'running_var', torch.ones(4).as_subclass(Doubling)),
+    'sparse': lambda: with_attribute(nn.Linear(4, 4), 'weight', nn.Parameter(torch.eye(4).to_sparse())),
+    'lazy norm': nn.LazyBatchNorm2d,
     'compiled': compiled,
     'adapter': Adapter,
     'called': lambda: Called(4, 4, 1),
@@ -178,6 +229,48 @@ def test_the_question_can_be_compiled(hook):
         reader.conv.register_forward_hook(lambda module, args, output: 2 * output)
     run = torch.compile(reader, backend='eager', fullgraph=True)
     assert torch.equal(run(x), reader.conv(x) if hook else x)
+
+
+class Written(Fusible):
+    """Defines its output and its deploy form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.branches(x)
+
+    def branches(self, x):
+        return self.conv(x)
+
+    def fused(self, form):
+        return nn.Identity()
+
+
+def test_a_class_with_another_forward_has_its_own_deploy_form_or_none():
+    def doubled(self, x):
+        return 2 * self.conv(x)
+
+    def fused(self, form):
+        return self
+
+    for name in ('forward', 'branches'):
+        kind = type('Further', (Written,), {name: doubled})
+        assert why_intercepted(kind()) == f'its class Further overrides {name}() alone, of which fused() does not know'
+        assert fuse(nn.Sequential(kind()))[1].refused == (f'0: {why_intercepted(kind())}',)
+        assert not is_intercepted(type('Further', (Written,), {name: doubled, 'fused': fused})())
+        assert is_intercepted(type('Last', (kind,), {})())
+    assert not is_intercepted(type('Named', (Written,), {'obstacles': lambda self, form: iter(())})())
+
+
+def test_methods_that_are_replaced_in_a_fusible_class_or_instance_count(monkeypatch):
+    module = Written()
+    assert not is_intercepted(module)
+    module.branches = lambda x: x
+    assert why_intercepted(module) == 'its branches was replaced'
+    monkeypatch.setattr(Written, 'forward', lambda self, x: 2 * self.conv(x))
+    assert why_intercepted(Written()) == 'the methods of its class Written were replaced'
 
 
 class Doubled(Fusible):

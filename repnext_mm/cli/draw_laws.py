@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import cast
 
-import torch
-from torch import nn
-
-from repnext_mm.apis import load_config
-from repnext_mm.apis.build import build_model
-from repnext_mm.errors import UserError
-from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum
-from repnext_mm.models import ChunkConv, RepDWConvS, RepNeXt
+from repnext_mm.lab.draw.laws import draw_chain, draw_shortcut, draw_sum, mixer_of
+from repnext_mm.lab.draw.subject import load_subject
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,25 +18,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    mixer = mixer_of(args)
+    backbone = load_subject(args.config, args.checkpoint).backbone
+    mixer = mixer_of(backbone, args.block, channel=args.channel)
     draw_sum(mixer, args.out / 'reparam_sum.png', channel=args.channel)
     draw_chain(mixer, args.out / 'reparam_chain.png', channel=args.channel)
     draw_shortcut(args.out / 'reparam_shortcut.png')
     print(f'drew reparam_sum.png, reparam_chain.png and reparam_shortcut.png in {args.out}')
-
-
-def mixer_of(args: argparse.Namespace) -> ChunkConv:
-    if (args.config is None) != (args.checkpoint is None):
-        raise UserError('give --config and --checkpoint together, or neither')
-    torch.manual_seed(0)
-    backbone: nn.Module = RepNeXt('m0')
-    if args.config is not None:
-        model = build_model(load_config(args.config), args.checkpoint)
-        backbone = cast(nn.Module, getattr(model, 'backbone', model))
-    mixer = dict(backbone.named_modules()).get(f'{args.block}.token_mixer')
-    if not isinstance(mixer, ChunkConv) or not isinstance(mixer.conv_s, RepDWConvS):
-        raise UserError(f"--block {args.block} is not a block of RepNeXt in train form: try 'stages.0.blocks.0'")
-    channels = mixer.conv_s.conv_3_3.in_channels
-    if not 0 <= args.channel < channels:
-        raise UserError(f'--channel {args.channel}: the scales have channels 0 to {channels - 1}')
-    return mixer

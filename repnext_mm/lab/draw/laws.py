@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from repnext_mm.errors import UserError
 from repnext_mm.lab.draw.canvas import COLORS, legend_below, new_figure, new_grid, save_png
 from repnext_mm.models import ChunkConv, RepDWConvM, RepDWConvS
 from repnext_mm.models.mixer_forms import DenseMixer
@@ -22,6 +23,26 @@ _MAP = 'RdBu_r'
 _NO_WEIGHT, _COPY, _WEIGHT = 'white', COLORS['blue'], COLORS['orange']
 _SIDE = 2.6  # inches of a panel
 _EDGE = 24  # pixels of the image that shows the border
+
+
+def mixer_of(backbone: nn.Module, block: str, *, channel: int) -> ChunkConv:
+    """The token mixer of a block.
+
+    Args:
+        backbone: a RepNeXt in train form.
+        block: its name, such as ``'stages.2.blocks.4'``.
+        channel: one of those that its scales must have.
+
+    Raises:
+        UserError: there is no such block or channel.
+    """
+    mixer = dict(backbone.named_modules()).get(f'{block}.token_mixer')
+    if not isinstance(mixer, ChunkConv) or not isinstance(mixer.conv_s, RepDWConvS):
+        raise UserError(f"--block {block} is not a block of RepNeXt in train form: try 'stages.0.blocks.0'")
+    channels = mixer.conv_s.conv_3_3.in_channels
+    if not 0 <= channel < channels:
+        raise UserError(f'--channel {channel}: the scales have channels 0 to {channels - 1}')
+    return mixer
 
 
 @torch.no_grad()

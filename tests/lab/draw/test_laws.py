@@ -43,7 +43,7 @@ def test_roles_of_an_eliminated_shortcut():
     ('words', 'message'),
     [
         (('--block', 'stages.9'), 'error: --block stages.9 is not a block of RepNeXt in train form'),
-        (('--config', 'nowhere.py'), 'error: give --config and --checkpoint together, or neither'),
+        (('--config', 'nowhere.py'), 'error: give a config and a checkpoint together, or neither'),
         (('--channel', '40'), 'error: --channel 40: the scales have channels 0 to 39'),
     ],
     ids=['block', 'config', 'channel'],

@@ -272,6 +272,8 @@ def test_data_parallel_buckets_are_made_for_it(monkeypatch):
 
 def test_shards_are_refused():
     class Sharded(FullyShardedDataParallel):
+        training_state = None  # of a wrapper that exchanges nothing
+
         def __init__(self):
             nn.Module.__init__(self)
             self._fsdp_wrapped_module = nn.Linear(2, 2)

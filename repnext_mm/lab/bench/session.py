@@ -165,10 +165,11 @@ def measure_repeatedly(
     tf32: bool,
     progress: Callable[[int], Callable[[], object]],
 ) -> str:
-    """Measure training steps, whole ones or whole models, and write the record after each; every repeat starts from the beginning.
+    """Measure training steps or whole models and write the record after each; every repeat starts from the beginning.
 
     Args:
-        calls: of ``measure_training_step``, ``measure_whole_step`` or ``measure_whole_model``, all but their rounds, warm-up and device.
+        calls: of ``measure_training_step``, ``measure_whole_step`` or ``measure_whole_model``, all but their rounds,
+            warm-up and device.
         path: of the JSON record; the table is written beside it.
         kind: a key of ``TABLES``.
         progress: takes the number of steps, and gives what is to be called after each.

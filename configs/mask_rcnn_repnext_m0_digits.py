@@ -42,7 +42,7 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05, foreach=True),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
@@ -50,6 +50,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, begin=0, end=epochs, eta_min=0),
 ]
 default_hooks = dict(
+    memory_format=dict(type='MemoryFormatHook'),  # channels_last: faster on a CPU
     logger=dict(interval=50),
     checkpoint=dict(interval=epochs, max_keep_ckpts=1, save_best=None),
 )

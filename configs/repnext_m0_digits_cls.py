@@ -30,6 +30,7 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(type='TimmCosineLR', lr_min=1e-5, warmup_epochs=2, warmup_lr=1e-5)
 default_hooks = dict(
+    memory_format=dict(type='MemoryFormatHook'),  # channels_last: faster on a CPU
     logger=dict(interval=10),
     checkpoint=dict(interval=epochs, max_keep_ckpts=1, save_best=None),
 )

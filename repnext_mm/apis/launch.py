@@ -18,6 +18,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 
 from repnext_mm.apis.config import replace_type
 from repnext_mm.errors import UserError
+from repnext_mm.hooks.compile_backbone import check_compiler
 from repnext_mm.models import type_name
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -59,12 +60,22 @@ def set_launcher(config: Config, launcher: str) -> None:
 
 def set_memory_format(config: Config, memory_format: str) -> None:
     """Write a memory format into the MemoryFormatHook of a config, which is added where there is none."""
-    hooks = dict(config.get('default_hooks') or {})
-    for hook in (*hooks.values(), *(config.get('custom_hooks') or ())):
-        if isinstance(hook, dict) and type_name(hook.get('type')) == 'MemoryFormatHook':
-            hook['memory_format'] = memory_format
-            return
-    config.default_hooks = {**hooks, 'memory_format': dict(type='MemoryFormatHook', memory_format=memory_format)}
+    _hook(config, 'memory_format', 'MemoryFormatHook')['memory_format'] = memory_format
+
+
+def set_compile(config: Config) -> None:
+    """Give a config a CompileBackboneHook, unless it has one."""
+    _hook(config, 'compile', 'CompileBackboneHook')
+
+
+def check_compile(config: Config) -> None:
+    """What a config's CompileBackboneHook needs is on this machine.
+
+    Raises:
+        UserError: no compiler is.
+    """
+    if any(type_name(hook.get('type')) == 'CompileBackboneHook' for hook in _hooks(config)):
+        check_compiler(get_device())
 
 
 def check_strategy(config: Config) -> None:
@@ -132,6 +143,21 @@ def fit_to_machine(config: Config) -> list[str]:
     if config.get('runner_type') == 'FlexibleRunner':
         notes += _fit_strategy(config, distributed=distributed)
     return notes
+
+
+def _hooks(config: Config) -> list[dict[str, Any]]:
+    known = (*(config.get('default_hooks') or {}).values(), *(config.get('custom_hooks') or ()))
+    return [hook for hook in known if isinstance(hook, dict)]
+
+
+def _hook(config: Config, name: str, kind: str) -> dict[str, Any]:
+    """A config's hook of this type, which becomes ``default_hooks.name`` where there is none."""
+    for hook in _hooks(config):
+        if type_name(hook.get('type')) == kind:
+            return hook
+    config.default_hooks = {**(config.get('default_hooks') or {}), name: dict(type=kind)}
+    made: dict[str, Any] = config.default_hooks[name]
+    return made
 
 
 def _wrappers(key: str, part: Any) -> list[tuple[str, Mapping[str, Any]]]:

@@ -25,9 +25,11 @@ from repnext_mm.apis.checks import (
 from repnext_mm.apis.config import load_config
 from repnext_mm.apis.launch import (
     MIXED_PRECISION_DEVICES,
+    check_compile,
     check_precision,
     check_strategy,
     fit_to_machine,
+    set_compile,
     set_launcher,
     set_memory_format,
 )
@@ -43,6 +45,7 @@ def prepare_training(
     work_dir: str | None = None,
     amp: bool = False,
     memory_format: str | None = None,
+    compile: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -51,8 +54,8 @@ def prepare_training(
     """Read a training config, apply what the command line says, and check all that can be checked at once.
 
     ``amp`` is mixed precision: float16 with loss scaling on a GPU, bfloat16 on a CPU. ``memory_format`` is that of
-    ``MemoryFormatHook``; None leaves it to the config. ``resume`` is None, 'auto' (the newest checkpoint of the working
-    directory, if any) or a checkpoint's path.
+    ``MemoryFormatHook``; None leaves it to the config. ``compile`` adds a ``CompileBackboneHook``. ``resume`` is None,
+    'auto' (the newest checkpoint of the working directory, if any) or a checkpoint's path.
 
     Raises:
         UserError: one sentence with the value, the rule and the way out.
@@ -66,6 +69,8 @@ def prepare_training(
         _enable_amp(config)
     if memory_format is not None:
         set_memory_format(config, memory_format)
+    if compile:
+        set_compile(config)
     if auto_scale_lr:
         _enable_scaling(config, path)
     if resume == 'auto':
@@ -75,6 +80,7 @@ def prepare_training(
         config.resume, config.load_from = True, resume
     check_strategy(config)
     check_precision(config, stages=('train', 'val'))
+    check_compile(config)
     check_model(config.model)
     if config.get('load_from'):
         check_checkpoint(config.load_from, given_as='--resume' if config.resume else 'load_from')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from repnext_mm.cli import options
+from repnext_mm.data.own.new_config import configs_folder
 from repnext_mm.errors import UserError
+from repnext_mm.lab.bench.gpu_records import gpu_rows, run_rows
 from repnext_mm.lab.bench.jobs import parse_shape, run_jobs
 from repnext_mm.lab.bench.networks import AUTO, PARTS, PEERS, TRAIN_FORM, variants
 from repnext_mm.lab.bench.record import read_record
@@ -23,6 +25,7 @@ from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, RUNTIMES
 from repnext_mm.lab.bench.session import FIRST_BATCH, SEARCH, measure_repeatedly, plan_inference, render, training_calls
 from repnext_mm.lab.bench.training import SHAPES
 from repnext_mm.lab.bench.whole_model import measure_whole_model
+from repnext_mm.lab.bench.whole_step import BACKBONES, measure_whole_step
 from repnext_mm.models import FORMS
 from repnext_mm.models.repnext import ARCHITECTURES
 
@@ -57,7 +60,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar='NxCxHxW',
         help=f'default: 1x3x224x224; with --train {TRAIN_SHAPE}, or by name: {", ".join(SHAPES)}',
     )
-    what.add_argument('--train', action='store_true', help='time training steps of --arch instead')
+    what.add_argument(
+        '--train',
+        nargs='?',
+        const=True,
+        metavar='CONFIG',
+        help="time training steps instead: of the backbones of --arch, or a config's whole steps, stage by stage",
+    )
+    what.add_argument(
+        '--backbones',
+        nargs='+',
+        default=BACKBONES,
+        metavar='NAME',
+        help=f"in --train CONFIG, from {', '.join(BACKBONES)}: the config's own, by its branches or merged, and "
+        'others in its place; ratios are to the first row',
+    )
     what.add_argument('--config', help='time a whole detector or segmentor instead, part by part')
     what.add_argument('--checkpoint', help='weights of --config; random ones by default')
     what.add_argument('--image', help='image file for --config; a synthetic one by default')
@@ -71,6 +88,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
     options.add_threads(how)
+    how.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help="in --train CONFIG, count CPU time, not the wall clock's: for a machine that others use, with --threads 1",
+    )
     how.add_argument('--tf32', action='store_true', help='let float32 run in TF32 on a GPU')
     how.add_argument('--rounds', type=int, help='timed calls of each variant (default: 30 on a CPU, 100 on a GPU)')
     how.add_argument('--repeats', type=int, default=3, help='processes per setting, to see the spread between them')
@@ -90,9 +112,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         '--output',
         metavar='DIR/NAME',
         help='writes NAME.json after each process, at the end NAME.md and NAME.RUNTIME.png; default: '
-        'work_dirs/benchmark/ and inference, training or whole_model',
+        'work_dirs/benchmark/ and inference, training, whole_step or whole_model',
     )
     out.add_argument('--resume', action='store_true', help='go on with DIR/NAME.json after an interruption')
+    out.add_argument(
+        '--gpu-records',
+        metavar='DIR',
+        help='run every row that needs a GPU, in ten minutes, and write its records into DIR; a second call goes on; '
+        'with --device cpu the same plan at tiny sizes',
+    )
     out.add_argument('--render', metavar='FILE.json', help='only write the table and the plots of a record again')
 
 
@@ -102,10 +130,29 @@ def run(args: argparse.Namespace) -> int:
         if args.render:
             print_files(render(read_record(args.render), Path(args.render)))
             return 0
+        if args.gpu_records:
+            return run_gpu_records(args)
         return run_other(args) if args.train or args.config else run_inference(args)
     except KeyboardInterrupt:
         print('stopped; the same command with --resume goes on', file=sys.stderr)
         raise
+
+
+def run_gpu_records(args: argparse.Namespace) -> int:
+    device = how_of(args)['device']
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+
+    def measure(arguments: Sequence[str]) -> int:
+        given = parser.parse_args(list(arguments))
+        given.called = [*args.called[:2], *arguments]
+        return run(given)
+
+    rows = gpu_rows(configs_folder(), tiny=device == 'cpu')
+    found = run_rows(rows, args.gpu_records, measure, device=device)
+    for name, result in found.items():
+        print(f'{name}: {result}')
+    return int(any(result.startswith('failed') for result in found.values()))
 
 
 def run_inference(args: argparse.Namespace) -> int:
@@ -140,7 +187,7 @@ def run_inference(args: argparse.Namespace) -> int:
 
 
 def run_other(args: argparse.Namespace) -> int:
-    kind = 'training' if args.train else 'whole_model'
+    kind = 'whole_model' if not args.train else 'training' if args.train is True else 'whole_step'
     path = output_of(args, kind)
     with progress_bar() as bar:
 
@@ -153,6 +200,18 @@ def run_other(args: argparse.Namespace) -> int:
 
 
 def calls_of(args: argparse.Namespace) -> list[Callable[..., Any]]:
+    if isinstance(args.train, str):
+        return [
+            partial(
+                measure_whole_step,
+                args.train,
+                backbones=args.backbones,
+                memory_formats=args.memory_format,
+                dtypes=args.dtype,
+                cpu_time=args.cpu_time,
+                options=args.cfg_options,
+            )
+        ]
     if args.train:
         return training_calls(
             args.arch,

@@ -14,6 +14,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU')
     options.add_memory_format(parser)
     parser.add_argument(
+        '--compile', action='store_true', help="compile the backbone's training step (needs a compiler)"
+    )
+    parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the rate by this run's batch over auto_scale_lr's"
     )
     parser.add_argument(
@@ -36,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
         work_dir=args.work_dir,
         amp=args.amp,
         memory_format=args.memory_format,
+        compile=args.compile,
         auto_scale_lr=args.auto_scale_lr,
         resume=args.resume,
         options=args.cfg_options,

@@ -31,7 +31,7 @@ class MemoryFormatHook(Hook):
         memory_format: ``'channels_last'`` or ``'contiguous'``.
 
     Raises:
-        UserError: ``memory_format`` is unknown, or the run shards its parameters.
+        UserError: ``memory_format`` is unknown, or is not contiguous in a run that shards its parameters.
     """
 
     priority = 'HIGH'  # before EMAHook (NORMAL), which copies the model before the run
@@ -43,10 +43,11 @@ class MemoryFormatHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Convert the model, and let wrappers that know its strides measure them again."""
-        if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
+        sharded = any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules())
+        if sharded and self.memory_format != 'contiguous':
             raise UserError(
                 f"memory_format='{self.memory_format}' cannot be kept by FSDP, whose parameters are one row: set "
-                "strategy.type='DDPStrategy', or remove MemoryFormatHook"
+                "strategy.type='DDPStrategy', or --memory-format contiguous"
             )
         if convert(runner.model, self.memory_format):
             for module in runner.model.modules():

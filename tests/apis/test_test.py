@@ -154,6 +154,14 @@ def test_memory_format(weights):
     assert 'memory_format' not in config.default_hooks
 
 
+def test_compile(monkeypatch):
+    on('cpu', monkeypatch)
+    assert 'compile' not in prepare_training(COCO, options=SCRATCH).default_hooks
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    with pytest.raises(ValueError, match='there is no no-such-compiler here: install one'):
+        prepare_training(COCO, compile=True, options=SCRATCH)
+
+
 def test_resume(weights):
     config = prepare_training(COCO, resume=weights, options=SCRATCH)
     assert (config.resume, config.load_from) == (True, weights)

@@ -9,7 +9,8 @@ pytestmark = pytest.mark.slow
 
 FLEXIBLE = "runner_type = 'FlexibleRunner'\n"
 PLAIN = "optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))\n"
-SHARDED = FLEXIBLE + PLAIN + "strategy = dict(type='FSDPStrategy')\n"
+CONTIGUOUS = "default_hooks['memory_format'] = dict(type='MemoryFormatHook', memory_format='contiguous')\n"
+SHARDED = FLEXIBLE + PLAIN + CONTIGUOUS + "strategy = dict(type='FSDPStrategy')\n"
 
 
 def weights(path):
@@ -39,7 +40,7 @@ def test_data_parallel_strategy_trains_the_same_weights_and_resumes(tmp_path):
 
 def test_shards_train_the_same_weights(tmp_path):
     train = ROOT / 'tools/dist_train.sh'
-    plain = write_config(tmp_path, 'classification', name='plain', more=PLAIN)
+    plain = write_config(tmp_path, 'classification', name='plain', more=PLAIN + CONTIGUOUS)
     run_job(train, plain, 2, cwd=tmp_path)
     sharded = write_config(tmp_path, 'classification', name='sharded', more=SHARDED)
     run_job(train, sharded, 2, cwd=tmp_path)

@@ -104,3 +104,27 @@ def test_training_steps(tmp_path):
     (result,) = json.loads((tmp_path / 'train.json').read_text())['results']
     assert result['steps']['train form']['time']['n'] == 2
     assert 'Memory: storages saved for backward' in (tmp_path / 'train.md').read_text()
+
+
+def test_whole_steps_of_a_config(tmp_path):
+    scenes = [
+        f'{loader}_dataloader.dataset.scenes.{part}=2' for loader in ('train', 'val') for part in ('train', 'val')
+    ]
+    shown = run_tool(
+        *(TOOL, '--train', ROOT / 'configs/semantic_fpn_repnext_m0_digits.py', '--backbones', 'branches', 'merged'),
+        *(*QUICK[4:], '--memory-format', 'channels_last', '--cpu-time', '--output', 'step'),
+        *('--cfg-options', 'data_root=scenes', 'train_dataloader.batch_size=2', *scenes),
+        cwd=tmp_path,
+    )
+    assert 'semantic_fpn_repnext_m0_digits, batch 2x3x160x160, cpu, 1 threads, CPU time, medians of 2.' in shown
+    assert '| merged | channels_last | float32 ' in re.sub(' +', ' ', shown)
+    (result,) = json.loads((tmp_path / 'step.json').read_text())['results']
+    assert [way['backbone'] for way in result['ways']] == ['branches', 'merged']
+    assert 'Data: ' in (tmp_path / 'step.md').read_text()
+
+
+@pytest.mark.slow
+def test_the_plan_for_a_gpu_runs_on_a_cpu(tmp_path):
+    shown = run_tool(TOOL, '--gpu-records', 'records', '--device', 'cpu', '--threads', '1', cwd=tmp_path)
+    assert shown.count(': measured') == 9
+    assert len(list((tmp_path / 'records').glob('*.json'))) == 9

@@ -17,13 +17,25 @@ from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.jobs import Job, Shape, plan
 from repnext_mm.lab.bench.networks import Variant
 from repnext_mm.lab.bench.record import Record, check_same_machine, new_record, read_record, write_record
-from repnext_mm.lab.bench.tables import add_results, heading, inference_tables, training_table, whole_model_tables
+from repnext_mm.lab.bench.tables import (
+    add_results,
+    heading,
+    inference_tables,
+    training_table,
+    whole_model_tables,
+    whole_step_tables,
+)
 from repnext_mm.lab.bench.training import measure_training_step
 
 SEARCH = 0  # a throughput batch: the largest that fits
 FIRST_BATCH = {'cuda': 1024, 'cpu': 32}  # where that search starts
 ROUNDS, WARMUP_ROUNDS = {'cuda': 100, 'cpu': 30}, {'cuda': 50, 'cpu': 10}
 REPEATED_ROUNDS = 20  # of training steps and whole models
+TABLES: dict[str, Callable[[list[Any]], str]] = {
+    'training': training_table,
+    'whole_step': whole_step_tables,
+    'whole_model': whole_model_tables,
+}
 
 
 @dataclass(frozen=True)
@@ -156,9 +168,10 @@ def measure_repeatedly(
     """Measure training steps or whole models and write the record after each; every repeat starts from the beginning.
 
     Args:
-        calls: of ``measure_training_step`` or ``measure_whole_model``, all but their rounds, warm-up and device.
+        calls: of ``measure_training_step``, ``measure_whole_step`` or ``measure_whole_model``, all but their rounds,
+            warm-up and device.
         path: of the JSON record; the table is written beside it.
-        kind: ``'training'`` or ``'whole_model'``.
+        kind: a key of ``TABLES``.
         progress: takes the number of steps, and gives what is to be called after each.
 
     Returns:
@@ -183,7 +196,7 @@ def measure_repeatedly(
         results.append(call(**times, progress=step))
         add_results(record, results[-1:])
         write_record(record, path)
-    table = (training_table if kind == 'training' else whole_model_tables)(results)
+    table = TABLES[kind](results)
     path.with_suffix('.md').write_text('\n'.join([*heading(record, kind.replace('_', ' ')), table]) + '\n')
     return table
 

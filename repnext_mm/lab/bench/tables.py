@@ -15,6 +15,7 @@ from repnext_mm.lab.bench.published import REPORTED, SOURCES, Reported
 from repnext_mm.lab.bench.record import Record
 from repnext_mm.lab.bench.training import TrainingStep
 from repnext_mm.lab.bench.whole_model import WholeModel
+from repnext_mm.lab.bench.whole_step import WholeStep
 from repnext_mm.lab.table import markdown_table
 from repnext_mm.timing import Latency, quantiles
 
@@ -95,8 +96,8 @@ def heading(record: Record, title: str) -> list[str]:
     ]
 
 
-def add_results(record: Record, results: Sequence[TrainingStep | WholeModel]) -> None:
-    """Append training steps or whole models to a record, as plain values."""
+def add_results(record: Record, results: Sequence[TrainingStep | WholeStep | WholeModel]) -> None:
+    """Append training steps, of a backbone or of a config, or whole models to a record, as plain values."""
     record.setdefault('results', []).extend(json.loads(json.dumps(asdict(result))) for result in results)
 
 
@@ -121,6 +122,40 @@ def training_table(results: Sequence[TrainingStep]) -> str:
     memory = '; '.join(dict.fromkeys(result.memory_kind for result in results))
     note = f'Memory: {memory}. Both ways have the same loss and gradients up to the error.'
     return f'{markdown_table(head, rows, texts=5)}\n\n{note}'
+
+
+def whole_step_tables(results: Sequence[WholeStep]) -> str:
+    """A table for each measurement, a row for each way to train, a column for each stage; ratios are to the first."""
+    texts = []
+    for result in results:
+        first = result.ways[0].stages['total'].median_ms
+        stages = [stage for stage in result.ways[0].stages if stage != 'total']
+        rows = []
+        for way in result.ways:
+            total = way.stages['total']
+            rows.append(
+                [
+                    *(way.backbone, way.memory_format, way.dtype, f'{way.parameters / 1e6:.2f}'),
+                    *(f'{way.stages[stage].median_ms:.0f}' for stage in stages),
+                    *(f'{total.median_ms:.0f}', _deciles(total, '.0f'), f'{first / total.median_ms:.2f}'),
+                    f'{way.memory_mib:,.0f}',
+                ]
+            )
+        head = ['backbone', 'format', 'autocast', 'its parameters, M', *(f'{stage}, ms' for stage in stages)]
+        head += ['step, ms', 'p10 to p90', 'x first row', 'memory, MiB']
+        texts.append(
+            f'{result.config}, batch {_shape(result.batch_shape)}, {result.device}, {result.threads} threads, '
+            f'{result.clock}, medians of {result.ways[0].stages["total"].n}.\n\n'
+            f'{markdown_table(head, rows, texts=3)}\n\n{_data_line(result)} Memory: {result.memory_kind}.\n'
+        )
+    return '\n'.join(texts)
+
+
+def _data_line(result: WholeStep) -> str:
+    made, workers = result.data.median_ms, max(result.workers, 1)
+    fastest = min(way.stages['total'].median_ms for way in result.ways)
+    verdict = 'limits the fastest of these' if made / workers > fastest else 'is hidden behind the step'
+    return f'Data: {made:.0f} ms a batch in one process, {result.workers} workers in this config: it {verdict}.'
 
 
 def whole_model_tables(results: Sequence[WholeModel]) -> str:

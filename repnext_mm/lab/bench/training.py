@@ -215,6 +215,21 @@ def step_of(way: Way, images: Tensor, autocast: Callable[[], AbstractContextMana
     return step
 
 
+@contextmanager
+def storages_saved(*, except_for: set[int]) -> Iterator[dict[int, int]]:
+    """Bytes, by address, of the storages that autograd saves for the backward pass: several nodes save one storage."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in except_for:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would hold its own graph: a cycle
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield saved
+
+
 def _compared(way: Way, images: Tensor) -> tuple[float, float]:
     """Relative errors of loss and gradients against the branches, in float32."""
     if way.run is way.reference:
@@ -260,15 +275,7 @@ def saved_mib(
         peak = torch.cuda.max_memory_allocated(images.device) - before
         way.optimizer.zero_grad(set_to_none=True)
         return peak / 2**20
-    saved: dict[int, int] = {}  # bytes by address: several nodes save one storage
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in way.kept:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would hold its own graph: a cycle
-
-    with recording_gradients(), autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with recording_gradients(), autocast(), storages_saved(except_for=way.kept) as saved:
         loss_of(way.run(images))
     return sum(saved.values()) / 2**20
 

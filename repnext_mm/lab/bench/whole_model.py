@@ -201,11 +201,11 @@ class Observed:
 class Stopwatch:
     """Time by part; a part inside another one counts for itself only."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.ms: dict[str, float] = defaultdict(float)
-        self._device = device
+        self._device, self._clock = device, clock
         self._open = ['outside']
-        self._since = time.perf_counter()
+        self._since = clock()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -217,10 +217,15 @@ class Stopwatch:
             self._switch()
             self._open.pop()
 
+    def go_on_as(self, name: str) -> None:
+        """End the part that runs, and let another one go on in its place."""
+        self._switch()
+        self._open[-1] = name
+
     def _switch(self) -> None:
         if self._device.type == 'cuda':
             torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
+        now = self._clock()
         self.ms[self._open[-1]] += (now - self._since) * 1e3
         self._since = now
 

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from repnext_mm.apis import prepare_test, prepare_training, run_test, run_training
 from repnext_mm.apis.checks import check_model
 from repnext_mm.export import export_part
+from repnext_mm.lab.bench.complexity import model_complexity
 from repnext_mm.models import ARCHITECTURES
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms
@@ -20,6 +21,7 @@ from tests.layouts import write_authors_checkpoint, write_coco
 
 pytest.importorskip('mmdet')
 
+ZOO = (CONFIGS.parent / 'docs/model_zoo.md').read_text()
 KINDS = {
     'rtmdet': ('m0', 'm1', 'm2'),
     'rtmdet-ins': ('m0', 'm1', 'm2'),
@@ -99,6 +101,15 @@ def test_the_recipe_of_rtmdet(kind, arch):
         assert pipeline[1].get('with_mask', False) == masks
         assert ('FilterAnnotations' in [step.type for step in pipeline]) == masks
     assert config.test_evaluator.metric == (['bbox', 'segm'] if masks else 'bbox')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('kind', 'arch'), NAMES)
+def test_the_model_zoo_says_how_large_each_is(kind, arch):
+    shape = (640, 640) if kind.startswith('rtmdet') else (800, 1344)
+    size = model_complexity(read(kind, arch), shape=shape, forms=['default'])['default']['total']
+    (row,) = [line for line in ZOO.splitlines() if f'/{kind}_repnext_{arch}_coco.py)' in line]
+    assert row.endswith(f'| {size.parameters / 1e6:.2f} M | {size.macs / 1e9:.2f} G |')
 
 
 def test_the_recipe_of_the_others():

@@ -71,10 +71,11 @@ def new_config(
 ) -> NewConfig:
     """Check the data below a folder, and write a config that trains on them.
 
-    YOLO labels and Pascal VOC are written as COCO-style JSON to ``NAME_annotations`` beside the config ``NAME.py``.
+    Annotations in other formats are written as COCO-style JSON to ``NAME_annotations`` beside the config ``NAME.py``.
 
     Args:
-        task: 'det' (COCO-style JSON, YOLO or Pascal VOC), 'seg' (images and label maps) or 'cls' (a folder per class).
+        task: 'det' (COCO-style JSON, YOLO, Pascal VOC, labelme, VIA or Label Studio), 'seg' (images and label maps) or
+            'cls' (a folder per class).
         data: the folder with everything below it, training and validation data told apart by names.
         model: of the task; by default Mask R-CNN (Faster R-CNN where there are no masks), Semantic FPN or RepNeXt's own
             classifier.

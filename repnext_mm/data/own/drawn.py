@@ -210,7 +210,7 @@ def ellipse(x: float, y: float, width: float, height: float, angle: float = 0.0)
 def numbers_in(record: Any, keys: Iterable[str]) -> list[float] | None:
     """The numbers under the keys; None if one is not there, or not a number."""
     values = [record.get(key) for key in keys] if isinstance(record, dict) else [None]
-    return values if all(map(is_number, values)) else None
+    return [float(value) for value in values if value is not None] if all(map(is_number, values)) else None
 
 
 def points_in(value: Any, least: int) -> list[float] | None:

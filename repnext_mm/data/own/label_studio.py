@@ -123,16 +123,16 @@ def _objects(items: Sequence[dict[str, Any]], where: str, findings: Findings) ->
             if field.endswith('labels') and isinstance(texts, list)
             for name in texts
         ]
-        width, height = item.get('original_width'), item.get('original_height')
+        size = numbers_in(item, ('original_width', 'original_height'))
         if len(names) != 1 or not isinstance(names[0], str) or not names[0].strip():
             findings.error('a region must have one label', f'{place} has {told(names)}')
-        elif not (is_number(width) and is_number(height)):
+        elif size is None:
             findings.error('a region must have original_width and original_height', place)
         elif item.get('image_rotation'):
             findings.error(
                 'an image that was turned while annotating is not read: turn the file, annotate again', place
             )
-        elif isinstance(found := _shape(value, width, height), str):
+        elif isinstance(found := _shape(value, *size), str):
             findings.error(found, f'{place} is {told(value)}')
         else:
             if value.get('rotation') and found.segmentation is None:

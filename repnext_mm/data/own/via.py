@@ -181,4 +181,5 @@ def _shape(kind: Any, shape: Any) -> Shape | str:
     if kind == 'circle':
         return outline([ellipse(values[0], values[1], values[2], values[2])])
     (angle,) = numbers_in(shape, ('theta',)) or [0.0]
-    return outline([ellipse(*values, angle)])
+    x, y, width, height = values
+    return outline([ellipse(x, y, width, height, angle)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -61,7 +61,7 @@ class _Source(NamedTuple):
 
 
 _Say = Callable[[str], object]
-_Annotate = Callable[[_Source, Path, _Say], object]
+_Annotate = Callable[[_Source, Path, _Say], Any]  # the data sample of what was found
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def annotate_images(
     trust_pickle: bool = False,
     options: Mapping[str, Any] | None = None,
     report: Callable[[str], object] | None = None,
+    found: Callable[[Path, Any], object] | None = None,
 ) -> AnnotatedImages:
     """Run a detector, segmentor or classifier on images, its backbone fused, and save the annotated images.
 
@@ -124,11 +125,12 @@ def annotate_images(
         options: overrides of the config.
         report: called with the path of each image of several, and with each of a classifier's top five classes, as
             text, best first.
+        found: called with the path of each image and mmdet's or mmseg's data sample of it.
 
     Raises:
         UserError: one sentence with the value, the rule and the way out.
     """
-    found = found_images(images)
+    files = found_images(images)
     annotate = build_annotator(
         config_path,
         checkpoint,
@@ -141,15 +143,15 @@ def annotate_images(
     )
     say = report if report is not None else (lambda _: None)
     place, written, replaced, failed = Path(out_dir) / 'vis', list[Path](), list[Path](), dict[str, str]()
-    for image in found:
-        if len(found) > 1:
+    for image in files:
+        if len(files) > 1:
             say(str(image))
         try:
             with fit_image(image) as file, TemporaryDirectory() as scratch:
                 path = place / _free_name(file.name, written)
                 there, drawn = path.exists(), Path(scratch, 'vis', path.name)
                 drawn.parent.mkdir()
-                annotate(_Source(image, file), drawn, say)
+                sample = annotate(_Source(image, file), drawn, say)
                 if not drawn.is_file():
                     raise UserError(f"no image can be written under the name '{path.name}': give a JPEG or PNG file")
                 with drafted(path) as draft:
@@ -158,9 +160,52 @@ def annotate_images(
         except UserError as error:
             failed[str(image)] = str(error)
             continue
+        if found is not None:
+            found(image, sample)
         written.append(path)
         replaced += [path] * there
     return AnnotatedImages(tuple(written), tuple(replaced), failed)
+
+
+def annotate_frames(
+    frames: Iterable[NDArray[np.uint8]],
+    config_path: str | Path,
+    checkpoint: str,
+    *,
+    device: str | None = None,
+    score_threshold: float = 0.3,
+    fuse: bool = True,
+    ema: bool = False,
+    trust_pickle: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[NDArray[np.uint8], Any]]:
+    """Frames of a video, ``(H, W, 3)`` in RGB: each with what was found drawn on it, and its data sample.
+
+    For the options, see ``annotate_images``.
+
+    Raises:
+        UserError: one sentence with the value, the rule and the way out.
+    """
+    import cv2
+
+    annotate = build_annotator(
+        config_path,
+        checkpoint,
+        device=device,
+        score_threshold=score_threshold,
+        fuse=fuse,
+        ema=ema,
+        trust_pickle=trust_pickle,
+        options=options,
+    )
+    with TemporaryDirectory() as scratch:
+        file, drawn = Path(scratch, 'frame.png'), Path(scratch, 'vis', 'frame.png')
+        drawn.parent.mkdir()
+        for frame in frames:
+            cv2.imwrite(str(file), frame[..., ::-1])
+            sample = annotate(_Source(file, file), drawn, lambda _: None)
+            shown: Any = cv2.imread(str(drawn))
+            yield np.ascontiguousarray(shown[..., ::-1]), sample
 
 
 def top_classes(
@@ -254,10 +299,11 @@ def build_annotator(
         inferencer.model, _ = fuse_checked(inferencer.model)
     settings = dict(pred_score_thr=score_threshold) if scope == 'mmdet' else dict(opacity=0.5)
 
-    def annotate(source: _Source, out: Path, say: _Say) -> None:
+    def annotate(source: _Source, out: Path, say: _Say) -> Any:
         # the library keeps the name of what it reads
         with renamed(source.file, out.name) as file, _told_of(source.given):
-            inferencer(str(file), out_dir=str(out.parents[1]), **settings)
+            done = inferencer(str(file), out_dir=str(out.parents[1]), return_datasamples=True, **settings)
+        return done['predictions'][0] if scope == 'mmdet' else done
 
     return annotate
 
@@ -298,7 +344,7 @@ def _classifier(
     known = classes_in_checkpoint(read_checkpoint(file, trust_pickle=trust_pickle)) or classes_of_config(config)
     pipeline = next(innermost_datasets(config.test_dataloader['dataset']))['pipeline']
 
-    def annotate(source: _Source, out: Path, say: _Say) -> None:
+    def annotate(source: _Source, out: Path, say: _Say) -> Any:
         import cv2
 
         with _told_of(source.given):
@@ -306,6 +352,7 @@ def _classifier(
         for item in found:
             say(str(item))
         cv2.imwrite(str(out), draw_classes(source.file, found))
+        return found
 
     return annotate
 

@@ -14,7 +14,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """What says where the data are and how to read them."""
-    parser.add_argument('--task', required=True, choices=TASKS, help='boxes (COCO, YOLO, VOC), maps, folders')
+    parser.add_argument(
+        '--task', required=True, choices=TASKS, help='boxes (COCO, YOLO, VOC, labelme, ...), maps, folders'
+    )
     parser.add_argument('--data', required=True, metavar='ROOT', help='the folder that holds all of the data')
     parser.add_argument('--classes', help='names, separated by commas (needed for seg; other data name them)')
     parser.add_argument(

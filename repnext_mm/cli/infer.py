@@ -1,19 +1,39 @@
-"""Draw what a detector, segmentor or classifier finds in images; print a classifier's most likely classes."""
+"""Draw what a detector, segmentor or classifier finds in images and videos; print the most likely classes."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
-from repnext_mm.apis import annotate_images
+import numpy as np
+
+from repnext_mm.apis import annotate_frames, annotate_images
 from repnext_mm.cli import options
+from repnext_mm.errors import UserError
+from repnext_mm.export.predict import (
+    Prediction,
+    Progress,
+    Video,
+    VideoFile,
+    class_map,
+    coco_results,
+    is_video,
+    write_image,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('image', nargs='+', help="image files, folders of images, or quoted patterns: 'in/*.jpg'")
+    parser.add_argument(
+        'image', nargs='+', help="image files, folders, quoted patterns ('in/*.jpg'), videos, or the number of a camera"
+    )
     options.add_config(parser)
     options.add_checkpoint(parser)
-    parser.add_argument('--out-dir', default='work_dirs/infer', help='images go to OUT_DIR/vis/')
+    parser.add_argument('--out-dir', default='work_dirs/infer', help='images and videos go to OUT_DIR/vis/')
+    parser.add_argument('--out', metavar='FILE', help='write detections as COCO results, as repnext predict does')
+    parser.add_argument('--masks', metavar='DIR', help='write the class of each pixel as PNG (detectors: plus 1)')
     options.add_device(parser, default=None)
     parser.add_argument('--score-threshold', type=float, default=0.3, help='hide weaker detections')
     options.add_no_fuse(parser)
@@ -23,25 +43,98 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Annotate the images; 1 if any of them failed."""
-    done = annotate_images(
-        args.image,
-        args.config,
-        args.checkpoint,
-        out_dir=args.out_dir,
+    """Annotate the images and videos; 1 if any image failed."""
+    settings = dict(
         device=args.device,
         score_threshold=args.score_threshold,
         fuse=not args.no_fuse,
         ema=args.ema,
         trust_pickle=args.trust_pickle,
         options=args.cfg_options,
-        report=print,
     )
-    for path in done.written:
-        print(f'{"replaced" if path in done.replaced else "wrote"} {path}')
-    for reason in done.failed.values():
-        print(f'error: {reason}', file=sys.stderr)
-    total = len(done.written) + len(done.failed)
-    if total > 1:
-        print(f'{len(done.written)} of {total} images annotated, {len(done.replaced)} in the place of earlier ones')
-    return 1 if done.failed else 0
+    keep, videos = Kept(args), [source for source in args.image if is_video(source)]
+    failed = 0
+    if images := [source for source in args.image if not is_video(source)]:
+        done = annotate_images(
+            images,
+            args.config,
+            args.checkpoint,
+            out_dir=args.out_dir,
+            report=print,
+            found=lambda image, sample: keep.add(image.name, image.stem, sample),
+            **settings,
+        )
+        for path in done.written:
+            print(f'{"replaced" if path in done.replaced else "wrote"} {path}')
+        for reason in done.failed.values():
+            print(f'error: {reason}', file=sys.stderr)
+        total, failed = len(done.written) + len(done.failed), len(done.failed)
+        if total > 1:
+            print(f'{len(done.written)} of {total} images annotated, {len(done.replaced)} in the place of earlier ones')
+    for source in videos:
+        with Video(source) as video:
+            out, bar = VideoFile(Path(args.out_dir, 'vis', f'{video.name}.avi'), video.rate), Progress(video.frames)
+            try:
+                for frame, sample in annotate_frames(video, args.config, args.checkpoint, **settings):
+                    name = f'{video.name}_{bar.count:06}'
+                    keep.add(name, name, sample)
+                    out.write(frame)
+                    bar.step()
+            except KeyboardInterrupt:  # how a camera ends
+                if video.frames is not None:
+                    raise
+            finally:
+                out.close()
+                bar.close()
+        if not bar.count:
+            raise UserError(f"'{source}' has no frame that OpenCV can read: give another video")
+        print(f'wrote {out.path}')
+    keep.write()
+    return 1 if failed else 0
+
+
+class Kept:
+    """What ``--out`` and ``--masks`` ask for, of one image after the other."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._out, self._masks, self._threshold = args.out, args.masks, args.score_threshold
+        self._results: list[dict[str, Any]] = []
+
+    def add(self, name: str, stem: str, sample: Any) -> None:
+        """Keep what a data sample of mmdet or mmseg says.
+
+        Raises:
+            UserError: the model has no boxes, or no masks.
+        """
+        if self._out is None and self._masks is None:
+            return
+        prediction = prediction_of(sample)
+        if self._out is not None:
+            if prediction.boxes is None:
+                raise UserError('--out is for detectors: omit it')
+            self._results += coco_results(prediction, name)
+        if self._masks is not None:
+            held = prediction.classes if prediction.classes is not None else prediction.masks
+            size = (0, 0) if held is None else held.shape[-2:]
+            Path(self._masks).mkdir(parents=True, exist_ok=True)
+            write_image(
+                Path(self._masks, f'{stem}.png'),
+                class_map(prediction, (size[0], size[1]), threshold=self._threshold),
+            )
+
+    def write(self) -> None:
+        """Write the file of ``--out``."""
+        if self._out is not None:
+            Path(self._out).write_text(json.dumps(self._results))
+            print(f'wrote {self._out}')
+
+
+def prediction_of(sample: Any) -> Prediction:
+    """What a data sample of mmdet or mmseg holds, as arrays; of a classifier, nothing."""
+    if 'pred_instances' in sample:
+        found = sample.pred_instances.cpu().numpy()
+        masks = np.asarray(found.masks, bool) if 'masks' in found else None
+        return Prediction(boxes=found.bboxes, scores=found.scores, labels=found.labels, masks=masks)
+    if 'pred_sem_seg' in sample:
+        return Prediction(classes=sample.pred_sem_seg.data[0].cpu().numpy())
+    return Prediction()

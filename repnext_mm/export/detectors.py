@@ -379,10 +379,11 @@ def dynamic_masks(head: Any, features: Tensor, kernels: Tensor, places: Tensor) 
     relative = (places[:, None, :2] - grid[None]) / (places[:, None, 2:3] * 8)
     prototypes = features.flatten(1).t()[None].expand(relative.shape[0], -1, -1)
     x = torch.cat([relative, prototypes], -1)  # (n, h * w, channels)
-    layers = list(zip(*head.parse_dynamic_params(kernels), strict=True))
-    for index, (weight, bias) in enumerate(layers):
-        x = x @ weight.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2) + bias.reshape(x.shape[0], 1, -1)
-        x = x.relu() if index + 1 < len(layers) else x
+    count = len(head.bias_nums)
+    parts = kernels.split([*head.weight_nums, *head.bias_nums], 1)  # mmdet's own split cannot do without an instance
+    for index, (weight, bias) in enumerate(zip(parts[:count], parts[count:], strict=True)):
+        x = x @ weight.reshape(-1, bias.shape[1], weight.shape[1] // bias.shape[1]).transpose(1, 2) + bias[:, None]
+        x = x.relu() if index + 1 < count else x
     return x.reshape(-1, *size)
 
 

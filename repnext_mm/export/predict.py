@@ -13,10 +13,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ else:  # copied, or started by its path
 
 KEY = 'repnext_mm'  # of what is known about a file, in the metadata of ONNX and the runtime information of OpenVINO
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 Array = np.ndarray
 
 
@@ -257,9 +260,9 @@ def read_image(path: str | Path) -> Array:
 
 
 def write_image(path: str | Path, image: Array) -> None:
-    """Write RGB pixels as the file's name says."""
+    """Write RGB pixels, or ``(H, W)`` numbers, as the file's name says."""
     if _cv2() is not None:
-        _cv2().imwrite(str(path), image[..., ::-1])
+        _cv2().imwrite(str(path), image if image.ndim == 2 else image[..., ::-1])
     else:
         from PIL import Image
 
@@ -267,47 +270,153 @@ def write_image(path: str | Path, image: Array) -> None:
 
 
 def images_in(source: str | Path) -> list[Path]:
-    """An image itself, or those of a folder by name.
+    """An image itself, those of a folder by name, or those that fit a pattern such as ``'in/*.jpg'``.
 
     Raises:
         UserError: there is none.
     """
+    if any(sign in str(source) for sign in '*?[') and not os.path.exists(source):
+        found = [Path(name) for name in sorted(glob(str(source), recursive=True)) if os.path.isfile(name)]
+        if not found:
+            raise UserError(f"nothing fits the pattern '{source}': relative ones start at {os.getcwd()}")
+        return found
     source = Path(source)
     found = [source] if source.is_file() else sorted(p for p in source.glob('*') if p.suffix.lower() in IMAGES)
     if not found:
-        raise UserError(f"'{source}' is not an image or a folder of {', '.join(IMAGES)}: give one of these")
+        raise UserError(f"'{source}' is not an image, a video or a folder of {', '.join(IMAGES)}: give one of these")
     return found
 
 
-def predict_files(
-    exported: Exported, files: Sequence[Path], *, streams: int = 1
-) -> Iterator[tuple[Path, Array, Prediction]]:
-    """Each file, its pixels and what is on them, in order, ``streams`` at the same time."""
+def is_video(source: str | Path) -> bool:
+    """Whether it is the file of a video by its suffix, or the number of a camera."""
+    return str(source).isdigit() or Path(source).suffix.lower() in VIDEOS
 
-    def one(file: Path) -> tuple[Path, Array, Prediction]:
-        image = read_image(file)
-        return file, image, predict(exported, image)
+
+class Video:
+    """The frames of a video file or of a camera, ``(H, W, 3)`` in RGB; a context that closes it.
+
+    Raises:
+        UserError: OpenCV is not installed or cannot open it.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        cv2 = _cv2()
+        if cv2 is None:
+            raise UserError(f"'{source}' needs OpenCV to be read as a video: pip install opencv-python-headless")
+        camera = str(source).isdigit()
+        if not camera and not os.path.isfile(source):
+            raise UserError(f"there is no video '{source}': give a file, or the number of a camera")
+        self.name = f'camera_{source}' if camera else Path(source).stem
+        level = cv2.getLogLevel() if hasattr(cv2, 'getLogLevel') else None
+        if level is not None:
+            cv2.setLogLevel(0)  # its own remarks about what it cannot open
+        self._opened = cv2.VideoCapture(int(source) if camera else str(source))  # type: ignore[arg-type]
+        if level is not None:
+            cv2.setLogLevel(level)
+        if not self._opened.isOpened():
+            kind = 'camera' if camera else 'video'
+            raise UserError(f"{kind} '{source}' cannot be opened by OpenCV: give another, or a folder of its frames")
+        self.rate = self._opened.get(cv2.CAP_PROP_FPS) or 25.0  # frames per second; some do not say
+        self.frames = None if camera else max(0, int(self._opened.get(cv2.CAP_PROP_FRAME_COUNT))) or None
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.release()
+
+    def __iter__(self) -> Iterator[Array]:
+        while True:
+            there, frame = self._opened.read()
+            if not there:
+                return
+            yield np.ascontiguousarray(frame[..., ::-1])
+
+
+class VideoFile:
+    """Writes frames ``(H, W, 3)`` in RGB to an .avi (Motion JPEG, which every OpenCV can write)."""
+
+    def __init__(self, path: str | Path, rate: float) -> None:
+        self.path, self._rate = Path(path), rate
+        self._opened: Any = None
+
+    def write(self, frame: Array) -> None:
+        """Add a frame; the first decides the size.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        cv2 = _cv2()
+        if self._opened is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            kind, size = cv2.VideoWriter_fourcc(*'MJPG'), (frame.shape[1], frame.shape[0])
+            self._opened = cv2.VideoWriter(str(self.path), kind, self._rate, size)
+            if not self._opened.isOpened():
+                raise UserError(f"video '{self.path}' cannot be written: give another --out-dir, or --no-draw")
+        self._opened.write(np.ascontiguousarray(frame[..., ::-1]))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._opened is not None:
+            self._opened.release()
+
+
+def class_map(prediction: Prediction, size: tuple[int, int], *, threshold: float = 0.3) -> Array:
+    """``(H, W)``, uint8: the class of each pixel; of detectors its number and 1, 0 where nothing is.
+
+    Raises:
+        UserError: the model has no masks.
+    """
+    if prediction.classes is not None:
+        return prediction.classes.astype(np.uint8)
+    if prediction.masks is None or prediction.scores is None or prediction.labels is None:
+        raise UserError('--masks is for models with masks: omit it')
+    found = np.zeros(size, np.uint8)
+    for at in np.flatnonzero(prediction.scores >= threshold)[::-1]:  # the surest last, on top
+        found[prediction.masks[at]] = int(prediction.labels[at]) + 1
+    return found
+
+
+def predictions_of(
+    exported: Exported, images: Iterable[tuple[str, Array]], *, streams: int = 1
+) -> Iterator[tuple[str, Array, Prediction]]:
+    """Each name, its pixels and what is on them, in order, ``streams`` at the same time."""
+
+    def one(item: tuple[str, Array]) -> tuple[str, Array, Prediction]:
+        return *item, predict(exported, item[1])
 
     if streams == 1:
-        yield from map(one, files)
+        yield from map(one, images)
         return
+    rest = iter(images)
     with ThreadPoolExecutor(streams) as pool:
-        for start in range(0, len(files), 8 * streams):  # not all images in memory at once
-            yield from pool.map(one, files[start : start + 8 * streams])
+        while some := list(islice(rest, 8 * streams)):  # not all images in memory at once
+            yield from pool.map(one, some)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of ``repnext predict``."""
     parser.add_argument('file', help='an .onnx or .xml that repnext export wrote')
-    parser.add_argument('images', help='an image, or a folder of images')
     parser.add_argument(
-        '--out-dir', default='predictions', help='for the images with what was found (default: %(default)s)'
+        'images', nargs='+', help="images, folders, quoted patterns ('in/*.jpg'), videos, or the number of a camera"
     )
-    parser.add_argument('--coco', metavar='FILE', help="write detections as COCO results; image_id is the file's name")
-    parser.add_argument('--no-draw', action='store_true', help='write no images')
+    parser.add_argument(
+        '--out-dir', default='predictions', help='for images and videos with what was found (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--out',
+        '--coco',
+        dest='coco',
+        metavar='FILE',
+        help="write detections as COCO results; image_id is the file's name, of a frame NAME_000000",
+    )
+    parser.add_argument('--masks', metavar='DIR', help='write the class of each pixel as PNG (detectors: plus 1)')
+    parser.add_argument('--no-draw', action='store_true', help='draw nothing')
     parser.add_argument('--threshold', type=float, default=0.3, help='least score to draw (default: %(default)s)')
     parser.add_argument('--threads', type=int, help='CPU threads of one run (default: chosen by the runtime)')
-    parser.add_argument('--streams', type=int, default=1, help='images at the same time (default: %(default)s)')
+    parser.add_argument(
+        '--streams', '--batch-size', type=int, default=1, help='images at the same time (default: %(default)s)'
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -316,31 +425,97 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: an argument or file cannot be used.
     """
-    files = images_in(args.images)
     if args.streams < 1 or (args.threads is not None and args.threads < 1):
         raise UserError(f'--streams {args.streams} and --threads {args.threads} compute nothing: give at least 1')
+    videos = [source for source in args.images if is_video(source)]
+    files = [file for source in args.images if not is_video(source) for file in images_in(source)]
     exported = open_file(args.file, threads=args.threads, streams=args.streams)
-    folder = Path(args.out_dir)
-    if not args.no_draw:
-        folder.mkdir(parents=True, exist_ok=True)
+    task = exported.about.get('task')
+    if args.coco and task not in (None, 'detection'):
+        raise UserError('--out is for detectors: omit it')
+    if args.masks and task == 'classification':
+        raise UserError('--masks is for models with masks: omit it')
     results: list[dict[str, Any]] = []
-    started = time.perf_counter()
-    for count, (file, image, prediction) in enumerate(predict_files(exported, files, streams=args.streams), 1):
-        if args.coco:
-            if prediction.boxes is None:
-                raise UserError('--coco is for detectors: omit it')
-            results += coco_results(prediction, file.name)
-        if not args.no_draw:
-            write_image(folder / file.name, draw(image, prediction, exported.about, threshold=args.threshold))
-        if len(files) == 1:
+    bar = Progress(len(files) or None)
+    single = len(files) == 1 and not videos
+    pixels = ((str(file), read_image(file)) for file in dict.fromkeys(files))
+    for path, image, prediction in predictions_of(exported, pixels, streams=args.streams):
+        name = Path(path).name
+        drawn = _keep(name, Path(path).stem, image, prediction, exported.about, args, results)
+        if drawn is not None:
+            write_image(_in(args.out_dir) / name, drawn)
+        if single:
             print(_described(prediction, exported.about, args.threshold))  # noqa: T201
-        elif sys.stderr.isatty() or count == len(files):
-            rate = count / (time.perf_counter() - started)
-            bar = '#' * (20 * count // len(files))
-            end = '\n' if count == len(files) else ''
-            print(f'\r[{bar:20}] {count}/{len(files)} images, {rate:.1f} a second', end=end, file=sys.stderr)  # noqa: T201
+        else:
+            bar.step()
+    bar.close()
+    for source in videos:
+        with Video(source) as video:
+            out, bar = VideoFile(Path(args.out_dir) / f'{video.name}.avi', video.rate), Progress(video.frames)
+            frames = ((f'{video.name}_{number:06}', frame) for number, frame in enumerate(video))
+            try:
+                for name, image, prediction in predictions_of(exported, frames, streams=args.streams):
+                    drawn = _keep(name, name, image, prediction, exported.about, args, results)
+                    if drawn is not None:
+                        out.write(drawn)
+                    bar.step()
+            except KeyboardInterrupt:  # how a camera ends
+                if video.frames is not None:
+                    raise
+            finally:
+                out.close()
+                bar.close()
+            if not bar.count:
+                raise UserError(f"'{source}' has no frame that OpenCV can read: give another video")
     if args.coco:
         Path(args.coco).write_text(json.dumps(results))
+
+
+def _keep(
+    name: str,
+    stem: str,
+    image: Array,
+    prediction: Prediction,
+    about: dict[str, Any],
+    args: argparse.Namespace,
+    results: list[dict[str, Any]],
+) -> Array | None:
+    """Add to the results, write the masks; returns the image with what was found, unless nothing is drawn."""
+    if args.coco:
+        results += coco_results(prediction, name)
+    if args.masks:
+        size = (image.shape[0], image.shape[1])
+        write_image(_in(args.masks) / f'{stem}.png', class_map(prediction, size, threshold=args.threshold))
+    return None if args.no_draw else draw(image, prediction, about, threshold=args.threshold)
+
+
+def _in(folder: str | Path) -> Path:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
+class Progress:
+    """Progress on standard error, with images per second; ``total`` is None where nobody knows it."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total, self.count, self._started = total, 0, time.perf_counter()
+
+    def step(self) -> None:
+        """One more is done."""
+        self.count += 1
+        if sys.stderr.isatty():
+            self._show('')
+
+    def close(self) -> None:
+        """Show the last state and end the line."""
+        if self.count:
+            self._show('\n')
+
+    def _show(self, end: str) -> None:
+        rate = self.count / (time.perf_counter() - self._started)
+        bar = '' if self.total is None else f'[{"#" * min(20, 20 * self.count // self.total):20}] '
+        of = '' if self.total is None else f'/{self.total}'
+        print(f'\r{bar}{self.count}{of} images, {rate:.1f} a second', end=end, file=sys.stderr)  # noqa: T201
 
 
 def _described(prediction: Prediction, about: dict[str, Any], threshold: float) -> str:

@@ -42,10 +42,10 @@ def read(name):
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_decay(name):
-    """timm's rule for the classifiers: none on a parameter of one dimension; mmcv 1.x's for the rest: on all."""
+    """timm's rule for the classifiers, and RTMDet's: none on a parameter of one dimension; for the rest: on all."""
     config, settings = read(name)
     expected = OTHERS.get(name, 0.05 if name.startswith('repnext_u') else DECAY[name.rpartition('_')[2]])
-    spared = config.default_scope == 'mmpretrain'
+    spared = config.default_scope == 'mmpretrain' or name.startswith('rtmdet')
     with torch.device('cpu' if 'ConvNeXt' in settings.backbone.type else 'meta'):  # it reads its tensors
         model = MODELS.build(settings)
     groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups

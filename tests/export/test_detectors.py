@@ -85,20 +85,28 @@ def test_one_file_finds_what_the_model_finds(name, tmp_path):
     assert max(part.distance(found, expected, (70, 101))) < 1e-3
 
 
-@pytest.mark.parametrize('file', ['det.onnx', 'det.xml'])
+@pytest.mark.parametrize(
+    ('name', 'file', 'threshold', 'mask'),
+    [
+        ('mask_rcnn', 'det.onnx', 'model.test_cfg.rcnn.score_thr', (28, 28)),
+        ('mask_rcnn', 'det.xml', 'model.test_cfg.rcnn.score_thr', (28, 28)),
+        ('rtmdet_ins', 'det.onnx', 'model.test_cfg.score_thr', (8, 8)),
+    ],
+)
 @torch.no_grad()
-def test_an_image_without_objects(file, tmp_path):
+def test_an_image_without_objects(name, file, threshold, mask, tmp_path):
+    """Neither that of the trace, nor one at run time."""
     pytest.importorskip('openvino')
-    config, checkpoint = written('mask_rcnn', tmp_path)
+    config, checkpoint = written(name, tmp_path)
     done = export_part(
         config,
         tmp_path / file,
         checkpoint=checkpoint,
         shape=(1, 3, 64, 64),
-        options={'model.test_cfg.rcnn.score_thr': 0.99999},
+        options={threshold: 0.99999},
     )
     boxes, scores, labels, masks = open_file(done.export.path).run(torch.zeros(1, 3, 64, 64).numpy())
-    assert (boxes.shape, scores.shape, labels.shape, masks.shape) == ((0, 4), (0,), (0,), (0, 28, 28))
+    assert (boxes.shape, scores.shape, labels.shape, masks.shape) == ((0, 4), (0,), (0,), (0, *mask))
 
 
 def test_distance_between_detections():

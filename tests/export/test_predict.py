@@ -70,6 +70,68 @@ def test_the_module_alone_draws_and_writes_coco(blocked, detector, tmp_path):
     assert ' at ' in one
 
 
+@pytest.fixture
+def video(detector, tmp_path):
+    """Five frames of 64x48, Motion JPEG, ten a second."""
+    cv2 = pytest.importorskip('cv2')
+    path = tmp_path / 'clip.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10.0, (64, 48))
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        writer.write(generator.integers(0, 256, (48, 64, 3), np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.filterwarnings('ignore:To copy construct:UserWarning:mmdet', 'ignore:torch.meshgrid')
+def test_a_video_becomes_a_video_masks_and_coco(detector, video, tmp_path):
+    import cv2
+
+    folder, _ = detector
+    shown = run_alone(
+        *(folder / 'det.onnx', video, '--out', 'found.json', '--masks', 'masks', '--threshold', '0.1'),
+        *('--batch-size', '2'),
+        cwd=tmp_path,
+    )
+    assert '5/5 images' in shown
+    assert ' a second' in shown
+    opened = cv2.VideoCapture(str(tmp_path / 'predictions/clip.avi'))
+    assert opened.get(cv2.CAP_PROP_FPS) == 10
+    frames = [opened.read()[1] for _ in range(6)]
+    assert [None if frame is None else frame.shape for frame in frames] == [(48, 64, 3)] * 5 + [None]
+    names = [f'clip_{number:06}' for number in range(5)]
+    results = json.loads((tmp_path / 'found.json').read_text())
+    assert {item['image_id'] for item in results} == set(names)
+    for name in names:
+        mask = np.array(Image.open(tmp_path / f'masks/{name}.png'))
+        assert mask.shape == (48, 64)
+        assert set(np.unique(mask)) <= {0, 1, 2, 3}
+    assert any(np.array(Image.open(tmp_path / f'masks/{name}.png')).any() for name in names)
+
+
+@pytest.mark.filterwarnings('ignore:To copy construct:UserWarning:mmdet', 'ignore:torch.meshgrid')
+def test_patterns_and_several_sources(detector, tmp_path):
+    folder, _ = detector
+    shown = run_alone(folder / 'det.onnx', folder / 'images/[01].png', folder / 'images/2.png', cwd=tmp_path)
+    assert '3/3 images' in shown
+    assert sorted(file.name for file in (tmp_path / 'predictions').iterdir()) == ['0.png', '1.png', '2.png']
+
+
+def test_masks_are_numbers_of_classes():
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, :2], masks[1, 1:3] = True, True
+    found = predict.Prediction(masks=masks, scores=np.array([0.9, 0.5]), labels=np.array([4, 0]))
+    assert predict.class_map(found, (4, 4))[:, 0].tolist() == [5, 5, 1, 0]
+    assert predict.class_map(found, (4, 4), threshold=0.6)[:, 0].tolist() == [5, 5, 0, 0]
+    assert predict.class_map(predict.Prediction(classes=np.full((2, 2), 7)), (2, 2)).tolist() == [[7, 7], [7, 7]]
+
+
+def test_videos_need_opencv(detector, video, tmp_path):
+    folder, _ = detector
+    shown = run_alone(folder / 'det.onnx', video, cwd=tmp_path, blocked=(*BLOCKED, 'cv2'), expect=1)
+    assert "clip.avi' needs OpenCV to be read as a video: pip install opencv-python-headless" in shown
+
+
 @pytest.mark.filterwarnings('ignore:To copy construct:UserWarning:mmdet', 'ignore:torch.meshgrid')
 @torch.no_grad()
 def test_predictions_are_those_of_the_model_on_the_original_image(detector):
@@ -97,7 +159,10 @@ def test_what_a_user_does_wrong_is_one_sentence(detector, tmp_path):
     for arguments, said in (
         (('none.onnx', folder / 'images'), "there is no file 'none.onnx'"),
         (('net.pt', folder / 'images'), "'net.pt' does not run here: give an .onnx or .xml"),
-        ((folder / 'det.onnx', 'nowhere'), "'nowhere' is not an image or a folder of .bmp"),
+        ((folder / 'det.onnx', 'nowhere'), "'nowhere' is not an image, a video or a folder of .bmp"),
+        ((folder / 'det.onnx', 'gone.mp4'), "there is no video 'gone.mp4'"),
+        ((folder / 'det.onnx', '99'), "camera '99' cannot be opened by OpenCV"),
+        ((folder / 'det.onnx', 'gone/*.jpg'), "nothing fits the pattern 'gone/*.jpg'"),
         ((folder / 'det.onnx', folder / 'det.onnx'), 'cannot be read as an image'),
         ((folder / 'det.onnx', folder / 'images', '--streams', '0'), '--streams 0 and --threads None compute nothing'),
     ):

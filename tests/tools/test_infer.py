@@ -1,5 +1,6 @@
 """Annotated images through the ecosystem's inferencers, whatever the checkpoint knows of its classes."""
 
+import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,10 @@ from PIL import Image
 from repnext_mm.apis import annotate_image, annotate_images
 from repnext_mm.apis.image_file import found_images
 from repnext_mm.apis.infer import ClassScore, draw_classes, top_classes
+from repnext_mm.cli import parser_of
+from repnext_mm.cli.infer import run
 from repnext_mm.data.scene import compose_scene
+from repnext_mm.errors import UserError
 from tests.tools.running import ROOT, run_tool
 
 DETECTION = ROOT / 'configs' / 'mask_rcnn_repnext_m0_coco.py'
@@ -81,6 +85,67 @@ def test_the_tool_says_where_the_image_is(image, checkpoints, tmp_path):
     assert output.rstrip().endswith('wrote work_dirs/infer/vis/scene.jpg')
     assert 'norms 53 -> 0' in output
     assert (tmp_path / 'work_dirs/infer/vis/scene.jpg').is_file()
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Three frames of a scene, Motion JPEG."""
+    path = tmp_path / 'clip.avi'
+    frame = compose_scene(split='val', index=0, size=128).image[..., ::-1]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 5.0, (128, 128))
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION], ids=['detection', 'segmentation'])
+def test_images_and_videos_become_videos_masks_and_coco(config, image, video, checkpoints, tmp_path, capsys):
+    out = ['--out', str(tmp_path / 'found.json')] if config == DETECTION else []
+    words = [str(image), str(video), str(config), str(checkpoints[config]), '--out-dir', str(tmp_path / 'drawn'), *out]
+    words += ['--masks', str(tmp_path / 'masks'), '--device', 'cpu', '--score-threshold', '0.05']
+    parsed = parser_of('infer').parse_args(
+        [*words, '--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=(96,96)']
+    )
+    assert run(parsed) == 0
+    opened = cv2.VideoCapture(str(tmp_path / 'drawn/vis/clip.avi'))
+    assert opened.get(cv2.CAP_PROP_FPS) == 5
+    frames = [opened.read()[1] for _ in range(4)]
+    assert [None if frame is None else frame.shape for frame in frames] == [(128, 128, 3)] * 3 + [None]
+    plain = cv2.VideoCapture(str(video)).read()[1]
+    assert np.abs(frames[0].astype(int) - plain).max() > 50
+    names = ['clip_000000', 'clip_000001', 'clip_000002']
+    assert sorted(path.stem for path in (tmp_path / 'masks').iterdir()) == [*names, 'scene']
+    mask = cv2.imread(str(tmp_path / 'masks/clip_000000.png'), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (128, 128)
+    shown = capsys.readouterr()
+    assert '3/3 images' in shown.err
+    if config == DETECTION:
+        results = json.loads((tmp_path / 'found.json').read_text())
+        assert {item['image_id'] for item in results} == {'scene.jpg', *names}
+        assert all(set(item) == {'image_id', 'category_id', 'bbox', 'score', 'segmentation'} for item in results)
+    else:
+        assert 'wrote' in shown.out
+
+
+def test_results_of_a_segmentor_are_not_coco_s(image, checkpoints, tmp_path):
+    words = [
+        str(image),
+        str(SEGMENTATION),
+        str(checkpoints[SEGMENTATION]),
+        '--out-dir',
+        str(tmp_path),
+        '--device',
+        'cpu',
+    ]
+    words += [
+        '--out',
+        str(tmp_path / 'found.json'),
+        '--cfg-options',
+        'test_dataloader.dataset.pipeline.1.scale=(96,96)',
+    ]
+    with pytest.raises(UserError, match='--out is for detectors: omit it'):
+        run(parser_of('infer').parse_args(words))
 
 
 @pytest.mark.parametrize(

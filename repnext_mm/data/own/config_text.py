@@ -13,6 +13,17 @@ from repnext_mm.data.own.suffixes import Suffixes
 from repnext_mm.models import ARCHITECTURES
 
 Task = Literal['det', 'seg', 'cls']
+Model = Literal[
+    'mask-rcnn',
+    'faster-rcnn',
+    'retinanet',
+    'rtmdet',
+    'rtmdet-ins',
+    'semantic-fpn',
+    'upernet',
+    'segformer-head',
+    'classifier',
+]
 
 
 @dataclass(frozen=True)
@@ -26,10 +37,14 @@ class Recipe:
     batch: int  # of one GPU, if the user does not say
     size: int  # pixels, if the user does not say
     epochs: int
+    task: Task = 'det'
+    masks: bool = False  # it learns masks, and needs them
 
 
-RECIPES: dict[Task, Recipe] = {
-    'det': Recipe(
+_SEGMENTATION = ('datasets/ade20k', 'schedules/ade20k_80k', 'default_runtime_seg')
+_PHONE = ('schedules/rtmdet_300e', 'default_runtime_det')
+RECIPES: dict[Model, Recipe] = {
+    'mask-rcnn': Recipe(
         'mask_rcnn_repnext',
         ('models/mask_rcnn_repnext', 'datasets/coco_instance', 'schedules/coco_1x', 'default_runtime_det'),
         2e-4,
@@ -37,17 +52,48 @@ RECIPES: dict[Task, Recipe] = {
         2,
         800,
         12,
+        masks=True,
     ),
-    'seg': Recipe(
-        'semantic_fpn_repnext',
-        ('models/semantic_fpn_repnext', 'datasets/ade20k', 'schedules/ade20k_80k', 'default_runtime_seg'),
+    'faster-rcnn': Recipe(
+        'faster_rcnn_repnext',
+        ('models/faster_rcnn_repnext', 'datasets/coco_detection', 'schedules/coco_1x', 'default_runtime_det'),
+        2e-4,
+        16,
+        2,
+        800,
+        12,
+    ),
+    'retinanet': Recipe(
+        'retinanet_repnext',
+        ('models/retinanet_repnext', 'datasets/coco_detection', 'schedules/coco_1x', 'default_runtime_det'),
         1e-4,
         16,
-        4,
-        512,
-        64,  # 80,000 iterations on ADE20K's 20,210 images
+        2,
+        800,
+        12,
     ),
-    'cls': Recipe(
+    'rtmdet': Recipe(
+        'rtmdet_repnext', ('models/rtmdet_repnext', 'datasets/coco_rtmdet', *_PHONE), 4e-3, 256, 8, 640, 300
+    ),
+    'rtmdet-ins': Recipe(
+        'rtmdet-ins_repnext',
+        ('models/rtmdet-ins_repnext', 'datasets/coco_rtmdet_instance', *_PHONE),
+        4e-3,
+        256,
+        8,
+        640,
+        300,
+        masks=True,
+    ),
+    # 64 epochs: 80,000 iterations on ADE20K's 20,210 images
+    'semantic-fpn': Recipe(
+        'semantic_fpn_repnext', ('models/semantic_fpn_repnext', *_SEGMENTATION), 1e-4, 16, 4, 512, 64, task='seg'
+    ),
+    'upernet': Recipe('upernet_repnext', ('models/upernet_repnext', *_SEGMENTATION), 1e-4, 16, 4, 512, 64, task='seg'),
+    'segformer-head': Recipe(
+        'segformer_head_repnext', ('models/segformer_head_repnext', *_SEGMENTATION), 1e-4, 16, 4, 512, 64, task='seg'
+    ),
+    'classifier': Recipe(
         'repnext',
         ('models/repnext_classifier', 'schedules/imagenet_repvit', 'default_runtime_cls'),
         4e-3,
@@ -55,15 +101,17 @@ RECIPES: dict[Task, Recipe] = {
         64,
         224,
         300,
+        task='cls',
     ),
 }
+DEFAULTS: dict[Task, Model] = {'det': 'mask-rcnn', 'seg': 'semantic-fpn', 'cls': 'classifier'}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that a config says and its task does not."""
 
-    task: Task
+    model: Model
     out: Path
     bases: Sequence[str]  # paths
     data_root: str
@@ -77,50 +125,41 @@ class Plan:
     epochs: int
 
     @property
+    def recipe(self) -> Recipe:
+        """That of the model."""
+        return RECIPES[self.model]
+
+    @property
     def factor(self) -> float:
         """Of the published learning rate: linear in the images of a step."""
-        return self.batch * self.gpus / RECIPES[self.task].rate_batch
+        return self.batch * self.gpus / self.recipe.rate_batch
 
     @property
     def steps(self) -> int:
         """Iterations of one epoch."""
         return -(-self.images // (self.batch * self.gpus))
 
+    @property
+    def dims(self) -> list[int]:
+        """Channels of the backbone's four levels."""
+        return list(ARCHITECTURES[self.arch].embed_dims)
 
-def detection_text(plan: Plan, *, masks: bool, annotations: Mapping[str, str], images: Mapping[str, str]) -> str:
-    """Mask R-CNN, or Faster R-CNN for boxes only; paths are relative to the data's root, or absolute."""
+
+def detection_text(plan: Plan, *, polygons: bool, annotations: Mapping[str, str], images: Mapping[str, str]) -> str:
+    """A detector; paths are relative to the data's root, or absolute.
+
+    ``polygons``: all masks are polygons. As such they take less memory in a mosaic, and mmdet would ignore others.
+    """
     scored = annotations['val']
     scored_text = repr(scored) if os.path.isabs(scored) else f'data_root + {"/" + scored!r}'
-    count, epochs = len(plan.classes), plan.epochs
-    scale = (plan.size * 1333 // 800, plan.size)
-    warm_up = max(2, min(500, plan.steps * epochs // 10))
-    steps = sorted({max(1, epochs * 2 // 3), max(1, epochs * 11 // 12)})
-    mask_heads = f'mask_head=dict(num_classes={count})' if masks else 'mask_roi_extractor=None,\n        mask_head=None'
-    metric = ['bbox', 'segm'] if masks else ['bbox']
-    kind = '' if masks else "    type='FasterRCNN',  # boxes only\n"
+    metric = ['bbox', 'segm'] if plan.recipe.masks else ['bbox']
+    phone = plan.model.startswith('rtmdet')
+    load = f"dict(type='LoadAnnotations', with_bbox=True, with_mask={plan.recipe.masks})"
+    if plan.model == 'rtmdet-ins':
+        load = load.replace(')', f', poly2mask={not polygons})')
     return f"""{_head_text(plan)}
-model = dict(
-{kind}{_backbone_text(plan)}
-    roi_head=dict(
-        bbox_head=dict(num_classes={count}),
-        {mask_heads},
-    ),
-)
-
-image_scale = {scale}  # longest and shortest side, at most
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask={masks}),
-    dict(type='Resize', scale=image_scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=image_scale, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask={masks}),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+{_detector_text(plan)}
+{_mosaic_pipelines(plan, load) if phone else _scale_pipelines(plan, load)}
 train_dataloader = dict(
     batch_size={plan.batch},
     dataset=dict(
@@ -144,11 +183,121 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file={scored_text}, metric={metric})
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs={epochs})
+{_rtmdet_schedule(plan) if phone else _step_schedule(plan)}"""
+
+
+def _detector_text(plan: Plan) -> str:
+    count, backbone = len(plan.classes), _backbone_text(plan)
+    if plan.model.startswith('rtmdet'):
+        width = plan.dims[1]
+        return f"""model = dict(
+{backbone}
+    neck=dict(in_channels={plan.dims[1:]}, out_channels={width}),
+    bbox_head=dict(num_classes={count}, in_channels={width}, feat_channels={width}),
+)
+"""
+    heads = f'bbox_head=dict(num_classes={count})'
+    if plan.recipe.masks:
+        heads += f', mask_head=dict(num_classes={count})'
+    return f"""model = dict(
+{backbone}
+    neck=dict(in_channels={plan.dims}),
+    {heads if plan.model == 'retinanet' else f'roi_head=dict({heads})'},
+)
+"""
+
+
+def _scale_pipelines(plan: Plan, load: str) -> str:
+    return f"""image_scale = {(plan.size * 1333 // 800, plan.size)}  # longest and shortest side, at most
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    {load},
+    dict(type='Resize', scale=image_scale, keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+{_test_pipeline(load)}"""
+
+
+def _mosaic_pipelines(plan: Plan, load: str) -> str:
+    """Mosaic and mix-up, and the pipeline without them that the last epochs train with."""
+    crop = "dict(type='RandomCrop', crop_size=image_scale)"
+    slivers = ''
+    if plan.recipe.masks:
+        crop = crop.replace(')', ', recompute_bbox=True, allow_negative_crop=True)')
+        slivers = "    dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)),\n"
+    augmented = f"""    {crop},
+    dict(type='YOLOXHSVRandomAug'),
+    dict(type='RandomFlip', prob=0.5),  # omit it where left and right differ
+    dict(type='Pad', size=image_scale, pad_val=dict(img=(114, 114, 114))),
+"""
+    return f"""image_scale = {(plan.size, plan.size)}
+cached = dict(random_pop=False, pad_val=114.0)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    {load},
+    dict(type='CachedMosaic', img_scale=image_scale, max_cached_images=20, **cached),
+    dict(type='RandomResize', scale={(2 * plan.size, 2 * plan.size)}, ratio_range=(0.5, 2.0), keep_ratio=True),
+{augmented}    dict(
+        type='CachedMixUp', img_scale=image_scale, ratio_range=(1.0, 1.0), max_cached_images=10, prob=0.5, **cached
+    ),
+{slivers}    dict(type='PackDetInputs'),
+]
+train_pipeline_at_the_end = [
+    dict(type='LoadImageFromFile'),
+    {load},
+    dict(type='RandomResize', scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+{augmented}{slivers}    dict(type='PackDetInputs'),
+]
+{_test_pipeline(load.replace(', poly2mask=False', ''))}"""
+
+
+def _test_pipeline(load: str) -> str:
+    return f"""test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=image_scale, keep_ratio=True),
+    {load},
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]"""
+
+
+def _step_schedule(plan: Plan) -> str:
+    epochs = plan.epochs
+    warm_up = max(2, min(500, plan.steps * epochs // 10))
+    steps = sorted({max(1, epochs * 2 // 3), max(1, epochs * 11 // 12)})
+    return f"""train_cfg = dict(max_epochs={epochs})
 {_rate_text(plan)}
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end={warm_up}),
     dict(type='MultiStepLR', by_epoch=True, begin=0, end={epochs}, milestones={steps}, gamma=0.1),
+]
+"""
+
+
+def _rtmdet_schedule(plan: Plan) -> str:
+    """The published one over other epochs: a cosine over the second half, no mosaic in the last fifteenth."""
+    epochs = plan.epochs
+    warm_up = max(2, min(1000, plan.steps * epochs // 10))
+    half, last, interval = epochs // 2, epochs - max(1, epochs // 15), max(1, epochs // 30)
+    return f"""train_cfg = dict(max_epochs={epochs}, val_interval={interval}, dynamic_intervals=[({last}, 1)])
+default_hooks = dict(checkpoint=dict(interval={interval}))
+custom_hooks = [
+    dict(type='FuseBackboneHook'),
+    dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0002, update_buffers=True, priority=49),
+    dict(type='PipelineSwitchHook', switch_epoch={last}, switch_pipeline=train_pipeline_at_the_end),
+]
+{_rate_text(plan)}
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-5, by_epoch=False, begin=0, end={warm_up}),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min={plan.recipe.rate * plan.factor / 20:.10g},
+        begin={half},
+        end={epochs},
+        T_max={epochs - half},
+        by_epoch=True,
+        convert_to_iter_based=True,
+    ),
 ]
 """
 
@@ -161,7 +310,7 @@ def segmentation_text(
     suffixes: Mapping[str, Suffixes],
     reduce_zero_label: bool,
 ) -> str:
-    """Semantic FPN; paths are relative to the data's root."""
+    """A segmentor; paths are relative to the data's root."""
     iterations = plan.steps * plan.epochs
     interval = max(1, iterations // 10)
 
@@ -183,7 +332,7 @@ image_scale = ({4 * plan.size}, {plan.size})  # longest and shortest side, at mo
 model = dict(
     data_preprocessor=dict(size=crop_size),
 {_backbone_text(plan)}
-    decode_head=dict(num_classes={len(plan.classes)}),
+{_segmentor_heads(plan)}
 )
 
 train_pipeline = [
@@ -221,6 +370,16 @@ param_scheduler = [
 """
 
 
+def _segmentor_heads(plan: Plan) -> str:
+    count = len(plan.classes)
+    if plan.model == 'semantic-fpn':
+        return f'    neck=dict(in_channels={plan.dims}),\n    decode_head=dict(num_classes={count}),'
+    head = f'    decode_head=dict(in_channels={plan.dims}, num_classes={count}),'
+    if plan.model == 'upernet':
+        head += f'\n    auxiliary_head=dict(in_channels={plan.dims[2]}, num_classes={count}),'
+    return head
+
+
 def classification_text(plan: Plan, *, folders: Mapping[str, str], suffixes: Sequence[str] | None = None) -> str:
     """RepNeXt's two-headed classifier with the augmentation of the RepViT recipe."""
     count = len(plan.classes)
@@ -230,7 +389,7 @@ def classification_text(plan: Plan, *, folders: Mapping[str, str], suffixes: Seq
 model = dict(
     data_preprocessor=dict(num_classes={count}),
 {_backbone_text(plan)}
-    head=dict(in_channels={ARCHITECTURES[plan.arch].embed_dims[-1]}, num_classes={count}, topk={topk}),
+    head=dict(in_channels={plan.dims[-1]}, num_classes={count}, topk={topk}),
 )
 
 bgr_mean = [103.53, 116.28, 123.675]
@@ -306,8 +465,8 @@ param_scheduler = dict(
 
 def _head_text(plan: Plan) -> str:
     """Docstring, bases, data and classes."""
-    recipe, iterations = RECIPES[plan.task], plan.steps * plan.epochs
-    last = f'iter_{iterations}' if plan.task == 'seg' else f'epoch_{plan.epochs}'
+    recipe, iterations = plan.recipe, plan.steps * plan.epochs
+    last = f'iter_{iterations}' if recipe.task == 'seg' else f'epoch_{plan.epochs}'
     classes = pformat(tuple(plan.classes), width=100, compact=True).replace('\n', '\n' + 12 * ' ')
     bases = ''.join(f'    {base!r},\n' for base in plan.bases)
     return (
@@ -323,17 +482,14 @@ def _head_text(plan: Plan) -> str:
 
 
 def _backbone_text(plan: Plan) -> str:
-    """The lines that choose arch and first weights, and for pyramids the neck's channels."""
+    """The line that chooses arch and first weights."""
     weights = '' if plan.checkpoint is None else f"dict(type='Pretrained', checkpoint={plan.checkpoint!r})"
-    line = f'    backbone=dict(arch={plan.arch!r}, init_cfg={weights or None}),'
-    if plan.task != 'cls':
-        line += f'\n    neck=dict(in_channels={list(ARCHITECTURES[plan.arch].embed_dims)}),'
-    return line
+    return f'    backbone=dict(arch={plan.arch!r}, init_cfg={weights or None}),'
 
 
 def _rate_text(plan: Plan) -> str:
     """The scaled learning rate, and the batch that it is for."""
-    rate = RECIPES[plan.task].rate * plan.factor
+    rate = plan.recipe.rate * plan.factor
     return (
         f'optim_wrapper = dict(optimizer=dict(lr={rate:.10g}))\n'
         f'auto_scale_lr = dict(base_batch_size={plan.batch * plan.gpus})  # what this rate is for'

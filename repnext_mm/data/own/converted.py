@@ -13,7 +13,6 @@ from repnext_mm._files import drafted
 from repnext_mm.data.own.findings import Findings
 from repnext_mm.data.own.images import sizes_of
 from repnext_mm.data.own.layout import CocoSplit
-from repnext_mm.data.own.masks import polygon_area
 from repnext_mm.data.sources import Split
 
 
@@ -40,20 +39,21 @@ class Conversion:
         box: Sequence[float],
         place: str,
         *,
-        polygon: Sequence[float] | None = None,
+        segmentation: list[list[float]] | dict[str, Any] | None = None,
+        area: float | None = None,
         crowd: bool = False,
     ) -> None:
-        """Record ``[x, y, width, height]`` in pixels, with the polygon ``[x1, y1, x2, y2, ...]`` that it is around."""
+        """Record ``[x, y, width, height]`` in pixels, with the mask that it is around and its pixels, if any."""
         record: dict[str, Any] = {
             'id': len(self.annotations) + 1,
             'image_id': image,
             'category_id': category,
             'bbox': list(box),
-            'area': box[2] * box[3] if polygon is None else polygon_area(polygon),
+            'area': box[2] * box[3] if area is None else area,
             'iscrowd': int(crowd),
         }
-        if polygon is not None:
-            record['segmentation'] = [list(polygon)]
+        if segmentation is not None:
+            record['segmentation'] = segmentation
         self.annotations.append(record)
         self.places.append(place)
 

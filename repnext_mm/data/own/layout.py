@@ -86,7 +86,7 @@ def find_coco(root: Path) -> dict[Split, CocoSplit]:
     if not files:
         raise UserError(
             f"'{root}' has no .json file up to 3 folders below it, but {suffix_counts(list_files(root).files)}: give "
-            f'COCO-style JSON, one file per split, or YOLO labels (.txt) or Pascal VOC (.xml) beside their images'
+            f'JSON (COCO, labelme, VIA, Label Studio), YOLO labels (.txt) or Pascal VOC (.xml), each split by its name'
         )
     found: dict[Split, CocoSplit] = {}
     split: Split

@@ -22,7 +22,17 @@ from repnext_mm.data.own import (
     find_class_folders,
     find_label_maps,
 )
-from repnext_mm.data.own.config_text import RECIPES, Plan, Task, classification_text, detection_text, segmentation_text
+from repnext_mm.data.own.config_text import (
+    DEFAULTS,
+    RECIPES,
+    Model,
+    Plan,
+    Recipe,
+    Task,
+    classification_text,
+    detection_text,
+    segmentation_text,
+)
 from repnext_mm.data.own.converted import converted_files, write_converted
 from repnext_mm.data.own.findings import shortened
 from repnext_mm.data.own.layout import CocoSplit
@@ -46,6 +56,7 @@ def new_config(
     *,
     task: Task,
     data: str | Path,
+    model: Model | None = None,
     classes: Sequence[str] | None = None,
     arch: str = 'm1',
     out: str | Path | None = None,
@@ -60,11 +71,14 @@ def new_config(
 ) -> NewConfig:
     """Check the data below a folder, and write a config that trains on them.
 
-    YOLO labels and Pascal VOC are written as COCO-style JSON to ``NAME_annotations`` beside the config ``NAME.py``.
+    Annotations in other formats are written as COCO-style JSON to ``NAME_annotations`` beside the config ``NAME.py``.
 
     Args:
-        task: 'det' (COCO-style JSON, YOLO or Pascal VOC), 'seg' (images and label maps) or 'cls' (a folder per class).
+        task: 'det' (COCO-style JSON, YOLO, Pascal VOC, labelme, VIA or Label Studio), 'seg' (images and label maps) or
+            'cls' (a folder per class).
         data: the folder with everything below it, training and validation data told apart by names.
+        model: of the task; by default Mask R-CNN (Faster R-CNN where there are no masks), Semantic FPN or RepNeXt's own
+            classifier.
         classes: their names; may be omitted for 'det' and 'cls', whose data name them.
         arch: a published architecture.
         out: the file; by default in the current folder, named after task, arch and data.
@@ -72,7 +86,7 @@ def new_config(
         gpus: how many; the learning rate is linear in ``batch * gpus``.
         checkpoint: weights that the backbone starts from, a file, a published name or an address; None trains from
             scratch.
-        size: pixels of the images' shorter side (det), of the crop (seg, cls).
+        size: pixels of the images' shorter side (det), of both sides (RTMDet), of the crop (seg, cls).
         epochs: times through the training data; for 'seg' turned into iterations.
         reduce_zero_label: in label maps 0 is ignored and 1 is the first class.
         map_suffix: what names of label maps end in, where several would fit.
@@ -91,7 +105,8 @@ def new_config(
         raise UserError(f'{option} is about label maps: omit it for {task}')
     if task != 'det' and boxes_only:
         raise UserError(f'--boxes-only is about annotations with masks: omit it for {task}')
-    recipe, root = RECIPES[task], Path(data).resolve()
+    chosen = model or DEFAULTS[task]
+    recipe, root = _recipe(chosen, task, boxes_only=boxes_only, given=model is not None), Path(data).resolve()
     path = Path(f'{recipe.name}_{arch}_{root.name}.py' if out is None else out)
     if not re.fullmatch(r'[\w.+ -]+', path.name):  # it stands in the config, which is a program
         raise UserError(f'the config would be called {path.name!r}: name a plain file with --out')
@@ -101,7 +116,7 @@ def new_config(
         raise FileInTheWayError(f"'{path}' is there already: remove it, or name another file with --out")
     annotations = path.resolve().with_name(f'{path.stem}_annotations')
     plan = Plan(
-        task=task,
+        model=chosen,
         out=path,
         bases=_bases(path, recipe.bases),
         data_root=root.as_posix(),
@@ -119,7 +134,9 @@ def new_config(
     if checkpoint is None:
         findings.warn('without --checkpoint the backbone starts from random weights', f'arch {arch}')
     if task == 'det':
-        text, converted = _detection(plan, root, annotations, classes, findings, boxes_only=boxes_only)
+        text, converted = _detection(
+            plan, root, annotations, classes, findings, boxes_only=boxes_only, given=model is not None
+        )
     elif task == 'seg':
         text = _segmentation(
             plan, root, classes or (), findings, reduce_zero_label=reduce_zero_label, map_suffix=map_suffix
@@ -158,6 +175,7 @@ def _detection(
     findings: Findings,
     *,
     boxes_only: bool,
+    given: bool,
 ) -> tuple[str, dict[Split, CocoSplit]]:
     """The text, and the annotations that it expects to be written to ``folder``."""
     splits = find_boxes(root, classes, findings)
@@ -173,9 +191,17 @@ def _detection(
         )
     facts = check_coco(splits, classes, findings, boxes_only=boxes_only)
     files = converted_files(converted, folder) or {split: part.annotations for split, part in splits.items()}
+    if plan.recipe.masks and not facts.masks and not findings.errors:
+        if given:
+            raise UserError(
+                f'--model {plan.model} learns masks, and the annotations have boxes only: choose faster-rcnn, '
+                'retinanet or rtmdet'
+            )
+        plan = replace(plan, model='faster-rcnn', bases=_bases(plan.out, RECIPES['faster-rcnn'].bases))
+    boxes = splits['train'].content['annotations']
     text = detection_text(
         replace(plan, classes=facts.classes, images=facts.images),
-        masks=facts.masks,
+        polygons=not any(isinstance(box.get('segmentation'), dict) for box in boxes),
         annotations=_below(root, files),
         images=_below(root, {split: part.images for split, part in splits.items()}),
     )
@@ -229,6 +255,15 @@ def _bases(out: Path, names: Sequence[str]) -> list[str]:
     relative = folder.parent.name != '.mim' and start.is_relative_to(folder.parent)
     base = os.path.relpath(folder, start) if relative else str(folder)
     return [(Path(base) / '_base_' / f'{name}.py').as_posix() for name in names]
+
+
+def _recipe(model: Model, task: Task, *, boxes_only: bool, given: bool) -> Recipe:
+    fitting = [name for name, recipe in RECIPES.items() if recipe.task == task]
+    if model not in fitting:
+        raise UserError(f"--model '{model}' is not a model of --task {task}: choose one of {', '.join(fitting)}")
+    if given and boxes_only and RECIPES[model].masks:
+        raise UserError(f'--model {model} learns masks, and --boxes-only leaves them out: omit one of the two')
+    return RECIPES[model]
 
 
 def _check_classes(task: Task, classes: Sequence[str] | None) -> None:

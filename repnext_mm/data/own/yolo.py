@@ -21,6 +21,7 @@ from repnext_mm.data.own.files import is_hidden, list_files, read_lines
 from repnext_mm.data.own.findings import Findings, quoted, shortened, value_text
 from repnext_mm.data.own.images import is_image_name
 from repnext_mm.data.own.layout import IMAGE_NAMES, MAP_NAMES, CocoSplit, files_in, folders_below, one_folder, words_of
+from repnext_mm.data.own.masks import polygon_area
 from repnext_mm.data.sources import Split
 from repnext_mm.errors import UserError
 
@@ -298,7 +299,7 @@ def _add_rows(
             points = [value * size[axis % 2] for axis, value in enumerate(row[1:])]
             left, top = min(points[::2]), min(points[1::2])
             box = (left, top, max(points[::2]) - left, max(points[1::2]) - top)
-            conversion.add_box(image, category, box, place, polygon=points)
+            conversion.add_box(image, category, box, place, segmentation=[points], area=polygon_area(points))
 
 
 def _row(line: str, place: str, names: Sequence[str], findings: Findings) -> tuple[float, ...] | None:

@@ -135,13 +135,6 @@ def test_coco_files_among_others(tmp_path):
     assert [found[split].images for split in SPLITS] == [tmp_path / split for split in SPLITS]
 
 
-def labelme(root):
-    for split in SPLITS:
-        (root / split).mkdir()
-        for index in range(500):
-            (root / split / f'image_{index:05d}.json').write_text('{"shapes": [], "imagePath": "x.jpg"}')
-
-
 def labels_apart(root, suffix):
     for kind in ('images', 'labels'):
         for split in SPLITS:
@@ -154,8 +147,10 @@ def one_file(root):
 
 
 NO_COCO = {
-    'labelme': (labelme, ["500 .json files of the split 'train'", 'and 497 more', 'a file of labelme']),
-    'another': (lambda root: labels_apart(root, '.ann'), ['no .json file', 'but 2 .jpg, 2 .ann: give COCO-style JSON']),
+    'another': (
+        lambda root: labels_apart(root, '.ann'),
+        ['no .json file', 'but 2 .jpg, 2 .ann: give JSON (COCO, labelme'],
+    ),
     'empty': (lambda root: None, ['no .json file', 'but no file']),
     'without a split': (one_file, ["1 .json file ('instances_default.json'), and none is named as the split 'train'"]),
 }

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import MODELS as NETWORKS
 
 import repnext_mm
 from repnext_mm.apis import load_config
 from repnext_mm.apis.checks import check_files, check_model
 from repnext_mm.data.own.new_config import new_config
 from repnext_mm.data.scene_files import CLASSES
+from tests.data.own.small_sets import write_coco
 from tests.layouts import write_authors_checkpoint
 
 SEG_CLASSES = ('background', *CLASSES)
@@ -58,12 +60,74 @@ def test_the_config_holds_everything(scenes, pets, task, rate, tmp_path):
         assert dataset[0] is not None
 
 
-def test_boxes_alone_give_faster_r_cnn(scenes):
+MODELS = {
+    'mask-rcnn': ('MaskRCNN', 2e-4 / 16),
+    'faster-rcnn': ('FasterRCNN', 2e-4 / 16),
+    'retinanet': ('RetinaNet', 1e-4 / 16),
+    'rtmdet': ('RTMDet', 4e-3 / 256),
+    'rtmdet-ins': ('RTMDet', 4e-3 / 256),
+    'semantic-fpn': ('FPNHead', 1e-4 / 16),
+    'upernet': ('UPerHead', 1e-4 / 16),
+    'segformer-head': ('SegformerHead', 1e-4 / 16),
+}
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_every_model(scenes, model):
+    kind, rate = MODELS[model]
+    task = 'seg' if kind.endswith('Head') else 'det'
+    classes = SEG_CLASSES if task == 'seg' else CLASSES
+    done = write(task, scenes, model=model, classes=SEG_CLASSES if task == 'seg' else None, batch=2, size=64, epochs=30)
+    config = load_config(done.path)
+    check_model(config.model)
+    check_files(config, stages=('train', 'val', 'test'))
+    init_default_scope(config.default_scope)
+    assert kind in (config.model.type, config.model.get('decode_head', {}).get('type'))
+    assert set(values(config.model.to_dict(), 'num_classes')) == {len(classes)}
+    assert config.optim_wrapper.optimizer.lr == pytest.approx(2 * rate)
+    masks = model in ('mask-rcnn', 'rtmdet-ins')
+    if task == 'det':
+        assert config.val_evaluator.metric == (['bbox', 'segm'] if masks else ['bbox'])
+        (load,) = [step for step in config.train_dataloader.dataset.pipeline if step.type == 'LoadAnnotations']
+        assert load.with_mask == masks
+        assert load.get('poly2mask', True)  # masks of the scenes are run lengths, which mmdet would ignore otherwise
+    if model.startswith('rtmdet'):
+        assert [hook.type for hook in config.custom_hooks] == ['FuseBackboneHook', 'EMAHook', 'PipelineSwitchHook']
+        assert config.custom_hooks[2].switch_epoch == config.train_cfg.dynamic_intervals[0][0] == 28
+        assert config.param_scheduler[1].begin + config.param_scheduler[1].T_max == 30
+    with torch.device('meta'):
+        NETWORKS.build(config.model)
+    sample = DATASETS.build(config.train_dataloader.dataset)[0]
+    assert sample is not None
+    if masks:
+        assert len(sample['data_samples'].gt_instances.masks) > 0
+
+
+def test_polygons_stay_polygons_in_a_mosaic(tmp_path):
+    config = load_config(write('det', write_coco(tmp_path / 'data', masks=True), model='rtmdet-ins').path)
+    init_default_scope('mmdet')
+    kinds = [step.get('poly2mask') for step in config.train_dataloader.dataset.pipeline]
+    assert False in kinds
+    sample = DATASETS.build(config.train_dataloader.dataset)[0]
+    assert len(sample['data_samples'].gt_instances.masks) > 0
+
+
+def drop_masks(scenes):
     for path in (scenes / 'annotations').glob('*.json'):
         content = json.loads(path.read_text())
         for entry in content['annotations']:
             del entry['segmentation']
         path.write_text(json.dumps(content))
+
+
+def test_a_model_of_masks_needs_masks(scenes):
+    drop_masks(scenes)
+    with pytest.raises(ValueError, match='--model rtmdet-ins learns masks, and the annotations have boxes only'):
+        write('det', scenes, model='rtmdet-ins')
+
+
+def test_boxes_alone_give_faster_r_cnn(scenes):
+    drop_masks(scenes)
     done = write('det', scenes, classes=CLASSES)
     assert 'boxes (no masks)' in done.findings.report()
     config = load_config(done.path)
@@ -101,6 +165,10 @@ def test_configs_are_inherited_relatively_inside_a_clone(pets, tmp_path, monkeyp
 BAD = {
     "nowhere' does not exist: give the folder": dict(data='nowhere'),
     "task 'pose' is unknown": dict(task='pose'),
+    "--model 'upernet' is not a model of --task det: choose one of mask-rcnn, faster": dict(
+        task='det', model='upernet'
+    ),
+    '--boxes-only leaves them out': dict(task='det', model='mask-rcnn', boxes_only=True),
     "unknown arch 'm9'": dict(arch='m9'),
     '--classes is needed for seg': dict(task='seg'),
     'segmentation needs the background too': dict(task='seg', classes=['cat']),

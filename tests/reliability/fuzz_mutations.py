@@ -116,7 +116,11 @@ def _flip(data, rng, seeds):
 
 
 def _truncate(data, rng, seeds):
-    return data[: rng.randrange(1, len(data))] if rng.random() < 0.8 else data[rng.randrange(1, len(data)) :]
+    return (
+        data[: rng.randrange(1, max(2, len(data)))]
+        if rng.random() < 0.8
+        else data[rng.randrange(1, max(2, len(data))) :]
+    )
 
 
 def _cut_or_repeat(data, rng, seeds):
@@ -128,7 +132,7 @@ def _cut_or_repeat(data, rng, seeds):
 
 def _splice(data, rng, seeds):
     other = seeds[rng.choice(sorted(seeds))]
-    return data[: rng.randrange(1, len(data))] + other[rng.randrange(len(other)) :]
+    return data[: rng.randrange(1, max(2, len(data)))] + other[rng.randrange(len(other)) :]
 
 
 def _extreme(data, rng, seeds):
@@ -175,7 +179,7 @@ def _zip_records(data, rng, seeds):
         elif action == 7:
             records.insert(0, (rng.choice(('other/data.pkl', 'data.pkl', '/', 'x')), content))
         else:
-            records = records[: rng.randrange(1, len(records))]
+            records = records[: rng.randrange(1, max(2, len(records)))]
         return records
 
     return _rezip(data, rng, change)

@@ -219,7 +219,7 @@ class TestContract:
 
     def test_signature(self):
         parameters = inspect.signature(RepNeXt).parameters
-        assert [p for p in parameters if p != 'pretrained'] == [
+        assert [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY] == [
             'arch',
             'in_channels',
             'out_indices',
@@ -232,6 +232,7 @@ class TestContract:
             'deploy',
             'init_cfg',
         ]
+        assert parameters.keys() >= {'weights', 'pretrained'}
         with pytest.raises(TypeError, match='depth'):
             RepNeXt(TINY, depth=50)
 

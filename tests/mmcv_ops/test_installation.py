@@ -135,7 +135,7 @@ print(*sorted(name for name in sys.modules if name.startswith('repnext_mm.') and
 """,
         mmcv.parent,
     )
-    assert said.splitlines() == ['tensor([1])', 'repnext_mm._moved repnext_mm.version']
+    assert said.splitlines() == ['tensor([1])', 'repnext_mm._moved repnext_mm.errors repnext_mm.version']
 
 
 def test_what_is_not_served_says_so_when_it_is_called():

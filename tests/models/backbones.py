@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -23,6 +24,15 @@ def check_recomputing_gives_the_same_step(build: Callable[..., nn.Module], *, si
         assert torch.equal(a, b), name
 
 
+@contextmanager
+def norms_that_run(*modules: str) -> Iterator[None]:
+    """Let no norm be folded on the fly: each runs, and so do the branches before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(f'repnext_mm.models.{module}.is_affine', lambda norm: False)
+        yield
+
+
 def check_norm_eval_trains_as_norms_that_run(build: Callable[..., nn.Module], modules: Sequence[str]) -> None:
     """Folding on the fly gives the gradients of running the norms.
 
@@ -35,9 +45,7 @@ def check_norm_eval_trains_as_norms_that_run(build: Callable[..., nn.Module], mo
     grads = {name: p.grad.clone() for name, p in model.named_parameters()}
     assert all(torch.isfinite(g).all() for g in grads.values())
     model.zero_grad()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in modules:
-            patch.setattr(f'repnext_mm.models.{module}.is_affine', lambda norm: False)
+    with norms_that_run(*modules):
         sum(f.pow(2).mean() for f in model(x)).backward()
     scale = max(p.grad.abs().max() for p in model.parameters())
     for name, p in model.named_parameters():

@@ -28,6 +28,7 @@ from tests.models.backbones import (
     check_merging_under_autocast_rounds_once,
     check_norm_eval_trains_as_norms_that_run,
     check_recomputing_gives_the_same_step,
+    norms_that_run,
 )
 
 TINY = {'dims': (6, 12, 24, 48), 'depths': (1, 1, 4, 1)}
@@ -52,8 +53,7 @@ def published_form(arch: str, form: str) -> nn.Module:
 
 def by_definition(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Every branch and every norm run apart: otherwise both forms would merge by the same code."""
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr('repnext_mm.models.repnext_u.is_affine', lambda norm: False)
+    with norms_that_run('repnext_u', 'merged_conv'), torch.no_grad():
         return model(x)
 
 
@@ -77,7 +77,7 @@ def test_published_parameter_counts(arch):
 
 
 @pytest.mark.parametrize('arch', PUBLISHED)
-def test_published_macs(arch, monkeypatch):
+def test_published_macs(arch):
     image = torch.empty(1, 3, 224, 224, device='meta')
 
     def gmacs(form: str) -> float:
@@ -85,8 +85,8 @@ def test_published_macs(arch, monkeypatch):
 
     assert round(gmacs('no_shortcut'), 2) == PUBLISHED[arch][3]
     assert gmacs('train') == gmacs('default') < PUBLISHED[arch][2]  # merged on the fly
-    monkeypatch.setattr('repnext_mm.models.repnext_u.is_affine', lambda norm: False)  # in training the branches run
-    assert round(gmacs('train'), 2) == PUBLISHED[arch][2]
+    with norms_that_run('repnext_u', 'merged_conv'):  # as in training, where the branches run
+        assert round(gmacs('train'), 2) == PUBLISHED[arch][2]
 
 
 @pytest.mark.parametrize('arch', PUBLISHED)

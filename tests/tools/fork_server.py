@@ -1,7 +1,7 @@
 """Runs scripts in forks of a process that has the libraries imported, since importing them is most of a tool's time.
 
 Each script has a process of its own still: its own arguments, folder, output, random numbers and end. One line of JSON
-in (``command``, ``cwd``, ``output``), the process id and then the exit code out.
+in (``command``, ``cwd``, ``output``, ``environment``), the process id and then the exit code out.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ def serve(modules: list[str]) -> list[str]:
         job = json.loads(line)
         pid = os.fork()
         if not pid:
-            become(job['cwd'], job['output'])
+            become(job['cwd'], job['output'], job['environment'])
             return job['command']
         print(pid, file=answers, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
     sys.exit()
 
 
-def become(cwd: str, output: str) -> None:
-    """Make a fork what a new process would be."""
+def become(cwd: str, output: str, environment: dict[str, str]) -> None:
+    """Make a fork what a new process would be; what is read of the environment at import is the server's."""
+    os.environ.clear()
+    os.environ.update(environment)
     os.setsid()  # so that all its own processes can be ended with it
     os.chdir(cwd)
     nothing, file = os.open(os.devnull, os.O_RDONLY), os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -41,7 +41,8 @@ class ForkServer:
         """Exit code and output."""
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, 'output')
-            print(json.dumps({'command': words, 'cwd': str(cwd), 'output': str(output)}), file=self.process.stdin)
+            job = {'command': words, 'cwd': str(cwd), 'output': str(output), 'environment': environment()}
+            print(json.dumps(job), file=self.process.stdin)
             self.process.stdin.flush()
             pid = int(self.process.stdout.readline())
             overtime = threading.Timer(SECONDS, os.killpg, (pid, signal.SIGKILL))

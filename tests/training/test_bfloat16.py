@@ -11,6 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from repnext_mm import RepNeXt
+from repnext_mm.models.merged_conv import MergedBranches
 from tests.hooks.tiny_run import ARCH
 from tests.training.tiny_tasks import TASKS, build, losses_of
 
@@ -94,7 +95,7 @@ def test_gradients_are_scaled_clipped_and_accumulated_as_in_float32(name, count)
 def test_kernels_are_merged_in_float32():
     """RepNeXt rounds the merged kernel once; merged in bfloat16, the sum of branches would be rounded at each step."""
     backbone = RepNeXt(ARCH)
-    block = next(module for module in backbone.modules() if hasattr(module, 'branches'))
+    block = next(module for module in backbone.modules() if isinstance(module, MergedBranches))
     wrapper = build_optim_wrapper(backbone, dict(type='Bfloat16OptimWrapper', optimizer=SGD))
     with wrapper.optim_context(backbone):
         assert {t.dtype for t in block.kernel() if t is not None} == {torch.float32}

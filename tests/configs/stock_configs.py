@@ -38,6 +38,7 @@ from tests.conftest import randomize
 
 PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
 SIZE = 128
+LARGEST = 400_000_000  # parameters of the backbone that is replaced: beyond, it takes all memory
 EXACT = 1e-9  # relative, in float64: heads take logarithms and quotients of what the backbone returns
 ERRORS = {'float64': EXACT, 'float32': 1e-3}
 STRIDES = (4, 8, 16, 32)
@@ -275,10 +276,21 @@ def _make_local(holder: Any) -> None:
         holder['type'] = 'BN'
 
 
+def _parameters(config: ConfigDict) -> int:
+    """Of a backbone, without its memory; 0 where it cannot be built so."""
+    try:
+        with torch.device('meta'):
+            return sum(parameter.numel() for parameter in MODELS.build(copy.deepcopy(config)).parameters())
+    except Exception:  # whatever a stock backbone raises
+        return 0
+
+
 def _levels(package: str, backbone: ConfigDict) -> tuple[list[int], list[int], tuple[int, ...]]:
     config = copy.deepcopy(backbone)
     for holder in _dicts(config):
         _make_local(holder)
+    if _parameters(config) > LARGEST:
+        raise Unsuitable('too large')
     try:
         original = MODELS.build(config)
         original.eval()  # stock backbones return nothing

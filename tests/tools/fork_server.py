@@ -1,4 +1,4 @@
-"""Runs scripts in forks of a process that has the libraries imported, since importing them is most of a tool's time.
+"""Runs scripts in forks of a process that has libraries imported, which is most of the time of a short script.
 
 Each script has a process of its own still: its own arguments, folder, output, random numbers and end. One line of JSON
 in (``command``, ``cwd``, ``output``, ``environment``), the process id and then the exit code out.
@@ -25,6 +25,7 @@ def serve(modules: list[str]) -> list[str]:
         for name in modules:
             if find_spec(name.partition('.')[0]):
                 import_module(name)
+    sys.stdout.flush()  # else each fork would print it
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

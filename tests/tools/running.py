@@ -1,7 +1,4 @@
-"""Running the command-line tools as a user does: in a process of their own, from another folder.
-
-``TOOLS_START_ANEW=1 make test`` starts each of them as a new process, which takes several seconds more per tool.
-"""
+"""Running the command-line tools as a user does: in a process of their own, from another folder."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-TOOLS_IMPORT = ('repnext_mm', 'mmdet.apis', 'mmseg.apis', 'mmpretrain.apis')
 SECONDS = 600
 """A tool that takes longer is ended, and its test fails."""
 
@@ -62,21 +58,17 @@ def environment(**more: str) -> dict[str, str]:
 def run_tool(*command: str | Path, cwd: Path, expect: int = 0, **variables: str) -> str:
     """Run ``python COMMAND`` (or a shell script) in ``cwd``; returns stdout and stderr together."""
     words = [str(word) for word in command]
-    if words[0].endswith('.py') and not variables and os.environ.get('TOOLS_START_ANEW') is None:
-        code, output = fork_server(*TOOLS_IMPORT).run(words, cwd)
-    else:
-        done = subprocess.run(
-            ['bash' if words[0].endswith('.sh') else sys.executable, *words],
-            cwd=cwd,
-            env=environment(**variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-        )
-        code, output = done.returncode, done.stdout
-    assert code == expect, output[-6000:]
-    return output
+    done = subprocess.run(
+        ['bash' if words[0].endswith('.sh') else sys.executable, *words],
+        cwd=cwd,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == expect, done.stdout[-6000:]
+    return done.stdout
 
 
 def options(**values: Any) -> list[str]:

@@ -27,9 +27,8 @@ from repnext_mm.lab.bench.law_table import (
     names,
 )
 from repnext_mm.lab.bench.named_models import build_named
-from repnext_mm.models import RepDWConvM
 from repnext_mm.models.branchwise import branch_by_branch
-from repnext_mm.reparam import Fusible
+from repnext_mm.reparam import Fusible, add
 from tests.tools.running import ROOT, run_tool
 
 TOOL = ROOT / 'tools/validate_reparam.py'
@@ -60,8 +59,7 @@ def test_every_level_is_exact(form):
 
 def test_the_reference_is_not_merged_by_the_law_under_test(monkeypatch):
     """A wrong kernel() changes train form and deploy form alike: only branches can show it."""
-    right = RepDWConvM.kernel
-    monkeypatch.setattr(RepDWConvM, 'kernel', lambda self: right(self)._replace(bias=None))
+    monkeypatch.setattr('repnext_mm.models.token_mixers.add', lambda *kernels: add(*kernels)._replace(bias=None))
     found = check_consistency(small(), shape=SHAPE)
     assert len(found.failures) == 2
     assert 'float64: relative error' in found.failures[0]

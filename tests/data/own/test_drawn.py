@@ -416,7 +416,8 @@ def test_a_broken_file_of_labelme_stops_no_other(tmp_path):
     path.write_text(path.read_text()[:-20])
     findings = Findings()
     found = find_boxes(tmp_path, None, findings)
-    assert f"file cannot be read: '{path}' is not JSON" in findings.report()
+    (said,) = findings.errors['file cannot be read']
+    assert said.startswith(f"'{path}' is not JSON")
     assert len(found['train'].content['images']) == 1
     assert len(found['val'].content['images']) == 2
 

@@ -3,10 +3,7 @@
 from importlib import import_module
 from importlib.util import find_spec
 
-from repnext_mm import data, training  # noqa: F401
-from repnext_mm.models import RepNeXt, RepNeXtU
-
-__all__ = ['RepNeXt', 'RepNeXtU']
+from repnext_mm import data, models, training  # noqa: F401
 
 if find_spec('cv2') is not None:  # mmengine's hooks and Runner import OpenCV, which mmengine-lite comes without
     import_module('repnext_mm.hooks')

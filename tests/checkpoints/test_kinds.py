@@ -78,8 +78,7 @@ def test_it_is_recognized(kind, task, writer, prefix, file_of):
 @pytest.mark.parametrize('arch', ARCHITECTURES)
 def test_every_arch_is_recognized_in_every_form(arch):
     model = RepNeXt(arch).eval()
-    shapes = FORMS if arch in ('m0', 'm0e') else ('default', 'keep_norms')  # the others' forms differ as theirs do
-    forms = {'train': model} | {form: fuse(model, form=form)[0] for form in shapes}
+    forms = {'train': model} | {form: fuse(model, form=form)[0] for form in FORMS}
     for form, network in forms.items():
         found = recognize(network.state_dict(), ARCHITECTURES)
         name = form

@@ -10,19 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from repnext_mm._files import drafted
 from repnext_mm.apis import annotate_frames, annotate_images
 from repnext_mm.cli import options
 from repnext_mm.errors import UserError
-from repnext_mm.export.predict import (
-    Prediction,
-    Progress,
-    Video,
-    VideoFile,
-    class_map,
-    coco_results,
-    is_video,
-    write_image,
-)
+from repnext_mm.export.predict import Prediction, class_map, coco_results, copied_video, is_video, write_image
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -72,22 +64,12 @@ def run(args: argparse.Namespace) -> int:
         if total > 1:
             print(f'{len(done.written)} of {total} images annotated, {len(done.replaced)} in the place of earlier ones')
     for source in videos:
-        with Video(source) as video:
-            out, bar = VideoFile(Path(args.out_dir, 'vis', f'{video.name}.avi'), video.rate), Progress(video.frames)
-            try:
-                for frame, sample in annotate_frames(video, args.config, args.checkpoint, **settings):
-                    name = f'{video.name}_{bar.count:06}'
-                    keep.add(name, name, sample)
-                    out.write(frame)
-                    bar.step()
-            except KeyboardInterrupt:  # how a camera ends
-                if video.frames is not None:
-                    raise
-            finally:
-                out.close()
-                bar.close()
-        if not bar.count:
-            raise UserError(f"'{source}' has no frame that OpenCV can read: give another video")
+        with copied_video(source, Path(args.out_dir, 'vis')) as (video, out, bar):
+            for frame, sample in annotate_frames(video, args.config, args.checkpoint, **settings):
+                name = f'{video.name}_{bar.count:06}'
+                keep.add(name, name, sample)
+                out.write(frame)
+                bar.step()
         print(f'wrote {out.path}')
     keep.write()
     return 1 if failed else 0
@@ -125,7 +107,8 @@ class Kept:
     def write(self) -> None:
         """Write the file of ``--out``."""
         if self._out is not None:
-            Path(self._out).write_text(json.dumps(self._results))
+            with drafted(Path(self._out)) as draft:
+                draft.write_text(json.dumps(self._results))
             print(f'wrote {self._out}')
 
 

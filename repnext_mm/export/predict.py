@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
 from itertools import islice
@@ -317,6 +317,7 @@ class Video:
             kind = 'camera' if camera else 'video'
             raise UserError(f"{kind} '{source}' cannot be opened by OpenCV: give another, or a folder of its frames")
         self.rate = self._opened.get(cv2.CAP_PROP_FPS) or 25.0  # frames per second; some do not say
+        self.live = camera
         self.frames = None if camera else max(0, int(self._opened.get(cv2.CAP_PROP_FRAME_COUNT))) or None
 
     def __enter__(self) -> Video:
@@ -361,20 +362,47 @@ class VideoFile:
             self._opened.release()
 
 
+@contextmanager
+def copied_video(source: str | Path, folder: str | Path) -> Iterator[tuple[Video, VideoFile, Progress]]:
+    """A video or camera, the file in a folder that its frames go to, and the bar to step; Ctrl-C ends a camera.
+
+    Raises:
+        UserError: see ``Video``; or there was no frame.
+    """
+    with Video(source) as video:
+        out, bar = VideoFile(Path(folder) / f'{video.name}.avi', video.rate), Progress(video.frames)
+        try:
+            yield video, out, bar
+        except KeyboardInterrupt:
+            if not video.live:
+                raise
+        finally:
+            out.close()
+            bar.close()
+    if not bar.count:
+        raise UserError(f"'{source}' has no frame that OpenCV can read: give another video")
+
+
 def class_map(prediction: Prediction, size: tuple[int, int], *, threshold: float = 0.3) -> Array:
     """``(H, W)``, uint8: the class of each pixel; of detectors its number and 1, 0 where nothing is.
 
     Raises:
-        UserError: the model has no masks.
+        UserError: the model has no masks, or a class does not fit in eight bits.
     """
     if prediction.classes is not None:
-        return prediction.classes.astype(np.uint8)
+        return _in_eight_bits(prediction.classes)
     if prediction.masks is None or prediction.scores is None or prediction.labels is None:
         raise UserError('--masks is for models with masks: omit it')
-    found = np.zeros(size, np.uint8)
+    found = np.zeros(size, np.int64)
     for at in np.flatnonzero(prediction.scores >= threshold)[::-1]:  # the surest last, on top
         found[prediction.masks[at]] = int(prediction.labels[at]) + 1
-    return found
+    return _in_eight_bits(found)
+
+
+def _in_eight_bits(classes: Array) -> Array:
+    if classes.size and classes.max() > np.iinfo(np.uint8).max:
+        raise UserError(f'--masks are images of eight bits, and {classes.max()} does not fit: omit it')
+    return classes.astype(np.uint8)
 
 
 def predictions_of(
@@ -450,23 +478,13 @@ def run(args: argparse.Namespace) -> None:
             bar.step()
     bar.close()
     for source in videos:
-        with Video(source) as video:
-            out, bar = VideoFile(Path(args.out_dir) / f'{video.name}.avi', video.rate), Progress(video.frames)
+        with copied_video(source, args.out_dir) as (video, out, bar):
             frames = ((f'{video.name}_{number:06}', frame) for number, frame in enumerate(video))
-            try:
-                for name, image, prediction in predictions_of(exported, frames, streams=args.streams):
-                    drawn = _keep(name, name, image, prediction, exported.about, args, results)
-                    if drawn is not None:
-                        out.write(drawn)
-                    bar.step()
-            except KeyboardInterrupt:  # how a camera ends
-                if video.frames is not None:
-                    raise
-            finally:
-                out.close()
-                bar.close()
-            if not bar.count:
-                raise UserError(f"'{source}' has no frame that OpenCV can read: give another video")
+            for name, image, prediction in predictions_of(exported, frames, streams=args.streams):
+                drawn = _keep(name, name, image, prediction, exported.about, args, results)
+                if drawn is not None:
+                    out.write(drawn)
+                bar.step()
     if args.coco:
         Path(args.coco).write_text(json.dumps(results))
 

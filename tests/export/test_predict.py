@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from repnext_mm.errors import UserError
 from repnext_mm.export import export_part, load_part, predict
 from tests.export.test_detectors import written
 
@@ -124,6 +126,37 @@ def test_masks_are_numbers_of_classes():
     assert predict.class_map(found, (4, 4))[:, 0].tolist() == [5, 5, 1, 0]
     assert predict.class_map(found, (4, 4), threshold=0.6)[:, 0].tolist() == [5, 5, 0, 0]
     assert predict.class_map(predict.Prediction(classes=np.full((2, 2), 7)), (2, 2)).tolist() == [[7, 7], [7, 7]]
+    many = dataclasses.replace(found, labels=found.labels + 300)
+    for each in (predict.Prediction(classes=np.full((2, 2), 300)), many):
+        with pytest.raises(UserError, match='--masks are images of eight bits, and 30. does not fit: omit it'):
+            predict.class_map(each, (4, 4))
+
+
+class Endless:
+    """A video of which the user has enough."""
+
+    name, rate, frames = 'endless', 25.0, None
+
+    def __init__(self, live):
+        self.live = live
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_an_interrupt_ends_a_camera_and_not_a_file_that_does_not_say_its_length(tmp_path, monkeypatch):
+    def interrupted(live):
+        monkeypatch.setattr(predict, 'Video', lambda source: Endless(live))
+        with predict.copied_video('0', tmp_path) as (_, _, bar):
+            bar.step()
+            raise KeyboardInterrupt
+
+    interrupted(live=True)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(live=False)
 
 
 def test_videos_need_opencv(detector, video, tmp_path):

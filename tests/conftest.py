@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ DATA = Path(__file__).parent / 'data'
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    """The transforms of mmcv and mmdet crop by Python's and numpy's random numbers."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (that is what they draw from)
     torch.manual_seed(0)
 
 

@@ -24,8 +24,9 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='AdaptiveClipOptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, foreach=True),
     clip_grad=dict(clip_factor=0.02),
+    constructor='JoinedGroupsConstructor',
     paramwise_cfg=dict(flat_decay_mult=0.0),  # norms, biases, layer scales: no parameter of one dimension decays
 )
 param_scheduler = dict(type='TimmCosineLR', lr_min=1e-5, warmup_epochs=2, warmup_lr=1e-5)

@@ -64,9 +64,14 @@ def build_model(
 def build_runner(config: Config) -> Runner:
     """Build the Runner that the config names (``runner_type``), or the usual one.
 
+    A default hook that is None is none, under any name; mmengine stops at one that it has no hook of its own for.
+
     Raises:
         NotBuiltError: a library refuses a part of the config.
     """
+    hooks = config.get('default_hooks') or {}
+    own = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')  # mmengine adds these
+    config.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in own}
     with building(config):
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
 

@@ -151,7 +151,7 @@ def state_dict_of(content: Mapping[str, Any], *, prefix: str | None = None, ema:
         return checked(_below(found, prefix.rstrip('.'), content))
     names = ranked(list(found), content, ema=ema)
     if not names:
-        raise WeightsError(f'no averaged weights among {listed(found)}: omit ema')
+        raise WeightsError(f'no averaged weights among the entries ({listed(found)}): omit ema (--ema)')
     if len(names) > 1:
         raise WeightsError(f'{listed(names)} all hold weights: choose one with prefix={names[0] + "."!r}')
     return unwrapped(checked(found[names[0]]))

@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--checkpoint', help='its weights, in train form')
     parser.add_argument('--block', default='stages.2.blocks.4', help="which of the backbone's blocks")
     parser.add_argument('--channel', type=int, default=0, help='channel within each scale, a quarter of the channels')
-    parser.add_argument('--out', type=Path, default=Path('docs/pictures'), help='folder')
+    parser.add_argument('--out', type=Path, default=Path('docs/images'), help='folder')
 
 
 def run(args: argparse.Namespace) -> None:

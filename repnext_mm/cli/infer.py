@@ -12,9 +12,21 @@ import numpy as np
 
 from repnext_mm._files import drafted
 from repnext_mm.apis import annotate_frames, annotate_images
+from repnext_mm.apis.image_file import found_images
 from repnext_mm.cli import options
 from repnext_mm.errors import UserError
-from repnext_mm.export.predict import Prediction, class_map, coco_results, copied_video, is_video, write_image
+from repnext_mm.export.predict import (
+    Prediction,
+    class_map,
+    coco_results,
+    copied_video,
+    free_names,
+    image_ids,
+    is_video,
+    spare,
+    video_names,
+    write_image,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,16 +56,23 @@ def run(args: argparse.Namespace) -> int:
         trust_pickle=args.trust_pickle,
         options=args.cfg_options,
     )
-    keep, videos = Kept(args), [source for source in args.image if is_video(source)]
+    keep, videos = Kept(args), list(dict.fromkeys(source for source in args.image if is_video(source)))
+    clips, place = dict(zip(videos, video_names(videos), strict=True)), Path(args.out_dir, 'vis')
+    spare(videos, place, (f'{name}.avi' for name in clips.values()), '--out-dir')
     failed = 0
-    if images := [source for source in args.image if not is_video(source)]:
+    if given := [source for source in args.image if not is_video(source)]:
+        images = found_images(given)
+        ids = dict(zip(images, image_ids(images), strict=True))
+        masks = dict(zip(images, free_names(f'{image.stem}.png' for image in images), strict=True))
+        if args.masks is not None:
+            spare(images, args.masks, masks.values(), '--masks')
         done = annotate_images(
             images,
             args.config,
             args.checkpoint,
             out_dir=args.out_dir,
             report=print,
-            found=lambda image, sample: keep.add(image.name, image.stem, sample),
+            found=lambda image, sample: keep.add(ids[image], masks[image], sample),
             **settings,
         )
         for path in done.written:
@@ -63,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
         total, failed = len(done.written) + len(done.failed), len(done.failed)
         if total > 1:
             print(f'{len(done.written)} of {total} images annotated, {len(done.replaced)} in the place of earlier ones')
-    for source in videos:
-        with copied_video(source, Path(args.out_dir, 'vis')) as (video, out, bar):
+    for source, clip in clips.items():
+        with copied_video(source, place / f'{clip}.avi') as (video, out, bar):
             for frame, sample in annotate_frames(video, args.config, args.checkpoint, **settings):
-                name = f'{video.name}_{bar.count:06}'
-                keep.add(name, name, sample)
+                name = f'{clip}_{bar.count:06}'
+                keep.add(name, f'{name}.png', sample)
                 out.write(frame)
                 bar.step()
         print(f'wrote {out.path}')
@@ -82,8 +101,8 @@ class Kept:
         self._out, self._masks, self._threshold = args.out, args.masks, args.score_threshold
         self._results: list[dict[str, Any]] = []
 
-    def add(self, name: str, stem: str, sample: Any) -> None:
-        """Keep what a data sample of mmdet or mmseg says.
+    def add(self, image_id: str, mask: str, sample: Any) -> None:
+        """Keep what a data sample of mmdet or mmseg says; ``mask`` is the name of the file for that.
 
         Raises:
             UserError: the model has no boxes, or no masks.
@@ -94,13 +113,13 @@ class Kept:
         if self._out is not None:
             if prediction.boxes is None:
                 raise UserError('--out is for detectors: omit it')
-            self._results += coco_results(prediction, name)
+            self._results += coco_results(prediction, image_id)
         if self._masks is not None:
             held = prediction.classes if prediction.classes is not None else prediction.masks
             size = (0, 0) if held is None else held.shape[-2:]
             Path(self._masks).mkdir(parents=True, exist_ok=True)
             write_image(
-                Path(self._masks, f'{stem}.png'),
+                Path(self._masks, mask),
                 class_map(prediction, (size[0], size[1]), threshold=self._threshold),
             )
 

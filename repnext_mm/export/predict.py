@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -287,6 +288,49 @@ def images_in(source: str | Path) -> list[Path]:
     return found
 
 
+def free_names(names: Iterable[str]) -> list[str]:
+    """Each file name, or ``STEM_2.SUFFIX`` and so on where an earlier one has taken it."""
+    taken: dict[str, None] = {}
+    for name in names:
+        taken[free_name(name, taken)] = None
+    return list(taken)
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """A file's name, or ``STEM_2.SUFFIX`` and so on where that is taken."""
+    path, number = Path(name), 1
+    while name in taken:
+        number += 1
+        name = f'{path.stem}_{number}{path.suffix}'
+    return name
+
+
+def video_names(sources: Iterable[str | Path]) -> list[str]:
+    """What stands before ``.avi`` in the name of each video's or camera's result, and in those of its frames."""
+    names = (f'camera_{source}' if str(source).isdigit() else Path(source).stem for source in sources)
+    return [Path(name).stem for name in free_names(f'{name}.avi' for name in names)]
+
+
+def image_ids(sources: Sequence[Path]) -> list[str]:
+    """What COCO results call each image: the file's name, or its path as given where several have that name."""
+    count = Counter(source.name for source in sources)
+    return [source.name if count[source.name] == 1 else str(source) for source in sources]
+
+
+def spare(sources: Iterable[str | Path], folder: str | Path, names: Iterable[str], option: str) -> None:
+    """Refuse to write files of these names into a folder where one would replace a source.
+
+    Raises:
+        UserError: one would.
+    """
+    given = {os.path.realpath(source) for source in sources}
+    for name in names:
+        if os.path.realpath(os.path.join(folder, name)) in given:
+            raise UserError(
+                f"'{os.path.join(folder, name)}' was given to be read and would be replaced: choose another {option}"
+            )
+
+
 def is_video(source: str | Path) -> bool:
     """Whether it is the file of a video by its suffix, or the number of a camera."""
     return str(source).isdigit() or Path(source).suffix.lower() in VIDEOS
@@ -306,7 +350,6 @@ class Video:
         camera = str(source).isdigit()
         if not camera and not os.path.isfile(source):
             raise UserError(f"there is no video '{source}': give a file, or the number of a camera")
-        self.name = f'camera_{source}' if camera else Path(source).stem
         level = cv2.getLogLevel() if hasattr(cv2, 'getLogLevel') else None
         if level is not None:
             cv2.setLogLevel(0)  # its own remarks about what it cannot open
@@ -363,14 +406,14 @@ class VideoFile:
 
 
 @contextmanager
-def copied_video(source: str | Path, folder: str | Path) -> Iterator[tuple[Video, VideoFile, Progress]]:
-    """A video or camera, the file in a folder that its frames go to, and the bar to step; Ctrl-C ends a camera.
+def copied_video(source: str | Path, path: str | Path) -> Iterator[tuple[Video, VideoFile, Progress]]:
+    """A video or camera, the .avi that its frames go to, and the bar to step; Ctrl-C ends a camera.
 
     Raises:
         UserError: see ``Video``; or there was no frame.
     """
     with Video(source) as video:
-        out, bar = VideoFile(Path(folder) / f'{video.name}.avi', video.rate), Progress(video.frames)
+        out, bar = VideoFile(path, video.rate), Progress(video.frames)
         try:
             yield video, out, bar
         except KeyboardInterrupt:
@@ -455,7 +498,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.streams < 1 or (args.threads is not None and args.threads < 1):
         raise UserError(f'--streams {args.streams} and --threads {args.threads} compute nothing: give at least 1')
-    videos = [source for source in args.images if is_video(source)]
+    videos = list(dict.fromkeys(source for source in args.images if is_video(source)))
     files = [file for source in args.images if not is_video(source) for file in images_in(source)]
     exported = open_file(args.file, threads=args.threads, streams=args.streams)
     task = exported.about.get('task')
@@ -463,25 +506,31 @@ def run(args: argparse.Namespace) -> None:
         raise UserError('--out is for detectors: omit it')
     if args.masks and task == 'classification':
         raise UserError('--masks is for models with masks: omit it')
+    sources, clips = list(dict.fromkeys(files)), dict(zip(videos, video_names(videos), strict=True))
+    names, masks = free_names(file.name for file in sources), free_names(f'{file.stem}.png' for file in sources)
+    if not args.no_draw:
+        spare(sources, args.out_dir, names, '--out-dir')
+        spare(videos, args.out_dir, (f'{name}.avi' for name in clips.values()), '--out-dir')
+    if args.masks:
+        spare(sources, args.masks, masks, '--masks')
     results: list[dict[str, Any]] = []
-    bar = Progress(len(files) or None)
-    single = len(files) == 1 and not videos
-    pixels = ((str(file), read_image(file)) for file in dict.fromkeys(files))
-    for path, image, prediction in predictions_of(exported, pixels, streams=args.streams):
-        name = Path(path).name
-        drawn = _keep(name, Path(path).stem, image, prediction, exported.about, args, results)
+    bar = Progress(len(sources) or None)
+    pixels = ((str(file), read_image(file)) for file in sources)
+    found = predictions_of(exported, pixels, streams=args.streams)
+    for name, mask, image_id, (_, image, prediction) in zip(names, masks, image_ids(sources), found, strict=True):
+        drawn = _keep(image_id, mask, image, prediction, exported.about, args, results)
         if drawn is not None:
             write_image(_in(args.out_dir) / name, drawn)
-        if single:
+        if len(sources) == 1 and not videos:
             print(_described(prediction, exported.about, args.threshold))  # noqa: T201
         else:
             bar.step()
     bar.close()
-    for source in videos:
-        with copied_video(source, args.out_dir) as (video, out, bar):
-            frames = ((f'{video.name}_{number:06}', frame) for number, frame in enumerate(video))
+    for source, clip in clips.items():
+        with copied_video(source, Path(args.out_dir, f'{clip}.avi')) as (video, out, bar):
+            frames = ((f'{clip}_{number:06}', frame) for number, frame in enumerate(video))
             for name, image, prediction in predictions_of(exported, frames, streams=args.streams):
-                drawn = _keep(name, name, image, prediction, exported.about, args, results)
+                drawn = _keep(name, f'{name}.png', image, prediction, exported.about, args, results)
                 if drawn is not None:
                     out.write(drawn)
                 bar.step()
@@ -490,8 +539,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _keep(
-    name: str,
-    stem: str,
+    image_id: str,
+    mask: str,
     image: Array,
     prediction: Prediction,
     about: dict[str, Any],
@@ -500,10 +549,10 @@ def _keep(
 ) -> Array | None:
     """Add to the results, write the masks; returns the image with what was found, unless nothing is drawn."""
     if args.coco:
-        results += coco_results(prediction, name)
+        results += coco_results(prediction, image_id)
     if args.masks:
         size = (image.shape[0], image.shape[1])
-        write_image(_in(args.masks) / f'{stem}.png', class_map(prediction, size, threshold=args.threshold))
+        write_image(_in(args.masks) / mask, class_map(prediction, size, threshold=args.threshold))
     return None if args.no_draw else draw(image, prediction, about, threshold=args.threshold)
 
 

@@ -4,6 +4,7 @@ from repnext_mm.training.adaptive_clip import AdaptiveClipAmpOptimWrapper, Adapt
 from repnext_mm.training.bfloat16 import AdaptiveClipBfloat16OptimWrapper, Bfloat16OptimWrapper
 from repnext_mm.training.distillation import DistilledClassifier, distillation_loss
 from repnext_mm.training.layer_decay import BackboneLayerDecayConstructor
+from repnext_mm.training.param_groups import JoinedGroupsConstructor
 from repnext_mm.training.timm_schedule import TimmCosineLR
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     'BackboneLayerDecayConstructor',
     'Bfloat16OptimWrapper',
     'DistilledClassifier',
+    'JoinedGroupsConstructor',
     'TimmCosineLR',
     'distillation_loss',
 ]

@@ -39,3 +39,14 @@ def test_a_stock_runner_has_the_same_hooks(name, tmp_path):
     assert kinds == [type(hook).__name__ for hook in ours.hooks]
     assert set(RELIABLE) <= set(kinds)
     assert config.train_dataloader.sampler.type == 'SeededSampler'
+
+
+@pytest.mark.filterwarnings('ignore:The draw is False')
+def test_any_default_hook_can_be_none(tmp_path):
+    """mmengine's own too; for other names it stops at an assertion."""
+    options = {f'default_hooks.{name}': None for name in ('timer', 'strict_load', 'memory', 'anything')}
+    config = prepare_training(CONFIGS / f'{NAMES[2]}.py', work_dir=str(tmp_path), options=options)
+    assert add_missing_hooks(config) == []
+    kinds = {type(hook).__name__ for hook in build_runner(config).hooks}
+    assert {'AtomicCheckpointHook', 'SeedStepsHook'} <= kinds
+    assert not {'IterTimerHook', 'StrictLoadHook', 'ReturnMemoryHook'} & kinds

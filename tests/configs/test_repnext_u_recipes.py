@@ -100,7 +100,7 @@ def test_rates_and_decay_are_those_of_convnexts_script():
     config, per_epoch = read('tiny'), 3
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
-    assert sorted(group['weight_decay'] for group in wrapper.optimizer.param_groups) == [0, 0, 0, 0.05]
+    assert sorted(group['weight_decay'] for group in wrapper.optimizer.param_groups) == [0, 0.05]
     schedulers = []
     for settings in config.param_scheduler:
         settings = dict(settings)

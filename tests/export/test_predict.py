@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -117,6 +118,41 @@ def test_patterns_and_several_sources(detector, tmp_path):
     shown = run_alone(folder / 'det.onnx', folder / 'images/[01].png', folder / 'images/2.png', cwd=tmp_path)
     assert '3/3 images' in shown
     assert sorted(file.name for file in (tmp_path / 'predictions').iterdir()) == ['0.png', '1.png', '2.png']
+
+
+@pytest.mark.filterwarnings('ignore:To copy construct:UserWarning:mmdet', 'ignore:torch.meshgrid')
+def test_sources_of_one_name_keep_their_results_apart(detector, video, tmp_path):
+    folder, _ = detector
+    for name in ('one/0.png', 'two/0.png', 'two/0.jpg', 'two/clip.avi'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(video if name.endswith('avi') else folder / 'images/0.png', tmp_path / name)
+    run_alone(
+        *(folder / 'det.onnx', 'one/0.png', 'two', 'two/clip.avi', video),
+        *('--masks', 'masks', '--out', 'found.json', '--threshold', '0.1'),
+        cwd=tmp_path,
+    )
+    drawn = {file.name for file in (tmp_path / 'predictions').iterdir()}
+    assert drawn == {'0.png', '0_2.png', '0.jpg', 'clip.avi', 'clip_2.avi'}
+    masks = {file.name for file in (tmp_path / 'masks').iterdir()}
+    frames = {f'{name}_{number:06}.png' for name in ('clip', 'clip_2') for number in range(5)}
+    assert masks == {'0.png', '0_2.png', '0_3.png', *frames}
+    ids = {item['image_id'] for item in json.loads((tmp_path / 'found.json').read_text())}
+    assert ids == {'one/0.png', 'two/0.png', '0.jpg', *(frame.removesuffix('.png') for frame in frames)}
+
+
+@pytest.mark.filterwarnings('ignore:To copy construct:UserWarning:mmdet', 'ignore:torch.meshgrid')
+@pytest.mark.parametrize('options', [('--out-dir', 'in'), ('--masks', 'in', '--no-draw'), ('--out-dir', 'link')])
+def test_sources_are_never_replaced(options, detector, video, tmp_path):
+    folder, _ = detector
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'link').symlink_to('in')
+    shutil.copyfile(folder / 'images/0.png', tmp_path / 'in/0.png')
+    shutil.copyfile(video, tmp_path / 'in/clip.avi')
+    before = [(tmp_path / name).read_bytes() for name in ('in/0.png', 'in/clip.avi')]
+    for source in ('in', 'in/clip.avi')[: 1 if '--masks' in options else 2]:
+        shown = run_alone(folder / 'det.onnx', source, *options, cwd=tmp_path, expect=1)
+        assert f'was given to be read and would be replaced: choose another {options[0]}' in shown
+    assert before == [(tmp_path / name).read_bytes() for name in ('in/0.png', 'in/clip.avi')]
 
 
 def test_masks_are_numbers_of_classes():

@@ -16,6 +16,7 @@ optim_wrapper = dict(
     type='AdaptiveClipOptimWrapper',
     optimizer=dict(type='AdamW', lr=4e-3, weight_decay=0.025),
     clip_grad=dict(clip_factor=0.02),
+    constructor='JoinedGroupsConstructor',
     paramwise_cfg=dict(flat_decay_mult=0.0),  # norms, biases, layer scales: no parameter of one dimension decays
 )
 # lag: their loop sets the rate after an epoch, for that epoch, so that the first rate serves twice.

@@ -12,6 +12,7 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.025),
+    constructor='JoinedGroupsConstructor',
     paramwise_cfg=dict(flat_decay_mult=0.0),  # norms, biases, layer scales: no parameter of one dimension decays
 )
 param_scheduler = dict(type='TimmCosineLR', lr_min=1e-6, warmup_epochs=5, warmup_lr=1e-5, cooldown_epochs=10)

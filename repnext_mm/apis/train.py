@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from repnext_mm.apis.launch import (
     set_memory_format,
 )
 from repnext_mm.apis.safe_loading import reading_safely
+from repnext_mm.apis.trackers import add_trackers
 from repnext_mm.errors import UserError
 from repnext_mm.hooks.resume import USUAL, has_begun
 from repnext_mm.models import type_name
@@ -47,6 +48,7 @@ def prepare_training(
     memory_format: str | None = None,
     compile: bool = False,
     auto_scale_lr: bool = False,
+    trackers: Sequence[str] = (),
     resume: str | None = None,
     options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
@@ -54,8 +56,9 @@ def prepare_training(
     """Read a training config, apply what the command line says, and check all that can be checked at once.
 
     ``amp`` is mixed precision: float16 with loss scaling on a GPU, bfloat16 on a CPU. ``memory_format`` is that of
-    ``MemoryFormatHook``; None leaves it to the config. ``compile`` adds a ``CompileBackboneHook``. ``resume`` is None,
-    'auto' (the newest checkpoint of the working directory, if any) or a checkpoint's path.
+    ``MemoryFormatHook``; None leaves it to the config. ``compile`` adds a ``CompileBackboneHook``. ``trackers`` are
+    names of ``repnext_mm.apis.trackers.TRACKERS``. ``resume`` is None, 'auto' (the newest checkpoint of the working
+    directory, if any) or a checkpoint's path.
 
     Raises:
         UserError: one sentence with the value, the rule and the way out.
@@ -73,6 +76,8 @@ def prepare_training(
         set_compile(config)
     if auto_scale_lr:
         _enable_scaling(config, path)
+    if trackers:
+        add_trackers(config, trackers)
     if resume == 'auto':
         if _has_begun(config):  # else the weights to start from count
             config.resume, config.load_from = True, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from repnext_mm.apis import prepare_training, run_training
+from repnext_mm.apis.trackers import TRACKERS
 from repnext_mm.cli import options
 
 
@@ -18,6 +19,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the rate by this run's batch over auto_scale_lr's"
+    )
+    parser.add_argument(
+        '--tracker',
+        dest='trackers',
+        nargs='+',
+        choices=sorted(TRACKERS),
+        default=(),
+        help='report to these too, with some validation images (set their options in visualizer.vis_backends)',
     )
     parser.add_argument(
         '--resume',
@@ -41,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
         memory_format=args.memory_format,
         compile=args.compile,
         auto_scale_lr=args.auto_scale_lr,
+        trackers=args.trackers,
         resume=args.resume,
         options=args.cfg_options,
         launcher=args.launcher,

@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ def check_precision(config: Config, *, stages: tuple[str, ...]) -> None:
 
 
 def fit_to_machine(config: Config) -> list[str]:
-    """Without a GPU, drop synchronized norms and join a gloo group; returns lines for the log.
+    """Without a GPU, drop synchronized norms and join a gloo group; evaluate fast; returns lines for the log.
 
     A FlexibleRunner reads some keys from its strategy that a Runner reads from the top of the config: they are copied.
     """
@@ -142,6 +143,18 @@ def fit_to_machine(config: Config) -> list[str]:
             config.model_wrapper_cfg = {**_wrapper(config), 'device_ids': None}
     if config.get('runner_type') == 'FlexibleRunner':
         notes += _fit_strategy(config, distributed=distributed)
+    return notes + _fit_evaluators(config)
+
+
+def _fit_evaluators(config: Config) -> list[str]:
+    """Take faster-coco-eval for COCO's metrics where it is installed."""
+    notes = []
+    for key in ('val_evaluator', 'test_evaluator') if find_spec('faster_coco_eval') is not None else ():
+        found = config.get(key)
+        for evaluator in found if isinstance(found, list | tuple) else [found]:
+            if isinstance(evaluator, dict) and type_name(evaluator.get('type')) == 'CocoMetric':
+                evaluator['type'] = 'FastCocoMetric'
+                notes.append(f'{key}: faster-coco-eval is installed and evaluates, with the numbers of pycocotools.')
     return notes
 
 

@@ -12,6 +12,7 @@ from repnext_mm.training.adaptive_clip import AdaptiveClipAmpOptimWrapper
 @pytest.fixture
 def on_cpu(monkeypatch):
     monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(launch, 'find_spec', lambda _: None)
 
 
 def config(**fields):
@@ -30,6 +31,18 @@ def test_synchronized_norms_are_dropped_with_one_line(on_cpu):
 def test_nothing_to_say(on_cpu):
     plain = Config(dict(model=dict(norm_cfg=dict(type='BN'))))
     assert launch.fit_to_machine(plain) == []
+
+
+@pytest.mark.parametrize('installed', [True, False])
+def test_cocos_metric_is_the_fast_one_where_that_is_installed(installed, on_cpu, monkeypatch):
+    monkeypatch.setattr(launch, 'find_spec', lambda _: installed or None)
+    several = [dict(type='mmdet.CocoMetric', metric='bbox'), dict(type='DumpResults')]
+    made = Config(dict(model={}, val_evaluator=dict(type='CocoMetric'), test_evaluator=several))
+    notes = launch.fit_to_machine(made)
+    assert [note.partition(':')[0] for note in notes] == ['val_evaluator', 'test_evaluator'] * installed
+    assert made.val_evaluator.type == ('FastCocoMetric' if installed else 'CocoMetric')
+    kind = 'FastCocoMetric' if installed else 'mmdet.CocoMetric'
+    assert made.test_evaluator == [dict(type=kind, metric='bbox'), dict(type='DumpResults')]
 
 
 def test_with_a_gpu_nothing_changes(monkeypatch):

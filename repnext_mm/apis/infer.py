@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -34,7 +36,6 @@ from repnext_mm.apis.image_file import existing, fit_image, found_images, rename
 from repnext_mm.apis.safe_loading import reading_safely, resolved
 from repnext_mm.checkpoints import read_checkpoint
 from repnext_mm.errors import UserError
-from repnext_mm.export.predict import free_name, free_names, spare
 from repnext_mm.models import type_name
 from repnext_mm.models.base import deployed_like, fit_to_model
 from repnext_mm.reparam import fuse_checked
@@ -131,8 +132,7 @@ def annotate_images(
         UserError: one sentence with the value, the rule and the way out.
     """
     files, place = found_images(images), Path(out_dir) / 'vis'
-    spare(files, place, free_names(file.name for file in files), 'out_dir')
-    spare(files, place, (f'{file.stem}.png' for file in files), 'out_dir')  # of formats that OpenCV cannot write
+    given = {os.path.realpath(file) for file in files}
     annotate = build_annotator(
         config_path,
         checkpoint,
@@ -150,7 +150,9 @@ def annotate_images(
             say(str(image))
         try:
             with fit_image(image) as file, TemporaryDirectory() as scratch:
-                path = place / free_name(file.name, {path.name for path in written})
+                path = place / _free_name(file.name, written)
+                if os.path.realpath(path) in given:
+                    raise UserError(f"'{path}' was given to be read and would be replaced: choose another out_dir")
                 there, drawn = path.exists(), Path(scratch, 'vis', path.name)
                 drawn.parent.mkdir()
                 sample = annotate(_Source(image, file), drawn, say)
@@ -327,6 +329,13 @@ def _told_of(image: str | Path) -> Iterator[None]:
             f"image '{image}' does not pass the config's test pipeline and model ({type(error).__name__}: {reason}): "
             'give a larger or less narrow one, or fix the config'
         ) from error
+
+
+def _free_name(name: str, written: Sequence[Path]) -> str:
+    """The name, or one with a number, that no other image of this call has taken."""
+    taken, path = {path.name for path in written}, Path(name)
+    names = (f'{path.stem}_{number}{path.suffix}' for number in count(2))
+    return name if name not in taken else next(each for each in names if each not in taken)
 
 
 def _classifier(

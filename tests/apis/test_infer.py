@@ -56,3 +56,17 @@ def test_a_folder_that_takes_no_file_is_said(annotate, tmp_path):
     assert len(done.failed) == 2
     assert all('was not written' in reason for reason in done.failed.values())
     assert issubclass(NotWrittenError, OSError)
+
+
+def test_an_image_that_is_read_is_not_replaced(monkeypatch, tmp_path):
+    (tmp_path / 'vis').mkdir()
+    (tmp_path / 'link').symlink_to('.')
+    paths = [tmp_path / 'vis' / f'{name}.png' for name in 'ab']
+    for path in paths:
+        cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    before = [path.read_bytes() for path in paths]
+    monkeypatch.setattr(infer, 'build_annotator', lambda *_, **__: lambda source, out, say: out.write_bytes(b'drawn'))
+    done = annotate_images(paths, 'config.py', 'weights.pth', out_dir=tmp_path / 'link')
+    assert done.written == ()
+    assert all('was given to be read and would be replaced' in reason for reason in done.failed.values())
+    assert [path.read_bytes() for path in paths] == before

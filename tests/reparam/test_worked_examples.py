@@ -1,4 +1,4 @@
-"""The code of docs/reparameterization.md, run as it stands there."""
+"""The code of docs/reparameterization.md and what its record adds, run as it stands there."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import nn
 
 from repnext_mm.reparam import Fusible, fuse, relative_error
 
-DOCUMENT = Path(__file__).parents[2] / 'docs/reparameterization.md'
+DOCS = Path(__file__).parents[2] / 'docs'
+DOCUMENTS = (DOCS / 'reparameterization.md', DOCS / 'records/reparameterization.md')
 PROBES = [(1, 1), (5, 3), (11, 12), (17, 23)]  # pixels: smaller than the windows, odd, even
 
 
 @pytest.fixture(scope='module')
 def examples() -> dict[str, Any]:
-    """Every name that the document's Python blocks define, run one after the other."""
-    blocks = re.findall(r'^```python\n(.*?)^```', DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    """Every name that the documents' Python blocks define, run one after the other."""
     names: dict[str, Any] = {'__name__': 'worked_examples'}
-    for block in blocks:
-        exec(compile(block, str(DOCUMENT), 'exec'), names)
+    for document in DOCUMENTS:
+        for block in re.findall(r'^```python\n(.*?)^```', document.read_text(), re.MULTILINE | re.DOTALL):
+            exec(compile(block, str(document), 'exec'), names)
     return names
 
 

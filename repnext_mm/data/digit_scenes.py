@@ -32,13 +32,16 @@ def build_digit_scenes(
 
     A function in the root registry, so that configs, wrappers and inferencers name it like any data set.
     ``scenes`` holds the fields of :class:`SceneSet`; the other arguments are those of the stock data sets.
-    In semantic maps 0 is background and 1 to 10 are the digits.
+    In semantic maps 0 is background and 1 to 10 are the digits. With ``lazy_init`` nothing is made: the scenes have to
+    be there before the data set is loaded.
     """
     if task not in ('instance', 'semantic'):
         raise UserError(f"task={task!r} is unknown: choose 'instance' (mmdet) or 'semantic' (mmseg)")
     if split not in FOLDERS:
         raise UserError(f'split={split!r} is unknown: choose one of {tuple(FOLDERS)}')
-    ensure_scenes(data_root, SceneSet(**(scenes or {})))
+    made = SceneSet(**(scenes or {}))
+    if not lazy_init:  # who asks for classes alone waits for no scene
+        ensure_scenes(data_root, made)
     options: dict[str, Any] = dict(
         data_root=data_root,
         pipeline=list(pipeline),

@@ -34,3 +34,4 @@ def test_what_a_config_says_without_its_data(task, tmp_path, monkeypatch):
     config = load_config(ROOT / f'configs/{task}_repnext_m0_digits.py', work_dir=str(tmp_path))
     found = classes_of_config(config)['classes']
     assert tuple(found) in (CLASSES, ('background', *CLASSES))
+    assert not list(tmp_path.iterdir())  # it made no scenes to answer

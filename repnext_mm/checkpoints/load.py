@@ -351,7 +351,9 @@ def _verified(
                 'quantized or converted weights cannot be loaded, get the original file'
             )
     left_out = dropped + tuple(key for key in state if key not in kept)
+    broken = [key for key, value in kept.items() if value.is_floating_point() and not value.isfinite().all()]
     notes = (f'counters absent: {len(own)}',) if own else ()
+    notes += (f'NOT FINITE (NaN or infinity) in {listed(broken)}',) if broken else ()
     report = LoadReport(len(kept), len(target), left_out, notes=notes)
     return {**kept, **{key: target[key] for key in own}}, report
 

@@ -37,6 +37,16 @@ def test_the_authors_classifier_loads_strictly(authors_file, golden_state, caplo
     assert f'RepNeXt: loaded 657/657 tensors, dropped 14 tensors of head from {authors_file}' in caplog.text
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_numbers_that_are_not_finite_are_named(tmp_path, golden_state, caplog, value):
+    key = 'stages.0.blocks.0.norm.weight'
+    torch.save({'model': {**golden_state, key: torch.full_like(golden_state[key], value)}}, tmp_path / 'm0.pth')
+    caplog.set_level(logging.INFO)
+    MMLogger.get_instance('load-test').addHandler(caplog.handler)
+    built(tmp_path / 'm0.pth')
+    assert f', NOT FINITE (NaN or infinity) in {key}' in caplog.text
+
+
 def test_mmengine_alone_would_load_nothing_of_it(authors_file, golden_state):
     """Why the backbone reads the file itself: mmengine looks only for `state_dict`, and does not complain."""
     from mmengine.model import BaseModule

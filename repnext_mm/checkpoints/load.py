@@ -352,8 +352,8 @@ def _verified(
             )
     left_out = dropped + tuple(key for key in state if key not in kept)
     broken = [key for key, value in kept.items() if value.is_floating_point() and not value.isfinite().all()]
-    notes = (f'counters absent: {len(own)}',) if own else ()
-    notes += (f'NOT FINITE (NaN or infinity) in {listed(broken)}',) if broken else ()
+    said = {f'counters absent: {len(own)}': own, f'NOT FINITE (NaN or infinity) in {listed(broken)}': broken}
+    notes = tuple(note for note, keys in said.items() if keys)
     report = LoadReport(len(kept), len(target), left_out, notes=notes)
     return {**kept, **{key: target[key] for key in own}}, report
 

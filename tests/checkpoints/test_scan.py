@@ -82,4 +82,5 @@ def test_another_scanner_agrees(way, tmp_path):
     if result.scan_err:  # there are instructions that it does not follow
         pytest.skip('picklescan could not read it')
     theirs = {f'{name.module}.{name.name}' for name in result.globals if name.safety.name == 'Dangerous'}
+    theirs = {name for name in theirs if 'unknown' not in name.split('.')}  # it says so where it loses track
     assert theirs <= set(unsafe_globals(path))

@@ -125,8 +125,13 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """As deform_conv_forward, with mask (N, groups * kH * kW, H', W') as weights of the samples."""
+    """As deform_conv_forward, with mask (N, groups * kH * kW, H', W') as weights of the samples.
+
+    Larger offsets and masks (mmdet's DyHead has such) are read as the compiled operator does: of each image as many
+    values as are wanted, from the first on, as if they had the size of the output.
+    """
     _check(input, weight, offset, group, deformable_group)
+    offset, mask = _first(offset, output.shape[2:]), _first(mask, output.shape[2:])
     output.copy_(
         torchvision.ops.deform_conv2d(
             input,
@@ -173,16 +178,16 @@ def modulated_deform_conv_backward(
         grad_output,
         input,
         weight,
-        offset,
-        mask,
+        _first(offset, grad_output.shape[2:]),
+        _first(mask, grad_output.shape[2:]),
         (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w),
         group,
         deformable_group,
     )
     grad_input += to_input
     grad_weight += to_weight
-    grad_offset.copy_(to_offset)
-    grad_mask.copy_(to_mask)
+    _fill_first(grad_offset, to_offset)
+    _fill_first(grad_mask, to_mask)
     if with_bias:
         grad_bias += to_bias
 
@@ -211,6 +216,25 @@ def _backward(
         mask is not None,
     )
     return gradients
+
+
+def _first(values: Tensor, size: torch.Size) -> Tensor:
+    """Values ``(N, C, H, W)`` as ``(N, C, *size)``: those that come first in memory, for each image."""
+    if values.shape[2:] == size:
+        return values
+    wanted = values.shape[1] * size.numel()
+    if values[0].numel() < wanted:
+        raise RuntimeError(
+            f'deform_conv: an output of {tuple(size)} needs offsets and masks of that size or larger, not '
+            f'{tuple(values.shape[2:])}'
+        )
+    return values.flatten(1)[:, :wanted].reshape(len(values), values.shape[1], *size)
+
+
+def _fill_first(target: Tensor, values: Tensor) -> None:
+    """The way back of ``_first``: what was not read gets zeros."""
+    rest = target[0].numel() - values[0].numel()
+    target.copy_(torch.nn.functional.pad(values.flatten(1), (0, rest)).reshape(target.shape))
 
 
 def _check(input: Tensor, weight: Tensor, offset: Tensor, group: int, deformable_group: int) -> None:

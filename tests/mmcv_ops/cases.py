@@ -333,6 +333,26 @@ def modulated_deform_conv(ext, random, kind, with_bias, dtype):
     return {'output': output, **dict(zip(names, grads, strict=True))}
 
 
+@case('modulated_deform_conv', larger=[(8, 8), (3, 0)], dtype=[torch.float32, torch.float64])
+def modulated_deform_conv_of_large_offsets(ext, random, larger, dtype):
+    """mmdet's DyHead gives a level the offsets of the next finer one."""
+    input = uniform(random, 2, 4, 8, 7, dtype=dtype)
+    size = (8 + larger[0], 7 + larger[1])
+    offset, mask = uniform(random, 2, 18, *size, dtype=dtype), uniform(random, 2, 9, *size, dtype=dtype)
+    weight, bias = uniform(random, 6, 4, 3, 3, dtype=dtype), uniform(random, 6, dtype=dtype)
+    grad_output = uniform(random, 2, 6, 8, 7, dtype=dtype)
+    options = dict.fromkeys(
+        ['stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w', 'group', 'deformable_group'], 1
+    )
+    options |= {'kernel_h': 3, 'kernel_w': 3, 'with_bias': True}
+    output, columns, ones = torch.empty_like(grad_output), input.new_empty(0), input.new_empty(0)
+    ext.modulated_deform_conv_forward(input, weight, bias, ones, offset, mask, output, columns, **options)
+    grads = [torch.zeros_like(tensor) for tensor in (input, weight, bias, offset, mask)]
+    ext.modulated_deform_conv_backward(input, weight, bias, ones, offset, mask, columns, *grads, grad_output, **options)
+    names = ('grad_input', 'grad_weight', 'grad_bias', 'grad_offset', 'grad_mask')
+    return {'output': output, **dict(zip(names, grads, strict=True))}
+
+
 @case('psamask', psa_type=[0, 1], mask=[(5, 7), (3, 3), (4, 2)], dtype=[torch.float32, torch.float64])
 def psamask(ext, random, psa_type, mask, dtype):
     height, width = 3, 4

@@ -124,6 +124,7 @@ def _with_its_own(package: str, path: Path, seconds: int) -> str:
         with _limited(seconds), warnings.catch_warnings(), _float64_everywhere():
             warnings.simplefilter('ignore')
             model = MODELS.build(config)
+            model.init_weights()
             _train(package, model, config, Outcome(package, ''))
             model.eval()
             model.double()
@@ -162,6 +163,7 @@ def _try(package: str, path: Path, outcome: Outcome) -> None:
         if any(word in str(error) for word in ('connect', 'huggingface', 'transformers', 'No module', 'resolve')):
             raise Unsuitable(str(error)) from error
         raise
+    model.init_weights()  # some parameters are memory as it was until then
     randomize(model)
     for name in ('iter', 'epoch', 'max_epochs'):  # a run would say
         MessageHub.get_current_instance().update_info(name, 1)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -292,17 +292,12 @@ def free_names(names: Iterable[str]) -> list[str]:
     """Each file name, or ``STEM_2.SUFFIX`` and so on where an earlier one has taken it."""
     taken: dict[str, None] = {}
     for name in names:
-        taken[free_name(name, taken)] = None
+        path, number = Path(name), 1
+        while name in taken:
+            number += 1
+            name = f'{path.stem}_{number}{path.suffix}'
+        taken[name] = None
     return list(taken)
-
-
-def free_name(name: str, taken: Container[str]) -> str:
-    """A file's name, or ``STEM_2.SUFFIX`` and so on where that is taken."""
-    path, number = Path(name), 1
-    while name in taken:
-        number += 1
-        name = f'{path.stem}_{number}{path.suffix}'
-    return name
 
 
 def video_names(sources: Iterable[str | Path]) -> list[str]:
@@ -479,7 +474,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         '--coco',
         dest='coco',
         metavar='FILE',
-        help="write detections as COCO results; image_id is the file's name, of a frame NAME_000000",
+        help="write detections as COCO results; image_id is the file's name (its path where two share it), of a frame "
+        'NAME_000000',
     )
     parser.add_argument('--masks', metavar='DIR', help='write the class of each pixel as PNG (detectors: plus 1)')
     parser.add_argument('--no-draw', action='store_true', help='draw nothing')

@@ -219,11 +219,11 @@ def _backward(
 
 
 def _first(values: Tensor, size: torch.Size) -> Tensor:
-    """Values ``(N, C, H, W)`` as ``(N, C, *size)``: those that come first in memory, for each image."""
+    """Values ``(N, C, H, W)`` as ``(N, C, *size)``: the first of each image, as they stand in a contiguous tensor."""
     if values.shape[2:] == size:
         return values
     wanted = values.shape[1] * size.numel()
-    if values[0].numel() < wanted:
+    if values.shape[1:].numel() < wanted:
         raise RuntimeError(
             f'deform_conv: an output of {tuple(size)} needs offsets and masks of that size or larger, not '
             f'{tuple(values.shape[2:])}'
@@ -233,7 +233,7 @@ def _first(values: Tensor, size: torch.Size) -> Tensor:
 
 def _fill_first(target: Tensor, values: Tensor) -> None:
     """The way back of ``_first``: what was not read gets zeros."""
-    rest = target[0].numel() - values[0].numel()
+    rest = target.shape[1:].numel() - values.shape[1:].numel()
     target.copy_(torch.nn.functional.pad(values.flatten(1), (0, rest)).reshape(target.shape))
 
 

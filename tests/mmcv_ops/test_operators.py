@@ -51,3 +51,15 @@ def test_as_compiled_on_new_inputs(case):
 
     for seed in range(1, 6):
         check(case, case.run(operators, seed), case.run(compiled, seed))
+
+
+@pytest.mark.parametrize('larger', [0, 8])
+def test_no_image_is_no_error(larger):
+    """The gradients of a batch without an image, with offsets of the output's size and larger."""
+    from repnext_mm.mmcv_ops.deform_conv import _fill_first, _first
+
+    given = torch.ones(0, 18, 8 + larger, 8 + larger)
+    read = _first(given, torch.Size((8, 8)))
+    assert read.shape == (0, 18, 8, 8)
+    _fill_first(given, read)
+    assert given.shape == (0, 18, 8 + larger, 8 + larger)

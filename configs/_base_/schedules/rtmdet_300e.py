@@ -15,8 +15,8 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=base_lr, weight_decay=0.05),
-    # bypass_duplicate: the head's convolutions are one set, listed once for each level
     constructor='JoinedGroupsConstructor',
+    # bypass_duplicate: the head's convolutions are one set, listed once for each level
     paramwise_cfg=dict(norm_decay_mult=0, bias_decay_mult=0, bypass_duplicate=True),
 )
 param_scheduler = [

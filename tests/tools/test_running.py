@@ -1,0 +1,75 @@
+"""A forked process is for a tool what one of its own is."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.tools.running import FRESH, run_tool
+
+SAID = """
+import json, os, random, sys, tempfile
+print(json.dumps({
+    'name': __name__, 'file': __file__, 'main': sys.modules['__main__'].__file__, 'words': sys.argv,
+    'path': sys.path, 'folder': os.getcwd(), 'variables': dict(os.environ), 'temporary': tempfile.gettempdir(),
+    'input': sys.stdin.read(), 'random': random.random(), 'loaded': 'mmdet' in sys.modules,
+}))
+"""
+ITS_OWN = ('random', 'loaded')
+
+
+@pytest.fixture
+def said(tmp_path):
+    (tmp_path / 'said.py').write_text(SAID)
+
+    def run(*words, **variables):
+        return json.loads(run_tool(*(words or ['said.py']), 'a', '-b', cwd=tmp_path, **variables))
+
+    return run
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='starts processes by fork')
+@pytest.mark.parametrize('words', [('said.py',), ('-m', 'said')])
+def test_what_a_process_knows_of_itself(said, words, monkeypatch, tmp_path):
+    said(*words)  # the process that forks is there from now on
+    monkeypatch.setenv('TMPDIR', str(tmp_path / 'temporary'))
+    (tmp_path / 'temporary').mkdir()
+    forked, again = said(*words), said(*words)
+    monkeypatch.setenv(FRESH, '1')
+    fresh = said(*words)
+    fresh['variables'].pop(FRESH)
+    assert (forked['loaded'], fresh['loaded']) == (True, False)
+    assert forked['random'] != again['random']
+    for name in ITS_OWN:
+        forked.pop(name), again.pop(name), fresh.pop(name)
+    assert forked == fresh
+    assert again == fresh
+    assert fresh['temporary'] == str(tmp_path / 'temporary')
+
+
+def test_a_changed_variable_has_a_process_of_its_own(said, monkeypatch):
+    said()
+    assert not said(HF_HOME='elsewhere')['loaded']
+    monkeypatch.delenv('HOME')
+    assert not said()['loaded']
+
+
+@pytest.mark.parametrize('fresh', ['', '1'])
+def test_exit_status_and_output(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv(FRESH, fresh)
+    ends = {'sys.exit(3)': 3, 'sys.exit("said")': 1, 'assert 0': 1, 'os.kill(os.getpid(), 9)': -9, 'pass': 0}
+    for how, status in ends.items():
+        (tmp_path / 'end.py').write_text(
+            'import atexit, os, sys\n'
+            'atexit.register(print, "last")\n'
+            'print("first", flush=True)\n'
+            'os.write(2, b"second\\n")\n'
+            'os.system(f"{sys.executable} -c \'print(1)\'")\n' + how
+        )
+        shown = run_tool('end.py', cwd=tmp_path, expect=status).splitlines()
+        assert shown[:3] == ['first', 'second', '1']
+        assert (shown[-1] == 'last') == (status >= 0)
+        assert ('AssertionError' in shown) == (how == 'assert 0')
+        assert ('said' in shown) == ('said' in how)

@@ -6,8 +6,9 @@ import json
 import math
 import random
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,11 @@ def golden_state() -> dict[str, Tensor]:
     """The reference M0's weights under the authors' keys, both classification heads included, float64."""
     shapes = json.loads((DATA / 'm0_keys.json').read_text())
     return {key: golden_tensor(key, tuple(shape)) for key, shape in shapes.items()}
+
+
+def fast(values: Iterable[str], *names: str) -> list[Any]:
+    """Parameters of a test, of which those that are not among ``names`` run with the slow tests only."""
+    return [pytest.param(value, marks=[] if value in names else pytest.mark.slow) for value in values]
 
 
 def worst_error(value: Tensor, reference: Tensor) -> float:

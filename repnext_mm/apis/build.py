@@ -35,6 +35,8 @@ def build_model(
 ) -> nn.Module:
     """Build a config's model, of a distilled one the student, and load a file of the whole model into it, strictly.
 
+    The model is in eval mode.
+
     Args:
         config: of the model; it is not changed.
         checkpoint: the weights; None leaves random ones. Those that the config starts training from are not read.
@@ -51,6 +53,7 @@ def build_model(
     settings.pop('init_cfg', None)
     with building(config), reading_safely(trust_pickle=trust_pickle):  # some read weights while they are built
         model: nn.Module = MODELS.build(settings)
+    model.eval()  # a statement: detectors with a teacher inside (LAD, LD) return nothing
     if checkpoint is None:
         return model
     content = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
@@ -203,7 +206,8 @@ def norm_of_one_value(model: nn.Module, *, size: tuple[int, int]) -> str | None:
     model = getattr(model, 'student', model)
     memo = {id(tensor): _shape_only(tensor) for tensor in [*model.parameters(), *model.buffers()]}
     try:
-        dry = copy.deepcopy(model, memo).train()
+        dry = copy.deepcopy(model, memo)
+        dry.train()  # a statement, as in `build_model`
     except Exception:  # of parts that nobody can copy
         return None
     found: list[str] = []

@@ -342,7 +342,7 @@ def _classifier(
     config: Config, checkpoint: str, *, device: str, fuse: bool, ema: bool, trust_pickle: bool
 ) -> _Annotate:
     file = resolved(checkpoint)
-    model: Any = build_model(config, file, ema=ema, testing=True, trust_pickle=trust_pickle).to(device).eval()
+    model: Any = build_model(config, file, ema=ema, testing=True, trust_pickle=trust_pickle).to(device)
     if fuse:
         model, _ = fuse_checked(model)
     known = classes_in_checkpoint(read_checkpoint(file, trust_pickle=trust_pickle)) or classes_of_config(config)

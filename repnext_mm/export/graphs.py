@@ -283,7 +283,7 @@ def _classifier(arch: str, checkpoint: str | None, normalization: Normalization 
 
 
 def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Module:
-    return build_model(config, checkpoint, trust_pickle=trust_pickle).eval()
+    return build_model(config, checkpoint, trust_pickle=trust_pickle)
 
 
 def _is_detector(network: nn.Module) -> bool:

@@ -128,7 +128,9 @@ class Teacher:
     """A frozen classifier outside of the module tree: neither trained, saved, averaged nor synchronized."""
 
     def __init__(self, config: Mapping[str, Any], checkpoint: str | None, *, trust_pickle: bool) -> None:
-        self.model: nn.Module = MODELS.build(dict(config)).eval().requires_grad_(False)
+        self.model: nn.Module = MODELS.build(dict(config))
+        self.model.eval()  # some return nothing
+        self.model.requires_grad_(False)
         if checkpoint is not None:
             name = f'teacher {type(self.model).__name__}'
             try:

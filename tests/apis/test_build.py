@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils.data import DataLoader
 
+from repnext_mm import fuse_checked
 from repnext_mm.apis import build
 from repnext_mm.hooks import SeededSampler
 from repnext_mm.models import Classifier
@@ -149,6 +150,59 @@ def test_a_batch_of_one(loaded, words):
             build.check_batches(network, loaded, CONFIG)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert network.training
+
+
+class ReturnsNothing(Classifier):
+    def train(self, mode=True):
+        """As MMDetection's detectors with a teacher inside, and the ResNets of the mm packages."""
+        super().train(mode)
+
+
+def test_models_that_return_nothing_when_their_mode_is_set():
+    with pytest.raises(ValueError, match='one value per channel'):
+        build.check_batches(ReturnsNothing('m0'), loader(8, 1), CONFIG)
+    with MODELS.switch_scope_and_registry('mmengine') as registry:
+        registry.register_module(module=ReturnsNothing, force=True)
+        built = build.build_model(Config(dict(model=dict(type='ReturnsNothing', arch='m0'))))
+    assert isinstance(built, ReturnsNothing)
+    assert not built.training
+
+
+@pytest.mark.filterwarnings('ignore:DeprecationWarning. .num_anchors')
+def test_detectors_with_a_teacher_inside():
+    pytest.importorskip('mmdet')
+    backbone = dict(type='RepNeXt', arch='m0', out_indices=(1, 2, 3))
+    neck = dict(type='FPN', in_channels=[80, 160, 320], out_channels=8, num_outs=3)
+    head = dict(
+        type='GFLHead',
+        num_classes=3,
+        in_channels=8,
+        stacked_convs=1,
+        feat_channels=8,
+        norm_cfg=dict(type='BN'),
+        anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8, 16, 32]
+        ),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0),
+        loss_bbox=dict(type='GIoULoss'),
+    )
+    detector = dict(
+        backbone=backbone,
+        neck=neck,
+        bbox_head=head,
+        test_cfg=dict(nms_pre=9, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9),
+    )
+    whole = dict(
+        detector,
+        type='KnowledgeDistillationSingleStageDetector',
+        bbox_head=dict(head, type='LDHead', loss_ld=dict(type='KnowledgeDistillationKLDivLoss', T=10)),
+        teacher_config=dict(model=dict(detector, type='GFL')),
+    )
+    built = build.build_model(Config(dict(model=whole, default_scope='mmdet')))
+    assert not built.training
+    fused, report = fuse_checked(built)
+    assert report.norms_after == 0
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.backbone.modules())
 
 
 def segmentor(head, **options):

@@ -29,12 +29,12 @@ from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms
 from tests.checkpoints import files
 from tests.configs import CONFIGS
-from tests.conftest import randomize, worst_error
+from tests.conftest import fast, randomize, worst_error
 
 IMAGE = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize('arch', ARCHITECTURES)
+@pytest.mark.parametrize('arch', fast(ARCHITECTURES, 'm0', 'm5', 'm0e'))
 def test_round_trip_of_every_backbone(arch, tmp_path):
     """Train form -> fuse -> save -> build with deploy=True -> load strictly -> same outputs."""
     model = randomize(RepNeXt(arch)).eval()

@@ -10,7 +10,7 @@ from repnext_mm.models import FORMS
 from repnext_mm.models.repnext import ChunkConv
 from repnext_mm.reparam import fuse, relative_error
 from repnext_mm.reparam.fuse import count_norms
-from tests.conftest import randomize, worst_error
+from tests.conftest import fast, randomize, worst_error
 
 TINY = {'embed_dims': (8, 16, 32, 64), 'depths': (1, 1, 2, 1)}
 SIZES = [(1, 1), (2, 7), (5, 5), (9, 6), (10, 10), (11, 3), (24, 17)]
@@ -72,7 +72,7 @@ def test_dtype_and_memory_format_are_kept(form, dtype):
     assert max(relative_error(fused, model, probe)) < 32 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', fast(FORMS, 'default', 'balanced'))
 def test_compiles_without_graph_breaks(form):
     torch.compiler.reset()
     model = randomize(RepNeXt(TINY)).eval()

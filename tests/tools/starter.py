@@ -30,6 +30,7 @@ def main() -> None:
     os.dup2(2, 1)  # for what is said while importing
     for name in IMPORTED:
         importlib.import_module(name)
+    sys.stdout.flush()
     gc.freeze()
     for line in sys.stdin:
         job = json.loads(line)

@@ -99,7 +99,7 @@ def measure_whole_model(
     config = load_config(config_path, options=options)
     config.model = without_teacher(config.model)
     pixels, described = _image(image)
-    model = loaded_model(config, checkpoint, trust_pickle=trust_pickle).to(device).eval()
+    model = loaded_model(config, checkpoint, trust_pickle=trust_pickle).to(device)
     pipeline = pipeline_of(config)
     with torch.no_grad():
         fused, report = _fused(config, model)
@@ -277,7 +277,7 @@ def loaded_model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bo
         if 'score_thr' in part:
             part['score_thr'] = 0.0
     torch.manual_seed(0)
-    model: Any = build_model(config, trust_pickle=trust_pickle).eval()
+    model: Any = build_model(config, trust_pickle=trust_pickle)
     with_random_statistics(model.backbone, shape=(2, 3, 64, 64))
     return model
 

@@ -220,7 +220,8 @@ def _ways(
         for memory_format in memory_formats:
             for backbone in backbones:
                 torch.manual_seed(0)
-                model = _model(config, backbone).to(device).train()
+                model = _model(config, backbone).to(device)
+                model.train()  # a statement, as in `build_model`
                 convert(model, memory_format)
                 optim_wrapper = build_optim_wrapper(model, copy.deepcopy(wrapper))
                 for group in optim_wrapper.param_groups:

@@ -173,7 +173,7 @@ def check_unchanged(report: ReparamReport) -> None:
 def _compared(name: str, config: Config, checkpoint: Path, *, rounds: int) -> tuple[list[FormRow], float, int]:
     """A model's rows, the error of its fused scores, and the number of test images."""
     device = get_device()
-    model = build_model(config, checkpoint).eval()
+    model = build_model(config, checkpoint)
     loader = Runner.build_dataloader(config.test_dataloader)
     images = _images(model, loader, count=max(BATCHES))
     forms = contestants(model, shape=(1, *images.shape[1:]))

@@ -157,7 +157,7 @@ def _compare_backbones(
 ) -> tuple[torch.nn.Module, tuple[int, ...], dict[str, tuple[float, float]]]:
     """The model with its backbone fused, the shape timed, and the backbone's size and speed in both forms."""
     model: Any = build_model(config, checkpoint)
-    model.to(get_device()).eval()
+    model.to(get_device())
     fused: Any
     fused, report = fuse_checked(model)
     size = _LATENCY_SIZE[config.default_scope]

@@ -69,14 +69,14 @@ def detector(config: Config, network: str, weights: str | Path | None = None, *,
     """
     changed = with_backbone(config, network)
     if weights is not None:
-        trained = build_model(changed, weights, trust_pickle=trust_pickle).eval()
+        trained = build_model(changed, weights, trust_pickle=trust_pickle)
         return Subject(name=network, model=trained, config=changed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = build_model(changed)
     if 'rcnn' in (model.test_cfg or {}):
         model.roi_head.test_cfg.score_thr = 0.0
-    return Subject(name=f'{network}\nrandom weights', model=model.eval(), config=changed)
+    return Subject(name=f'{network}\nrandom weights', model=model, config=changed)
 
 
 def level_layer(backbone: nn.Module, level: int) -> str:

@@ -53,7 +53,7 @@ def draw_predictions(
     if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
         raise UserError(f"default_scope={scope!r} cannot be drawn: give a config of 'mmdet', 'mmseg' or 'mmpretrain'")
     init_default_scope(scope)
-    model: Any = build_model(config, checkpoint, trust_pickle=trust_pickle).eval()
+    model: Any = build_model(config, checkpoint, trust_pickle=trust_pickle)
     missing = missing_truth(config, model)
     if missing is not None:
         raise UserError(

@@ -71,7 +71,7 @@ def load_subject(
             torch.manual_seed(0)
             return Subject(name=f'RepNeXt-{arch.upper()}, random weights', model=RepNeXt(arch).eval())
     config = load_config(config_path, options=options)
-    model = build_model(config, checkpoint, trust_pickle=trust_pickle).eval()
+    model = build_model(config, checkpoint, trust_pickle=trust_pickle)
     return Subject(name=Path(config_path).stem, model=model, config=config)
 
 
@@ -89,7 +89,8 @@ def untrained(subject: Subject) -> nn.Module:
         torch.manual_seed(0)
         with reading_safely():
             backbone: nn.Module = MODELS.build(settings)
-    return backbone.eval()
+    backbone.eval()  # MMPretrain's ResNet returns nothing
+    return backbone
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

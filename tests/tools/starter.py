@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # for what is said while importing
     for name in IMPORTED:
-        importlib.import_module(name)
+        with suppress(ImportError):  # not every environment has all
+            importlib.import_module(name)
     sys.stdout.flush()
     gc.freeze()
     for line in sys.stdin:

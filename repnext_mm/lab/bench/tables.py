@@ -152,10 +152,12 @@ def whole_step_tables(results: Sequence[WholeStep]) -> str:
 
 
 def _data_line(result: WholeStep) -> str:
-    made, workers = result.data.median_ms, max(result.workers, 1)
+    made, workers = result.data.median_ms, result.workers
+    if not workers:
+        return f'Data: {made:.0f} ms a batch, made between the steps in this config (no workers): add it to each step.'
     fastest = min(way.stages['total'].median_ms for way in result.ways)
     verdict = 'limits the fastest of these' if made / workers > fastest else 'is hidden behind the step'
-    return f'Data: {made:.0f} ms a batch in one process, {result.workers} workers in this config: it {verdict}.'
+    return f'Data: {made:.0f} ms a batch in one process, {workers} workers in this config: it {verdict}.'
 
 
 def whole_model_tables(results: Sequence[WholeModel]) -> str:

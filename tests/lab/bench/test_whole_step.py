@@ -41,8 +41,9 @@ def test_detector(scenes):
         DETECTOR, backbones=(BRANCHES, MERGED), options=scenes, progress=lambda: rounds.append(1), **QUICK
     )
     assert len(rounds) == 2
-    assert (found.config, found.batch_shape, found.workers) == ('mask_rcnn_repnext_m0_digits', (2, 3, 128, 128), 1)
+    assert (found.config, found.batch_shape, found.workers) == ('mask_rcnn_repnext_m0_digits', (2, 3, 128, 128), 0)
     assert found.data.median_ms > 0
+    assert 'made between the steps' in whole_step_tables([found])
     branches, merged = found.ways
     assert [way.backbone for way in found.ways] == [BRANCHES, MERGED]
     assert merged.loss == pytest.approx(branches.loss, rel=1e-4)

@@ -17,7 +17,7 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=4,
-    num_workers=0,  # 10 ms a batch; on two cores a worker costs the step's threads more
+    num_workers=0,  # loading is fast; on two cores a worker would take time from the step's threads
     drop_last=True,
     sampler=dict(type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
     dataset=dict(type=dataset_type, task='instance', split='train', data_root=data_root, pipeline=train_pipeline),

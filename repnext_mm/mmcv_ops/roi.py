@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torchvision
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch import Tensor
 from repnext_mm.mmcv_ops.sampling import corners, grid_sizes, groups_of_rois, positions_in_bins
 from repnext_mm.mmcv_ops.suppression import as_float32
 
+ENOUGH = 2**18  # pooled values from which further threads pay off
 LEAST = -10000.0  # where the compiled maximum starts from: what is below is not seen
 
 
@@ -31,11 +35,13 @@ def roi_align_forward(
     """
     _check_rois(input, rois, aligned)
     if pool_mode:
-        output.copy_(
-            torchvision.ops.roi_align(
-                input, rois, (aligned_height, aligned_width), as_float32(spatial_scale), sampling_ratio, aligned
-            )
+        bins, scale = (aligned_height, aligned_width), as_float32(spatial_scale)
+        features = input.contiguous()  # once, not for every part of the RoIs
+        means = _in_threads(
+            lambda part: torchvision.ops.roi_align(features, part, bins, scale, sampling_ratio, aligned),
+            rois.chunk(_threads(output)),
         )
+        output.copy_(torch.cat(means))
         return
     channels, height, width = input.shape[1:]
     shift = 0.5 if aligned else 0.0
@@ -89,9 +95,15 @@ def roi_align_backward(
             pooled = torchvision.ops.roi_align(zeros, rois, bins, scale, sampling_ratio, aligned)
             grad_input += torch.autograd.grad(pooled, zeros, grad_output)[0]
     elif pool_mode:
-        grad_input += torch.ops.torchvision._roi_align_backward(
-            grad_output, rois, scale, *bins, *grad_input.shape, sampling_ratio, aligned
+        images, channels, height, width = grad_input.shape
+        parts = grad_output.chunk(_threads(grad_output), 1)  # whole channels: the sums keep their order
+        sums = _in_threads(
+            lambda part: torch.ops.torchvision._roi_align_backward(
+                part, rois, scale, *bins, images, part.shape[1], height, width, sampling_ratio, aligned
+            ),
+            [part.contiguous() for part in parts],
         )
+        grad_input += torch.cat(sums, 1)
     else:
         channels, height, width = grad_input.shape[1:]
         around = corners(argmax_y, argmax_x, height, width)
@@ -150,6 +162,24 @@ def roi_pool_backward(
     maps = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)
     position = maps[..., None, None] * (height * width) + argmax.clamp(min=0)
     add_at(grad_input, position, torch.where(argmax >= 0, grad_output, 0.0))
+
+
+def _threads(pooled: Tensor) -> int:
+    """How many threads to use: torchvision's kernels for a CPU use one, whatever torch is allowed."""
+    plain = pooled.device.type == 'cpu' and pooled.dtype in (
+        torch.float32,
+        torch.float64,
+    )  # half: autocast is per thread
+    return torch.get_num_threads() if plain and pooled.numel() >= ENOUGH else 1
+
+
+def _in_threads(call: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """call(part) for every part, side by side; no threads are kept, since a process may fork later."""
+    if len(parts) == 1:
+        return [call(parts[0])]
+    without_gradient = torch.no_grad()(call)  # gradient mode is per thread
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(without_gradient, parts))
 
 
 def _check_rois(features: Tensor, rois: Tensor, aligned: bool) -> None:

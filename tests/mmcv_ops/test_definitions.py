@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repnext_mm.mmcv_ops import operators
+from repnext_mm.mmcv_ops import operators, roi
 from .cases import uniform
 from .swap import put_operators
 
@@ -46,6 +47,39 @@ def bilinear(feature: Tensor, y: float, x: float, *, border: bool) -> Tensor:
 
 
 ROIS = torch.tensor([[0, 1, 2, 17, 13], [1, -8, -5, 9, 30], [1, 6, 6, 6, 6], [0, 90, 90, 99, 99]], dtype=torch.float64)
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_roi_align_in_threads_is_equal_to_the_bit(monkeypatch, three_threads, dtype, layout):
+    from mmcv.ops import roi_align
+
+    used = []
+    monkeypatch.setattr(roi, 'ENOUGH', 0)
+    monkeypatch.setattr(roi, 'ThreadPoolExecutor', lambda count: used.append(count) or ThreadPoolExecutor(count))
+    features = random_tensor(2, 5, 6, 7).detach().to(dtype, memory_format=layout).requires_grad_()
+    rois = ROIS.to(dtype)
+
+    def pooled_and_gradient():
+        pooled = roi_align(features, rois, (3, 2), 0.25)
+        sent = random_tensor(*pooled.shape, seed=1).detach().to(dtype)
+        return pooled.detach(), torch.autograd.grad(pooled, features, sent)[0]
+
+    found = pooled_and_gradient()
+    with torch.inference_mode():
+        alone = roi_align(features.detach(), rois, (3, 2), 0.25)
+    assert used == ([] if dtype == torch.float16 else [2, 3, 2])  # 4 RoIs by two, 5 channels by two, 4 RoIs
+    torch.set_num_threads(1)
+    for one, other in zip((*found, alone), (*pooled_and_gradient(), found[0]), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_roi_pool():

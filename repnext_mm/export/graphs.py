@@ -249,7 +249,7 @@ def load_part(
     if part == 'backbone' or 'backbone' not in settings:
         about = _about(None, config, normalization, None, trust_pickle)
         return _backbone(settings.get('backbone', settings), checkpoint, normalization, about, trust_pickle)
-    network = _model(config, checkpoint, trust_pickle)
+    network = build_model(config, checkpoint, trust_pickle=trust_pickle)
     names = _output_names(network)
     if part == 'classifier' and names != ('scores',):
         raise UserError(f"a '{type(network).__name__}' is not a classifier: take part 'model' or 'backbone'")
@@ -280,10 +280,6 @@ def _classifier(arch: str, checkpoint: str | None, normalization: Normalization 
         return Part(Classifier(arch).eval(), ('scores',), normalization, about)
     classifier, _ = load_classifier(arch, checkpoint, trust_pickle=trust_pickle)
     return Part(classifier.eval(), ('scores',), normalization, about)
-
-
-def _model(config: Config, checkpoint: str | None, trust_pickle: bool) -> nn.Module:
-    return build_model(config, checkpoint, trust_pickle=trust_pickle)
 
 
 def _is_detector(network: nn.Module) -> bool:

@@ -44,7 +44,7 @@ test-openmmlab:  ## the tests on the packages that most existing pipelines run, 
 
 test-all: lint  ## the slow tests too, with optional packages and the formats of phones whose packages fit the tested versions
 	sed -n 's/^\([A-Za-z0-9_.-]*==[^ ;]*\).*/\1/p' requirements/locked/$(LANE).txt >$(VENV)/tested-versions.txt
-	$(RUN) -m pip install --quiet -c $(VENV)/tested-versions.txt -e '.[ncnn,mnn,coco,tensorboard]'
+	$(RUN) -m pip install --quiet -c $(VENV)/tested-versions.txt -e '.[ncnn,mnn,nncf,coco,tensorboard]'
 	REPNEXT_MM_FRESH_PROCESSES=1 $(RUN) -m pytest
 
 test-phone:  ## FORMAT=litert or executorch, whose packages want other versions, in an environment of its own

@@ -91,7 +91,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata['License-Expression'] == 'Apache-2.0'
     lanes = {'onedl', 'openmmlab'}
     phones = {'executorch', 'litert', 'mnn', 'ncnn'}
-    extras = {'cam', 'coco', 'completion', 'demo', 'dev', 'digits', 'export', 'tensorboard'} | lanes | phones
+    extras = {'cam', 'coco', 'completion', 'demo', 'dev', 'digits', 'export', 'nncf', 'tensorboard'} | lanes | phones
     assert set(metadata.get_all('Provides-Extra') or []) == extras
     for lane, package in (('onedl', 'onedl-mmdetection'), ('openmmlab', 'mmdet')):
         assert any(line.startswith(f'{package}>=') and f'"{lane}"' in line.replace("'", '"') for line in requirements)

@@ -6,6 +6,7 @@ import argparse
 
 from repnext_mm.cli import options
 from repnext_mm.export import DEFAULT_OPSET, OPSETS, PARTS, SUFFIXES, ExportedPart, export_part
+from repnext_mm.export.quantize import QUANTIZERS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +52,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
     parser.add_argument('--int8', action='store_true', help='quantize (ONNX, OpenVINO), calibrated on --data')
     parser.add_argument(
+        '--quantizer', choices=QUANTIZERS, help='of --int8: nncf writes .xml only (default: onnxruntime)'
+    )
+    parser.add_argument(
         '--data',
         help='a config: the metric of its test set, of the model and of the file, decides, and its training set '
         'calibrates --int8; or a folder of images to calibrate with',
@@ -81,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
         opset=args.opset,
         half=args.half,
         int8=args.int8,
+        quantizer=args.quantizer,
         data=args.data,
         images=args.images,
         max_drop=args.max_drop,

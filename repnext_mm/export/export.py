@@ -33,11 +33,12 @@ from repnext_mm.export.formats import (
     format_of,
     onnx_to_openvino,
     open_exported,
+    save_openvino,
 )
 from repnext_mm.export.graphs import Distance, Normalized, Part, Signature, load_part, traced
 from repnext_mm.export.mobile import ONE_IMAGE, TOLERANCES, check_mobile
 from repnext_mm.export.predict import open_file
-from repnext_mm.export.quantize import quantize_onnx, signal_to_noise
+from repnext_mm.export.quantize import check_quantizer, quantize_onnx, quantize_openvino, signal_to_noise
 from repnext_mm.models.token_mixers import RepDWConv
 from repnext_mm.reparam import FusionReport, relative_error
 from repnext_mm.reparam.fusible import Form, check_form, forms_of
@@ -108,6 +109,7 @@ def export_part(
     opset: int | None = None,
     half: bool = False,
     int8: bool = False,
+    quantizer: str | None = None,
     data: str | Path | None = None,
     images: int = 300,
     max_drop: float | None = None,
@@ -126,6 +128,7 @@ def export_part(
         uint8: see ``export_model``.
         threads: of the runtime that ``'auto'`` measures in.
         int8: quantize the file (ONNX, OpenVINO), calibrated on ``data``; see ``repnext_mm.export.quantize``.
+        quantizer: ``'onnxruntime'``, the default of ``int8``, or ``'nncf'``, for OpenVINO only.
         data: a config, whose test set gives the metric of the model and of the file; for int8, its training set
             calibrates. Or a folder of images to calibrate with, and then no metric is known.
         images: how many, at most, for each.
@@ -140,6 +143,10 @@ def export_part(
     if uint8 and normalize is False:
         raise UserError('an input in uint8 is pixels, which the graph has to normalize: omit normalize=False')
     _check_data(format, data, int8=int8, half=half, images=images, max_drop=max_drop)
+    if quantizer is not None:
+        if not int8:
+            raise UserError(f'quantizer={quantizer!r} is for int8: give that too, or omit it')
+        check_quantizer(quantizer, format)
     check_mobile(format, form=form, dynamic=dynamic)
     if form is not None and form != 'auto':
         check_form(form)
@@ -172,7 +179,7 @@ def export_part(
             )
         given['calibration'] = partial(calibration_images, data, chosen.about, count=images, options=options)
         given.pop('half')
-        report, fusion = write_int8(chosen, form, path, judge=judge, **given)
+        report, fusion = write_int8(chosen, form, path, judge=judge, quantizer=quantizer or 'onnxruntime', **given)
     else:
         report, fusion = write_part(chosen, form, path, judge=judge, **given)
     return ExportedPart(export=report, fusion=fusion, form=form, choice=choice)
@@ -200,6 +207,7 @@ def write_int8(
     path: str | Path,
     *,
     format: str,
+    quantizer: str,
     calibration: Callable[[], Iterable[Any]],
     judge: Callable[[Path], Accuracy] | None = None,
     **options: Any,
@@ -210,6 +218,7 @@ def write_int8(
 
     Args:
         part, form, path, format, options: see ``export_model``.
+        quantizer: see ``export_part``.
         calibration: gives inputs of the network.
         judge: gives the accuracy of a file.
 
@@ -227,10 +236,15 @@ def write_int8(
         drafts = Path(folder) / 'drafts'
         drafts.mkdir()
         draft = drafts / path.name
-        quantized = draft if format == 'onnx' else Path(folder) / 'int8.onnx'
-        count = quantize_onnx(source, quantized, useful)
-        if format == 'openvino':
-            onnx_to_openvino(quantized, draft, output_names=part.output_names, about=part.about)
+        described: dict[str, Any] = dict(output_names=part.output_names, about=part.about)
+        if quantizer == 'nncf':
+            network, count = quantize_openvino(source, useful)
+            save_openvino(network, draft, **described)
+        else:
+            quantized = draft if format == 'onnx' else Path(folder) / 'int8.onnx'
+            count = quantize_onnx(source, quantized, useful)
+            if format == 'openvino':
+                onnx_to_openvino(quantized, draft, **described)
         noise = None
         if not part.detects:
             in_int8 = open_file(draft)

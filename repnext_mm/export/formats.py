@@ -160,7 +160,20 @@ def onnx_to_openvino(
     # OpenVINO reads ONNX by itself; its convert_model reports every use to its makers unless told not to
     import openvino
 
-    network = openvino.Core().read_model(str(source))
+    save_openvino(openvino.Core().read_model(str(source)), path, output_names=output_names, about=about, half=half)
+
+
+def save_openvino(
+    network: Any,
+    path: Path,
+    *,
+    output_names: Sequence[str],
+    about: Mapping[str, Any] | None = None,
+    half: bool = False,
+) -> None:
+    """A model of OpenVINO with the names of its outputs and what is known about it."""
+    import openvino
+
     for port, name in zip(network.outputs, output_names, strict=True):
         port.get_tensor().set_names({name})
     if about:

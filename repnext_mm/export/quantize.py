@@ -1,24 +1,45 @@
-"""int8 by ONNX Runtime's own quantizer: one file that ONNX Runtime and OpenVINO both run.
+"""int8 by ONNX Runtime's own quantizer, one file that ONNX Runtime and OpenVINO both run; or by NNCF, for OpenVINO.
 
 Convolutions and products with weights are quantized, weights per channel, activations by the calibration images. In
-float stay depthwise convolutions (ONNX Runtime's int8 kernels for them are slower than its float ones) and all that
-decodes, suppresses and cuts out boxes, which eight bits move by pixels.
+float stay all that decodes, suppresses and cuts out boxes, which eight bits move by pixels, and depthwise convolutions:
+ONNX Runtime's int8 kernels for them are slower than its float ones.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import math
+import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from repnext_mm.errors import UserError
+from repnext_mm.errors import MissingPackageError, UserError
 from repnext_mm.export.predict import KEY
 
+QUANTIZERS = ('onnxruntime', 'nncf')
 QUANTIZED = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
+QUANTIZED_IN_OPENVINO = {'Convolution', 'ConvolutionBackpropData', 'MatMul'}
+NO_IMAGES = 'there are no images to calibrate with: give --data a folder of images, or a config with some'
+
+
+def check_quantizer(quantizer: str, format: str) -> None:
+    """The quantizer is known, is installed, and writes this format.
+
+    Raises:
+        MissingPackageError: NNCF is not installed.
+        UserError: an unknown quantizer, or one that does not write the format.
+    """
+    if quantizer not in QUANTIZERS:
+        raise UserError(f"unknown quantizer '{quantizer}': choose one of {', '.join(QUANTIZERS)}")
+    if quantizer == 'nncf' and format != 'openvino':
+        raise UserError(f"NNCF quantizes for OpenVINO, and the format is '{format}': end the name in .xml")
+    if quantizer == 'nncf' and importlib.util.find_spec('nncf') is None:
+        raise MissingPackageError("the quantizer 'nncf' is not installed: pip install nncf, or omit it")
 
 
 def quantize_onnx(source: Path, path: Path, images: Iterable[np.ndarray]) -> int:
@@ -66,12 +87,47 @@ def quantize_onnx(source: Path, path: Path, images: Iterable[np.ndarray]) -> int
             weight_type=QuantType.QInt8,
         )
     if not reader.count:
-        raise UserError('there are no images to calibrate with: give --data a folder of images, or a config with some')
+        raise UserError(NO_IMAGES)
     written = onnx.load(str(path))
     about = {entry.key: entry.value for entry in network.metadata_props}
     onnx.helper.set_model_props(written, {KEY: about[KEY]} if KEY in about else {})
     onnx.save(written, str(path))
     return reader.count
+
+
+def quantize_openvino(source: Path, images: Iterable[np.ndarray]) -> tuple[Any, int]:
+    """An ``openvino.Model`` in int8 by NNCF, which also corrects biases; and how many images calibrated it.
+
+    Args:
+        source: a float ONNX file.
+        images: as in ``quantize_onnx``; all are held in memory.
+
+    Raises:
+        UserError: there are no images.
+    """
+    os.environ.setdefault('NNCF_CI', '1')  # read when it is imported: without it, each use is reported to its makers
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    calibration = list(images)  # it reads them several times
+    if not calibration:
+        raise UserError(NO_IMAGES)
+    network = openvino.Core().read_model(str(source))
+    kinds = {node.get_type_name() for node in network.get_ops()}
+    others = nncf.IgnoredScope(
+        types=sorted(kinds - QUANTIZED_IN_OPENVINO), names=sorted(_computed_products(network)), validate=False
+    )
+    quantized = nncf.quantize(network, nncf.Dataset(calibration), subset_size=len(calibration), ignored_scope=others)
+    return quantized, len(calibration)
+
+
+def _computed_products(network: Any) -> Iterator[str]:
+    for node in network.get_ops():
+        if node.get_type_name() == 'MatMul':
+            sources = [each.get_source_output().get_node().get_type_name() for each in node.inputs()]
+            if 'Constant' not in sources:
+                yield node.get_friendly_name()
 
 
 def in_float(network: Any) -> list[str]:

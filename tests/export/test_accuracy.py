@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from repnext_mm.apis.config import load_config
-from repnext_mm.errors import UserError
-from repnext_mm.export import NotExportedError, export_part, load_part
+from repnext_mm.errors import MissingPackageError, UserError
+from repnext_mm.export import NotExportedError, export_model, export_part, load_part
 from repnext_mm.export.accuracy import Accuracy, evaluate, evaluate_file
 from repnext_mm.export.predict import open_file
-from repnext_mm.export.quantize import in_float, signal_to_noise
+from repnext_mm.export.quantize import check_quantizer, in_float, quantize_openvino, signal_to_noise
 from tests.conftest import randomize
 from tests.export.networks import TINY
 from tests.tools.running import ROOT
@@ -41,12 +41,16 @@ def exported(classifier, name, **given):
     return export_part(CONFIG, folder / name, checkpoint=checkpoint, options=options, shape=shape, **given)
 
 
-@pytest.mark.parametrize('name', ['int8.onnx', 'int8.xml'])
-def test_int8_with_a_metric(name, classifier):
+@pytest.mark.parametrize(
+    ('name', 'quantizer'), [('int8.onnx', 'onnxruntime'), ('int8.xml', None), ('int8.xml', 'nncf')]
+)
+def test_int8_with_a_metric(name, quantizer, classifier):
     if name.endswith('.xml'):
         pytest.importorskip('openvino')
+    if quantizer == 'nncf':
+        pytest.importorskip('nncf')
     _, options, _ = classifier
-    given = dict(normalize=True, uint8=name.endswith('.onnx'))
+    given = dict(normalize=True, uint8=name.endswith('.onnx'), quantizer=quantizer)
     done = exported(classifier, name, int8=True, data=CONFIG, images=24, max_drop=1.0, **given)
     report = done.export
     assert done.form == 'balanced'
@@ -70,6 +74,35 @@ def test_int8_with_a_metric(name, classifier):
             if node.op_type == 'Conv':
                 groups = next(entry.i for entry in node.attribute if entry.name == 'group')
                 assert (computed.get(node.input[1]) == 'DequantizeLinear') == (groups == 1)
+
+
+def test_nncf_quantizes_dense_convolutions_only(tmp_path):
+    pytest.importorskip('nncf')
+    openvino = pytest.importorskip('openvino')
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.Conv2d(8, 4, 1)
+    )
+    export_model(network, tmp_path / 'net.onnx', format='onnx', shape=(1, 3, 32, 32), output_names=('y',))
+    images = [np.random.default_rng(number).normal(size=(1, 3, 32, 32)).astype(np.float32) for number in range(4)]
+    quantized, count = quantize_openvino(tmp_path / 'net.onnx', iter(images))
+    assert count == 4
+    assert {'Convolution', 'GroupConvolution'} < {node.get_type_name() for node in quantized.get_ops()}
+    ranges = [node for node in quantized.get_ops() if node.get_type_name() == 'FakeQuantize']
+    behind = {target.get_node().get_type_name() for node in ranges for target in node.output(0).get_target_inputs()}
+    assert 'Convolution' in behind
+    assert 'GroupConvolution' not in behind
+    found = openvino.Core().compile_model(quantized, 'CPU')(images[0])[0]
+    expected = network(torch.from_numpy(images[0])).detach().numpy()
+    assert 15 < signal_to_noise([found], [expected]) < 80
+    with pytest.raises(UserError, match='there are no images to calibrate with'):
+        quantize_openvino(tmp_path / 'net.onnx', iter([]))
+
+
+def test_nncf_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda _: None)
+    with pytest.raises(MissingPackageError, match="the quantizer 'nncf' is not installed: pip install nncf"):
+        check_quantizer('nncf', 'openvino')
 
 
 def test_a_folder_calibrates_and_a_float_file_has_the_metric_of_the_model(classifier, tmp_path):
@@ -106,13 +139,26 @@ def test_drop_is_the_largest():
     ('given', 'said'),
     [
         (dict(int8=True), 'int8 needs data: give a config file, or for int8 a folder of images'),
+        (dict(quantizer='nncf'), "quantizer='nncf' is for int8: give that too, or omit it"),
+        (dict(int8=True, data='.', quantizer='nncf'), "NNCF quantizes for OpenVINO, and the format is 'onnx'"),
+        (dict(int8=True, data='.', quantizer='tflite'), "unknown quantizer 'tflite': choose one of onnxruntime, nncf"),
         (dict(data='none'), "data 'none' does not exist"),
         (dict(data='.'), "data '.' is a folder, which has no metric"),
         (dict(int8=True, half=True, data='.'), 'int8 and half exclude each other'),
         (dict(data=str(CONFIG), images=0), 'images=0 must be at least 1'),
         (dict(uint8=True, normalize=False), 'an input in uint8 is pixels, which the graph has to normalize'),
     ],
-    ids=['no data', 'nowhere', 'folder', 'half', 'no images', 'not normalized'],
+    ids=[
+        'no data',
+        'nothing to quantize',
+        'not for ONNX',
+        'unknown',
+        'nowhere',
+        'folder',
+        'half',
+        'no images',
+        'not normalized',
+    ],
 )
 def test_options_that_make_no_export(given, said, tmp_path):
     with pytest.raises(UserError, match=said):

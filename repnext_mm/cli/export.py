@@ -52,7 +52,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
     parser.add_argument('--int8', action='store_true', help='quantize (ONNX, OpenVINO), calibrated on --data')
     parser.add_argument(
-        '--quantizer', choices=QUANTIZERS, help='of --int8: nncf writes .xml only (default: onnxruntime)'
+        '--quantizer',
+        choices=QUANTIZERS,
+        help='what quantizes for --int8; nncf writes .xml only (default: onnxruntime)',
     )
     parser.add_argument(
         '--data',

@@ -118,7 +118,13 @@ def quantize_openvino(source: Path, images: Iterable[np.ndarray]) -> tuple[Any, 
     others = nncf.IgnoredScope(
         types=sorted(kinds - QUANTIZED_IN_OPENVINO), names=sorted(_computed_products(network)), validate=False
     )
-    quantized = nncf.quantize(network, nncf.Dataset(calibration), subset_size=len(calibration), ignored_scope=others)
+    quantized = nncf.quantize(
+        network,
+        nncf.Dataset(calibration),
+        preset=nncf.QuantizationPreset.MIXED,  # ranges that need not be symmetric: behind GELU they are not
+        subset_size=len(calibration),
+        ignored_scope=others,
+    )
     return quantized, len(calibration)
 
 

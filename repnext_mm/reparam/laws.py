@@ -354,7 +354,8 @@ def as_pointwise(linear: Kernel, *, axes: int = 2) -> Kernel:
     """A linear layer over the channels as a 1x1 convolution over this many spatial axes."""
     if linear.weight.dim() != 2:
         raise ValueError(f'a kernel of shape {tuple(linear.weight.shape)} is not a linear layer: it needs (O, I)')
-    return Kernel(linear.weight[(..., *[None] * axes)], linear.bias)
+    new_axes = (..., *[None] * axes)
+    return Kernel(linear.weight[new_axes], linear.bias)
 
 
 def as_linear(pointwise: Kernel) -> Kernel:

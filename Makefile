@@ -9,7 +9,7 @@ VENV ?= .venv$(addprefix -torch-,$(TORCH))
 RUN = $(VENV)/bin/python
 # Tests run in two processes with a thread each: faster than one with two, and free of each other.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
-CORE = tests/reparam tests/nn tests/models tests/mmcv_ops tests/checkpoints tests/hooks tests/test_plug_in.py
+CORE = tests/reparam tests/models tests/mmcv_ops tests/checkpoints tests/hooks tests/test_plug_in.py
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo demo-seg demo-cls demo-reparam test test-core test-openmmlab test-all test-phone lint docs lock clean

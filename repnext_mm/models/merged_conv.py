@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class MergedConv(Fusible):
     recorded.
     """
 
-    __jit_unused_properties__: tuple[str, ...] = ('geometry',)
+    __jit_unused_properties__ = cast(tuple[str, ...], ('geometry',))  # not annotated, see ``Fusible``
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, cast
 
 from torch import nn
 
@@ -24,9 +24,10 @@ class Fusible(nn.Module, ABC):
     know is the default.
     """
 
-    forms: ClassVar[tuple[str, ...]] = ('default', 'keep_norms')
-    overridden_method: ClassVar[str] = ''  # by a subclass that does not say what becomes of it in ``fused``
-    methods_as_written: ClassVar[tuple[object, ...]] = ()  # what another library puts in their place counts
+    # Not annotated: scripting with PyTorch 2.1 fails where a class has annotations in words, as they are in this file.
+    forms = cast(tuple[str, ...], ('default', 'keep_norms'))
+    overridden_method = ''  # by a subclass that does not say what becomes of it in ``fused``
+    methods_as_written = cast(tuple[object, ...], ())  # what another library puts in their place counts
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 
 import numpy as np
@@ -244,9 +245,19 @@ COMPARED = {
 }
 
 
+def torch_writes(value):
+    try:
+        torch.save(value, io.BytesIO())
+    except KeyError:  # PyTorch 2.1 has types that it does not write
+        return False
+    return True
+
+
 @pytest.mark.parametrize('name', COMPARED)
 def test_every_dtype_is_compared_honestly(name, tmp_path):
     first, second, expected = COMPARED[name]
+    if not torch_writes(first):
+        pytest.skip(f'this torch does not write {first.dtype}')
     for index, value in enumerate((first, second)):
         torch.save({'state_dict': {'w': value, 'other': torch.ones(1)}}, tmp_path / f'{index}.pth')
     a, b = tmp_path / '0.pth', tmp_path / '1.pth'
@@ -265,6 +276,8 @@ def test_a_type_without_arithmetic_is_compared_by_its_bytes(tmp_path):
     for name in names:
         dtype = getattr(torch, name)
         values = [torch.tensor([number], dtype=torch.uint8).repeat(dtype.itemsize).view(dtype) for number in (1, 2)]
+        if not torch_writes(values[0]):
+            continue
         for index, value in enumerate(values):
             torch.save({'state_dict': {'w': value}}, tmp_path / f'{index}.pth')
         found = compare_files(tmp_path / '0.pth', tmp_path / '1.pth', trust_pickle=True)

@@ -213,6 +213,7 @@ def test_frozen_norms_are_plain_and_affine_in_any_mode():
     assert worst_error(x * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1), norm(x)) < 1e-15
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.1.'), reason='its compiler does not read what a module holds')
 @pytest.mark.parametrize('hook', [False, True], ids=['plain', 'hooked'])
 def test_the_question_can_be_compiled(hook):
     class Reader(nn.Module):

@@ -174,4 +174,4 @@ def test_detectors(tmp_path):
 
 def test_segmentors(tmp_path):
     model = Config.fromfile(CONFIGS / 'semantic_fpn_repnext_m0_digits.py').model
-    assert_agree(*train(model, tmp_path, with_labels_of_pixels, 64))
+    assert_agree(*train(model, tmp_path, with_labels_of_pixels, 160))

@@ -44,6 +44,7 @@ def semantic_fpn() -> dict[str, Any]:
     model = Config.fromfile(CONFIGS / 'semantic_fpn_repnext_m0_digits.py').model.to_dict()
     model['backbone'].update(arch=TINY)
     model['neck']['in_channels'] = list(TINY['embed_dims'])
+    model['data_preprocessor'].update(size=(64, 64))  # of the images: class weights fail on padding in mmseg 1.2.2
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,10 +27,25 @@ __all__ = ['golden_tensor', 'randomize', 'worst_error']
 DATA = Path(__file__).parent / 'data'
 
 
+VARIABLES: dict[str, str] = {}
+"""Of the environment, as it is when the first test begins."""
+
+
 def pytest_collection_finish() -> None:
     """Let garbage collections pass over the half million objects of the libraries: 6 to 9 % of the time of tests."""
+    VARIABLES.update(os.environ)
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _same_variables() -> Iterator[None]:
+    """What a library sets while it is imported or trains would be set for the tests behind it, whichever they are."""
+    yield
+    for name in os.environ.keys() - VARIABLES.keys():
+        if not name.startswith('PYTEST_'):
+            del os.environ[name]
+    os.environ.update(VARIABLES)
 
 
 @pytest.fixture(autouse=True)

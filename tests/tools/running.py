@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import VARIABLES
 from tests.tools.starter import SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,8 @@ def run_tool(*command: str | Path, cwd: Path, expect: int = 0, **environment: st
 
 class _Starter:
     def __init__(self) -> None:
-        self.environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
+        # not what the first test that starts a tool happens to set
+        self.environment = {**VARIABLES, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
         self.process = subprocess.Popen(
             [sys.executable, Path(__file__).parent / 'starter.py'],
             stdin=subprocess.PIPE,

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.tools.running import FRESH, run_tool
+from tests.tools.running import FRESH, _Starter, run_tool
 
 SAID = """
 import json, os, random, sys, tempfile
@@ -56,6 +56,21 @@ def test_a_changed_variable_has_a_process_of_its_own(said, monkeypatch):
     assert not said(HF_HOME='elsewhere')['loaded']
     monkeypatch.delenv('HOME')
     assert not said()['loaded']
+
+
+@pytest.mark.parametrize('time', ['first', 'second'])
+def test_a_variable_that_a_test_leaves_is_gone_in_the_next(time):
+    assert 'LEFT_BY_A_LIBRARY' not in os.environ
+    os.environ['LEFT_BY_A_LIBRARY'] = time
+
+
+def test_the_first_to_start_a_tool_sets_no_variable_for_others(monkeypatch):
+    started = []
+    monkeypatch.setattr('subprocess.Popen', lambda *words, env, **options: started.append(env))
+    monkeypatch.setenv('HF_HOME', 'elsewhere')
+    starter = _Starter()
+    assert started == [starter.environment]
+    assert 'HF_HOME' not in starter.environment
 
 
 @pytest.mark.parametrize('fresh', ['', '1'])

@@ -2,7 +2,8 @@
 
 Train: python tools/train.py configs/rtmdet_repnext_m0_digits.py
 Test: python tools/test.py configs/rtmdet_repnext_m0_digits.py work_dirs/rtmdet_repnext_m0_digits/epoch_2.pth
-Expected: not measured yet; 1,500 iterations, about 0.65 s each on one CPU core (AMD EPYC).
+Measured once: box AP 0.175 after 1,500 iterations of about 0.7 s (two CPU cores, AMD EPYC), which is far from 0.60. The
+boxes fit, the digits in them are not told apart yet: this head learns classes slower than Mask R-CNN's.
 """
 
 _base_ = [
@@ -41,7 +42,7 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05, foreach=True),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [

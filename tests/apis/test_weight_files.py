@@ -273,11 +273,12 @@ def test_every_dtype_is_compared_honestly(name, tmp_path):
 
 def test_a_type_without_arithmetic_is_compared_by_its_bytes(tmp_path):
     names = [name for name in ('bits8', 'float8_e8m0fnu', 'uint16', 'uint64') if hasattr(torch, name)]
+    names = [name for name in names if torch_writes(torch.zeros(8, dtype=torch.uint8).view(getattr(torch, name)))]
+    if not names:
+        pytest.skip('this torch writes none of them')
     for name in names:
         dtype = getattr(torch, name)
         values = [torch.tensor([number], dtype=torch.uint8).repeat(dtype.itemsize).view(dtype) for number in (1, 2)]
-        if not torch_writes(values[0]):
-            continue
         for index, value in enumerate(values):
             torch.save({'state_dict': {'w': value}}, tmp_path / f'{index}.pth')
         found = compare_files(tmp_path / '0.pth', tmp_path / '1.pth', trust_pickle=True)

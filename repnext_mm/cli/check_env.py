@@ -47,7 +47,7 @@ PINS = {
         'cv2': 'opencv-python-headless==4.11.0.86',
     },
 }
-# What Python 3.14 needs instead.
+# What Python 3.14 needs instead, which the OpenMMLab lane does not have.
 PINS_314 = {'numpy': 'numpy==2.4.6', 'cv2': 'opencv-python-headless==4.13.0.92'}
 PYTHONS = (10, 14)  # 3.x, oldest and newest of any lane
 MM = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
@@ -246,7 +246,7 @@ def numpy_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> lis
 def pins_of(lane: str) -> dict[str, str]:
     """The tested versions for a lane and this Python."""
     pins = PINS.get(lane, PINS['OneDL'])
-    return {**pins, **PINS_314} if sys.version_info >= (3, 14) else pins
+    return {**pins, **PINS_314} if lane != 'OpenMMLab' and sys.version_info >= (3, 14) else pins
 
 
 def another_python(oldest: int, newest: int) -> str:

@@ -345,12 +345,11 @@ class Video:
         camera = str(source).isdigit()
         if not camera and not os.path.isfile(source):
             raise UserError(f"there is no video '{source}': give a file, or the number of a camera")
-        level = cv2.getLogLevel() if hasattr(cv2, 'getLogLevel') else None
-        if level is not None:
-            cv2.setLogLevel(0)  # its own remarks about what it cannot open
+        log = cv2 if hasattr(cv2, 'getLogLevel') else cv2.utils.logging  # the latter from OpenCV 4.13 on
+        level = log.getLogLevel()
+        log.setLogLevel(0)  # its own remarks about what it cannot open
         self._opened = cv2.VideoCapture(int(source) if camera else str(source))  # type: ignore[arg-type]
-        if level is not None:
-            cv2.setLogLevel(level)
+        log.setLogLevel(level)
         if not self._opened.isOpened():
             kind = 'camera' if camera else 'video'
             raise UserError(f"{kind} '{source}' cannot be opened by OpenCV: give another, or a folder of its frames")

@@ -31,12 +31,13 @@ nms = print
 get_compiling_cuda_version = lambda: 'not available'
 get_compiler_version = lambda: 'GCC 12.2'
 """
+NUMPY = '2.4.6' if sys.version_info >= (3, 14) else '2.2.6'  # of the OneDL lane
 DISTRIBUTIONS = {
     'pip': '23.2.1',
     'setuptools': '80.10.2',
     'torch': '2.11.0+cpu',
     'torchvision': '0.26.0+cpu',
-    'numpy': '2.2.6',
+    'numpy': NUMPY,
     'timm': '1.0.31',
     'onedl_mmengine': '0.10.12',
     'onedl_mmcv': '2.3.6',
@@ -200,7 +201,7 @@ def test_operators_for_cpu_on_a_gpu_machine(fake: Fake) -> None:
     [
         ('torchvision', '0.25.0', 'built for torch 2.10.0', '--upgrade torch==2.11.0+cpu torchvision'),
         ('torch', '2.0.1', 'too old', 'torch==2.11.0'),
-        ('numpy', '1.26.4', 'too old', 'numpy==2.2.6'),
+        ('numpy', '1.26.4', 'too old', f'numpy=={NUMPY}'),
         ('setuptools', '65.5.0', 'need 77 to 80', '"setuptools>=77,<81"'),
         ('setuptools', '82.0', 'need 77 to 80', '"setuptools>=77,<81"'),
         ('setuptools', None, 'is missing', '"setuptools>=77,<81"'),

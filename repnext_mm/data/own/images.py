@@ -124,7 +124,7 @@ def see(path: Path) -> Seen:
         raw = mmcv.imfrombytes(content, flag='color_ignore_orientation')
         turned = raw.shape != image.shape or bool((raw != image).any())
     if header is None or not header.eight_bits:
-        values = mmcv.imfrombytes(content, flag='unchanged')
+        values = _unchanged(content)
         if values is not None and values.dtype != 'uint8':
             detail = f'{values.dtype} up to {values.max():g} become 8 bits up to {image.max()}'
             flat = image.max() < _FLATTEST or np.percentile(image, 5) > 255 - _FLATTEST
@@ -162,7 +162,21 @@ def _size_of(path: Path) -> Seen:
 def _kind(content: bytes, header: Header | None) -> str:
     if not content:
         return 'an empty file'
-    return 'not an image' if header is None else header.kind
+    if header is not None:
+        return header.kind
+    values = _unchanged(content)
+    return 'not an image' if values is None else f'{values.dtype} up to {values.max():g}'
+
+
+def _unchanged(content: bytes) -> Any:
+    """The values that are stored, which OpenCV may know without being able to make 8 bits of them; None without any."""
+    import cv2
+    import mmcv
+
+    try:
+        return mmcv.imfrombytes(content, flag='unchanged')
+    except cv2.error:
+        return None
 
 
 def _is_cut(content: bytes) -> bool:
@@ -176,14 +190,13 @@ def _is_cut(content: bytes) -> bool:
 def _quiet_decoders() -> Iterator[None]:
     import cv2
 
-    log: Any = cv2
-    level = log.getLogLevel() if hasattr(log, 'getLogLevel') else None
-    if level is not None:
-        log.setLogLevel(0)
+    opencv: Any = cv2
+    log = opencv if hasattr(opencv, 'getLogLevel') else opencv.utils.logging  # the latter from 4.13 on
+    level = log.getLogLevel()
+    log.setLogLevel(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow's, about sizes and EXIF
             yield
     finally:
-        if level is not None:
-            log.setLogLevel(level)
+        log.setLogLevel(level)

@@ -24,6 +24,7 @@ from repnext_mm.lab.bench.record import read_record
 from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, RUNTIMES
 from repnext_mm.lab.bench.session import FIRST_BATCH, SEARCH, measure_repeatedly, plan_inference, render, training_calls
 from repnext_mm.lab.bench.training import SHAPES
+from repnext_mm.lab.bench.whole_files import measure_whole_files
 from repnext_mm.lab.bench.whole_model import measure_whole_model
 from repnext_mm.lab.bench.whole_step import BACKBONES, measure_whole_step
 from repnext_mm.models import FORMS
@@ -77,6 +78,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument('--config', help='time a whole detector or segmentor instead, part by part')
     what.add_argument('--checkpoint', help='weights of --config; random ones by default')
+    what.add_argument(
+        '--files',
+        nargs='+',
+        metavar='FILE',
+        help='with --config: exported files of it (.onnx, .xml), timed against PyTorch from image to result',
+    )
     what.add_argument('--image', help='image file for --config; a synthetic one by default')
     options.add_cfg_options(what)
     options.add_trust_pickle(what)
@@ -112,7 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         '--output',
         metavar='DIR/NAME',
         help='writes NAME.json after each process, at the end NAME.md and NAME.RUNTIME.png; default: '
-        'work_dirs/benchmark/ and inference, training, whole_step or whole_model',
+        'work_dirs/benchmark/ and inference, training, whole_step, whole_model or whole_files',
     )
     out.add_argument('--resume', action='store_true', help='go on with DIR/NAME.json after an interruption')
     out.add_argument(
@@ -132,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if args.gpu_records:
             return run_gpu_records(args)
-        return run_other(args) if args.train or args.config else run_inference(args)
+        return run_other(args) if args.train or args.config or args.files else run_inference(args)
     except KeyboardInterrupt:
         print('stopped; the same command with --resume goes on', file=sys.stderr)
         raise
@@ -187,7 +194,10 @@ def run_inference(args: argparse.Namespace) -> int:
 
 
 def run_other(args: argparse.Namespace) -> int:
-    kind = 'whole_model' if not args.train else 'training' if args.train is True else 'whole_step'
+    if args.files and (args.train or not args.config):
+        raise UserError('--files are compared with the model of a --config: give that, and no --train')
+    whole = 'whole_files' if args.files else 'whole_model'
+    kind = whole if not args.train else 'training' if args.train is True else 'whole_step'
     path = output_of(args, kind)
     with progress_bar() as bar:
 
@@ -220,9 +230,10 @@ def calls_of(args: argparse.Namespace) -> list[Callable[..., Any]]:
             dtypes=args.dtype,
             memory_formats=args.memory_format,
         )
+    measure = partial(measure_whole_files, args.files) if args.files else measure_whole_model
     return [
         partial(
-            measure_whole_model,
+            measure,
             args.config,
             args.checkpoint,
             image=args.image,

@@ -39,6 +39,7 @@ STYLES: dict[str, dict[str, Any]] = {  # in the order of the legend
     'SwiftFormer': dict(color='#2f7fbf', marker='>'),
     'EfficientFormer': dict(color='#7f4f24', marker='p'),
     'EfficientFormerV2': dict(color='#d05a8a', marker='h'),
+    'MobileNetV4': dict(color='#8a6d9c', marker='d'),
     'ResNet': dict(color=COLORS['ink'], marker='P'),
 }
 CORNERS = ((5, -10), (5, 4), (-5, -10), (-5, 5), (0, 7), (0, -13))  # of a name from its point, the first that is free

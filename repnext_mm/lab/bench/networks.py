@@ -44,6 +44,7 @@ PEERS = (
     'starnet_s2',
     'starnet_s3',
     'starnet_s4',
+    'mobilenetv4_conv_medium',
     'resnet50',
 )
 """Names in timm. By reported top-1, RepViT M0.9, M1.0, M1.1, M1.5, M2.3 stand beside RepNeXt M1, M2, M3, M4, M5."""

@@ -184,7 +184,7 @@ def find_hot_spots(
         raise UserError(f'runtime {runtime!r} is not profiled: choose one of {", ".join(PROFILED)}')
     device, threads = image.device, threads or torch.get_num_threads()
     with _kernels_named(runtime):
-        run = prepare(network, image, runtime=runtime, threads=threads, native=native)
+        run = prepare(network, image, runtime=runtime, threads=threads, dtype=NATIVE if native else 'float32')
         latency = measure_latency({'network': run}, rounds=rounds, device=device)['network']
         if runtime == 'onnxruntime':
             kinds = onnxruntime_operations(network, image, rounds=rounds, threads=threads)

@@ -110,6 +110,7 @@ REPORTED: dict[str, Reported] = {
     'starnet_s2': Reported('StarNet', 'StarNet S2'),
     'starnet_s3': _peer('StarNet', 'S3', 77.4, 0.98, recipe=_PLAIN),
     'starnet_s4': _peer('StarNet', 'S4', 78.4, 1.11, recipe=_PLAIN),
+    'mobilenetv4_conv_medium': Reported('MobileNetV4', 'MobileNetV4 Conv-M'),
     'resnet50': Reported('ResNet', 'ResNet-50'),
 }
 # 224x224, by the README; the sizes are of the fused networks.

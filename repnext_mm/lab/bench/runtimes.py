@@ -20,10 +20,20 @@ Run = Callable[[], Sequence[Tensor]]
 EXPORTED = {'onnxruntime': 'onnx', 'openvino': 'openvino', 'torchscript': 'torchscript'}
 """Runtimes that run a file, with the format of ``repnext_mm.export`` that they read."""
 
+QUANTIZED = ('onnxruntime', 'openvino')
+"""Those that run files in int8."""
+
 RUNTIMES = ('eager', 'compile', 'cudagraph', *EXPORTED)
 
 NATIVE = 'native'  # the precision that OpenVINO is fastest in: bfloat16 where the processor multiplies it in hardware
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16, NATIVE: torch.float32}
+INT8 = 'int8'  # quantized as `repnext export --int8` does it, calibrated on the image that is timed
+DTYPES = {
+    'float32': torch.float32,
+    'bfloat16': torch.bfloat16,
+    'float16': torch.float16,
+    NATIVE: torch.float32,
+    INT8: torch.float32,
+}
 """Names of precisions, with the dtype of the tensors that go in."""
 
 MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
@@ -44,6 +54,8 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
             raise UserError(f'unknown {kind} {name!r}: choose from {", ".join(known)}')
     if dtype == NATIVE and runtime != 'openvino':
         return 'only OpenVINO chooses its precision itself'
+    if dtype == INT8 and runtime not in QUANTIZED:
+        return f'int8 runs in {" and ".join(QUANTIZED)}'
     if device == 'cpu':
         if runtime == 'cudagraph':
             return 'CUDA graphs need --device cuda'
@@ -57,20 +69,20 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
             return f'{missing[0]} is not installed'
         if device != 'cpu':
             return 'exported files run on the CPU here'
-        if dtype not in ('float32', NATIVE):
-            return f'exported files are float32 here ({NATIVE} lets OpenVINO compute in bfloat16)'
+        if dtype not in ('float32', NATIVE, INT8):
+            return f'exported files are float32 or {INT8} here ({NATIVE} lets OpenVINO compute in bfloat16)'
         if memory_format != 'contiguous':
             return 'the runtime chooses its own memory format'
     return None
 
 
-def prepare(network: nn.Module, image: Tensor, *, runtime: str, threads: int, native: bool = False) -> Run:
+def prepare(network: nn.Module, image: Tensor, *, runtime: str, threads: int, dtype: str = 'float32') -> Run:
     """Make a network ready to run on ``image``; dtype, device and memory format of both agree already.
 
-    ``native`` is OpenVINO's own choice of precision.
+    ``dtype`` says what only an exported file can be told: ``NATIVE`` or ``INT8``.
     """
     if runtime in EXPORTED:
-        return _exported(network, image, EXPORTED[runtime], threads, 'native' if native else 'float32')
+        return _exported(network, image, EXPORTED[runtime], threads, dtype)
     if runtime == 'cudagraph':
         return _captured(network, image)
     if runtime == 'compile':
@@ -85,13 +97,27 @@ _PACKAGES = {
 }
 
 
-def _exported(network: nn.Module, image: Tensor, format: str, threads: int, precision: str) -> Run:
+def _exported(network: nn.Module, image: Tensor, format: str, threads: int, dtype: str) -> Run:
     from repnext_mm.export import SUFFIXES, export_model, open_exported
+    from repnext_mm.export.formats import onnx_to_openvino
+    from repnext_mm.export.quantize import quantize_onnx
 
+    given: dict[str, Any] = {'shape': tuple(image.shape), 'dynamic': False}
     with tempfile.TemporaryDirectory(prefix='benchmark-', ignore_cleanup_errors=True) as folder:
         path = Path(folder) / f'model{SUFFIXES[format][0]}'
-        export_model(network, path, format=format, shape=tuple(image.shape), dynamic=False)
-        opened = open_exported(path, format=format, threads=threads, precision=precision)
+        if dtype == INT8:
+            whole, quantized = Path(folder) / 'float.onnx', Path(folder) / 'int8.onnx'
+            report = export_model(network, whole, format='onnx', **given)
+            quantize_onnx(whole, quantized, [image.numpy()])
+            if format == 'onnx':
+                path = quantized
+            else:
+                onnx_to_openvino(quantized, path, output_names=list(report.errors))
+        else:
+            export_model(network, path, format=format, **given)
+        opened = open_exported(
+            path, format=format, threads=threads, precision='native' if dtype == NATIVE else 'float32'
+        )
     return lambda: opened(image)
 
 

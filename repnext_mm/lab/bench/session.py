@@ -22,6 +22,7 @@ from repnext_mm.lab.bench.tables import (
     heading,
     inference_tables,
     training_table,
+    whole_file_tables,
     whole_model_tables,
     whole_step_tables,
 )
@@ -35,6 +36,7 @@ TABLES: dict[str, Callable[[list[Any]], str]] = {
     'training': training_table,
     'whole_step': whole_step_tables,
     'whole_model': whole_model_tables,
+    'whole_files': whole_file_tables,
 }
 
 
@@ -168,8 +170,8 @@ def measure_repeatedly(
     """Measure training steps or whole models and write the record after each; every repeat starts from the beginning.
 
     Args:
-        calls: of ``measure_training_step``, ``measure_whole_step`` or ``measure_whole_model``, all but their rounds,
-            warm-up and device.
+        calls: of ``measure_training_step``, ``measure_whole_step``, ``measure_whole_model`` or
+            ``measure_whole_files``, all but their rounds, warm-up and device.
         path: of the JSON record; the table is written beside it.
         kind: a key of ``TABLES``.
         progress: takes the number of steps, and gives what is to be called after each.

@@ -14,6 +14,7 @@ from repnext_mm.lab.bench.networks import CLASSIFIER, REFERENCE_FORM
 from repnext_mm.lab.bench.published import REPORTED, SOURCES, Reported
 from repnext_mm.lab.bench.record import Record
 from repnext_mm.lab.bench.training import TrainingStep
+from repnext_mm.lab.bench.whole_files import WholeFiles
 from repnext_mm.lab.bench.whole_model import WholeModel
 from repnext_mm.lab.bench.whole_step import WholeStep
 from repnext_mm.lab.table import markdown_table
@@ -96,7 +97,7 @@ def heading(record: Record, title: str) -> list[str]:
     ]
 
 
-def add_results(record: Record, results: Sequence[TrainingStep | WholeStep | WholeModel]) -> None:
+def add_results(record: Record, results: Sequence[TrainingStep | WholeStep | WholeModel | WholeFiles]) -> None:
     """Append training steps, of a backbone or of a config, or whole models to a record, as plain values."""
     record.setdefault('results', []).extend(json.loads(json.dumps(asdict(result))) for result in results)
 
@@ -176,6 +177,31 @@ def whole_model_tables(results: Sequence[WholeModel]) -> str:
         texts.append(
             f'{result.config}, {weights}, image of {_shape(result.image_shape)} ({result.image}), network input '
             f'{_shape(result.input_shape)}{counts}; {result.fusion}; relative error {result.error:.0e}.\n\n'
+            f'{markdown_table(head, rows)}\n'
+        )
+    return '\n'.join(texts)
+
+
+def whole_file_tables(results: Sequence[WholeFiles]) -> str:
+    """A table for each measurement, a row for each way to run the model; ratios are to the first, PyTorch."""
+    texts = []
+    for result in results:
+        first = result.ways[0].time.median_ms
+        rows = [
+            [
+                way.name,
+                _maybe(way.size_bytes, lambda size: f'{size / 1e6:.1f}'),
+                *(_maybe(way.found, str), f'{way.agreement:.3f}'),
+                *(f'{way.time.median_ms:.1f}', _deciles(way.time, '.1f'), str(way.time.n)),
+                f'{first / way.time.median_ms:.2f}',
+            ]
+            for way in result.ways
+        ]
+        head = ['way', 'MB', 'objects', 'agreement', 'median ms', 'p10 to p90', 'n', 'x PyTorch']
+        weights = 'trained weights' if result.trained else 'random weights'
+        texts.append(
+            f'{result.config}, {weights}, image of {_shape(result.image_shape)} ({result.image}), {result.threads} '
+            'threads; from the decoded image to boxes and masks, classes of pixels, or scores.\n\n'
             f'{markdown_table(head, rows)}\n'
         )
     return '\n'.join(texts)

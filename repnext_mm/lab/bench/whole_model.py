@@ -98,11 +98,11 @@ def measure_whole_model(
         raise UserError(f'rounds={rounds}: measure at least one round')
     config = load_config(config_path, options=options)
     config.model = without_teacher(config.model)
-    pixels, described = _image(image)
+    pixels, described = image_and_name(image)
     model = loaded_model(config, checkpoint, trust_pickle=trust_pickle).to(device)
     pipeline = pipeline_of(config)
     with torch.no_grad():
-        fused, report = _fused(config, model)
+        fused, report = fused_model(config, model)
         runs = {form: Observed(m, pipeline, pixels) for form, m in zip(FORMS, (model, fused), strict=True)}
         found, agreement = _compared(runs, trained=checkpoint is not None)
         calls = {form: partial(run.timed, runs['train'].handed_on) for form, run in runs.items()}
@@ -282,7 +282,8 @@ def loaded_model(config: Any, checkpoint: str | Path | None, *, trust_pickle: bo
     return model
 
 
-def _fused(config: Any, model: Any) -> tuple[Any, FusionReport]:
+def fused_model(config: Any, model: Any) -> tuple[Any, FusionReport]:
+    """The model with its backbone fused as the config's ``FuseBackboneHook`` says, and what that did."""
     for settings in config.get('custom_hooks') or []:
         if type_name(settings['type']) == 'FuseBackboneHook':
             known = {key: value for key, value in settings.items() if key not in ('type', 'priority')}
@@ -298,7 +299,8 @@ def pipeline_of(config: Any) -> Callable[[dict[str, Any]], Any]:
     return Compose([step for step in steps if not type_name(step['type']).startswith('Load')])
 
 
-def _image(path: str | Path | None) -> tuple[np.ndarray, str]:
+def image_and_name(path: str | Path | None) -> tuple[np.ndarray, str]:
+    """An image file, or a synthetic image, ``(H, W, 3)`` in BGR, and what to call it."""
     if path is None:
         coarse = np.random.default_rng(0).uniform(0, 255, (12, 16, 3)).astype(np.float32)
         smooth = cv2.resize(coarse, SYNTHETIC_SIZE[::-1], interpolation=cv2.INTER_CUBIC)

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.jobs import Job
 from repnext_mm.lab.bench.networks import AUTO, Variant, build_train_form, in_form, resolved, tolerance
-from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, Run, prepare
+from repnext_mm.lab.bench.runtimes import DTYPES, INT8, MEMORY_FORMATS, NATIVE, Run, prepare
 from repnext_mm.reparam.fuse import count_norms, count_parameters
 from repnext_mm.reparam.verify import distances, worst
 from repnext_mm.timing import event_times, wall_times, warm_up
 
 MIB = 2**20
+TOLERANCE_INT8 = 0.5  # shows that it is that network; what int8 costs, only data tell (`repnext export --int8 --data`)
 Say = Callable[[str], object]
 
 
@@ -112,15 +113,14 @@ def _prepare_one(job: Job, variant: Variant, image: Tensor, row: dict[str, Any])
     start = time.perf_counter()
     network = in_form(train_form, form, image=image)
     row['parameters'], row['norms'] = count_parameters(network), count_norms(network)
-    native = job.dtype == NATIVE
-    run = prepare(network, image, runtime=job.runtime, threads=job.threads, native=native)
+    run = prepare(network, image, runtime=job.runtime, threads=job.threads, dtype=job.dtype)
     with torch.inference_mode():
         outputs = run()
         row['prepare_s'] = round(time.perf_counter() - start, 3)
         error = worst(distances([output[:1] for output in outputs], references))
         del outputs
     row['error'] = None if math.isnan(error) else error  # JSON has no NaN
-    row['tolerance'] = tolerance(torch.bfloat16 if native else image.dtype, tf32=job.tf32)
+    row['tolerance'] = _tolerance(job)
     if job.device == 'cuda':
         if job.runtime != 'cudagraph':  # a graph took its memory when it was captured
             _reset_peak()  # the first run also tried kernels out
@@ -135,6 +135,12 @@ def _prepare_one(job: Job, variant: Variant, image: Tensor, row: dict[str, Any])
         )
         return None
     return run
+
+
+def _tolerance(job: Job) -> float:
+    if job.dtype == INT8:
+        return TOLERANCE_INT8
+    return tolerance(torch.bfloat16 if job.dtype == NATIVE else DTYPES[job.dtype], tf32=job.tf32)
 
 
 @cache

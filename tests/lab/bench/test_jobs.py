@@ -185,7 +185,7 @@ def test_records_of_another_kind_or_machine_are_refused(record, tmp_path):
 
 def test_what_cannot_be_measured_is_left_out_with_a_line():
     options = {**OPTIONS, 'runtimes': ['cudagraph', 'eager', 'torchscript']}
-    options['dtypes'] = ['float32', 'bfloat16', 'native']
+    options['dtypes'] = ['float32', 'bfloat16', 'native', 'int8']
     jobs, skipped = plan((Variant('m0', 'train'), Variant('m0', 'half')), **options, throughput=4)
     assert [job.name for job in jobs] == [
         'eager 1x3x64x64 float32 contiguous',
@@ -198,14 +198,31 @@ def test_what_cannot_be_measured_is_left_out_with_a_line():
     assert jobs[2].variants == (Variant('m0', 'half'),)
     assert 'cudagraph 1x3x64x64 float32 contiguous: CUDA graphs need --device cuda' in skipped
     assert 'eager 1x3x64x64 native contiguous: only OpenVINO chooses its precision itself' in skipped
-    assert len(skipped) == 1 + 2 * (3 + 1 + 2)
+    assert 'eager 1x3x64x64 int8 contiguous: int8 runs in onnxruntime and openvino' in skipped
+    assert len(skipped) == 1 + 2 * (4 + 2 + 3)
+
+
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
+def test_int8_is_timed_where_it_is_that_network(measured, monkeypatch, runtime):
+    for package in ('onnxscript', 'onnxruntime', 'openvino'):
+        pytest.importorskip(package)
+    variants = (Variant('m0', 'balanced'), Variant('repvit_m0_9', 'fused'))
+    job = replace(QUICK, runtime=runtime, dtype='int8', variants=variants)
+    result, _ = measured(job)
+    for row in result['variants']:
+        assert row['status'] == 'measured', row
+        assert len(row['times_ms']) == QUICK.rounds
+        assert 1e-3 < row['error'] < row['tolerance']  # float32 would be at 1e-6
+    monkeypatch.setattr(worker, 'TOLERANCE_INT8', 1e-3)
+    refused, _ = measured(replace(job, variants=variants[:1]))
+    assert 'differs from the float32 train form' in refused['variants'][0]['reason']
 
 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
         (dict(runtimes=['onnx']), "unknown runtime 'onnx': choose from eager"),
-        (dict(dtypes=['int8']), "unknown dtype 'int8'"),
+        (dict(dtypes=['int4']), "unknown dtype 'int4'"),
         (dict(memory_formats=['last']), "unknown memory format 'last'"),
         (dict(shapes=[(1, 3, 16, 64)]), 'cannot time images of shape 1x3x16x64'),
         (dict(rounds=0), 'rounds=0'),

@@ -5,6 +5,7 @@ from repnext_mm.training.bfloat16 import AdaptiveClipBfloat16OptimWrapper, Bfloa
 from repnext_mm.training.distillation import DistilledClassifier, distillation_loss
 from repnext_mm.training.layer_decay import BackboneLayerDecayConstructor
 from repnext_mm.training.param_groups import JoinedGroupsConstructor
+from repnext_mm.training.quality_loss import QualityFocalCrossEntropyLoss
 from repnext_mm.training.timm_schedule import TimmCosineLR
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'Bfloat16OptimWrapper',
     'DistilledClassifier',
     'JoinedGroupsConstructor',
+    'QualityFocalCrossEntropyLoss',
     'TimmCosineLR',
     'distillation_loss',
 ]

@@ -47,7 +47,7 @@ test-all: lint  ## the slow tests too, with optional packages and the formats of
 	$(RUN) -m pip install --quiet -c $(VENV)/tested-versions.txt -e '.[ncnn,mnn,nncf,coco,tensorboard]'
 	REPNEXT_MM_FRESH_PROCESSES=1 $(RUN) -m pytest
 
-test-phone:  ## FORMAT=litert or executorch, whose packages want other versions, in an environment of its own
+test-phone:  ## FORMAT=litert, executorch or coreai, whose packages want other versions, in an environment of its own
 	$(MAKE) env VENV=.venv-$(FORMAT)
 	.venv-$(FORMAT)/bin/python -m pip install --quiet -e '.[$(FORMAT)]'
 	.venv-$(FORMAT)/bin/python -m pytest tests/export/test_mobile.py

@@ -90,7 +90,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata['Requires-Python'] == '>=3.10'
     assert metadata['License-Expression'] == 'Apache-2.0'
     lanes = {'onedl', 'openmmlab'}
-    phones = {'executorch', 'litert', 'mnn', 'ncnn'}
+    phones = {'coreai', 'executorch', 'litert', 'mnn', 'ncnn'}
     extras = {'cam', 'coco', 'completion', 'demo', 'dev', 'digits', 'export', 'nncf', 'tensorboard'} | lanes | phones
     assert set(metadata.get_all('Provides-Extra') or []) == extras
     for lane, package in (('onedl', 'onedl-mmdetection'), ('openmmlab', 'mmdet')):

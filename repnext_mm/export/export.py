@@ -23,6 +23,7 @@ from repnext_mm.export.accuracy import Accuracy, calibration_images, compare
 from repnext_mm.export.detectors import DETECTION_LIMITS
 from repnext_mm.export.formats import (
     DETECTOR_OPSETS,
+    FOLDERS,
     MIN_SIZE,
     OPSETS,
     RUNTIMES,
@@ -487,7 +488,7 @@ def _check(model: nn.Module, path: Path, format: str, shape: Sequence[int]) -> N
         raise UserError(f"'{path.name}' does not end like format {format!r}: let it end with {SUFFIXES[format][0]}")
     if not path.parent.is_dir():
         raise MissingFileError(f'no folder {path.parent} to write {path.name} to: make it first')
-    if path.is_dir() != (format == 'coreml') and path.exists():
+    if path.is_dir() != (format in FOLDERS) and path.exists():
         raise UserError(f"'{path}' is {'a folder' if path.is_dir() else 'a file'} already: give another name")
     if len(shape) != 4 or min(shape) < 1 or min(shape[2:]) < MIN_SIZE:
         raise UserError(f'shape {tuple(shape)} is not an image: give N, C, H, W with H and W at least {MIN_SIZE}')
@@ -627,6 +628,7 @@ RUNTIME_NAMES = {
     'mnn': 'MNN',
     'executorch': 'ExecuTorch',
     'litert': 'LiteRT',
+    'coreai': 'Core AI',
 }
 
 

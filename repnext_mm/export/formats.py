@@ -30,7 +30,9 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     'mnn': ('.mnn',),
     'executorch': ('.pte',),
     'litert': ('.tflite',),
+    'coreai': ('.aimodel',),
 }
+FOLDERS = ('coreml', 'coreai')  # what they write is a folder
 PACKAGES: dict[str, tuple[str, ...]] = {
     'onnx': ('onnx', 'onnxruntime', 'onnxscript'),
     'torchscript': (),
@@ -40,6 +42,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     'mnn': ('MNN', 'onnx', 'onnxscript'),  # by way of ONNX too
     'executorch': ('executorch', 'torchao'),
     'litert': ('litert_torch', 'ai_edge_litert'),
+    'coreai': ('coreai_torch', 'coreai'),
 }
 
 
@@ -277,6 +280,7 @@ WRITERS: dict[str, Writer] = {
     'mnn': write_mnn,
     'executorch': mobile.write_executorch,
     'litert': mobile.write_litert,
+    'coreai': mobile.write_coreai,
 }
 
 
@@ -290,7 +294,7 @@ def open_exported(path: str | Path, *, format: str, threads: int | None = None, 
     Args:
         path: what ``export_model`` wrote.
         format: ``'onnx'`` (ONNX Runtime, idle threads do not spin), ``'torchscript'``, ``'openvino'`` (latency
-            hint), ``'ncnn'`` (one image at a time), ``'mnn'``, ``'executorch'`` or ``'litert'``.
+            hint), ``'ncnn'`` (one image at a time), ``'mnn'``, ``'executorch'``, ``'litert'`` or ``'coreai'``.
         threads: of one run; None leaves it to the runtime. TorchScript shares PyTorch's, and ExecuTorch has its own
             for all files: these are then set for the whole process.
         precision: ``'native'`` lets OpenVINO, ncnn and MNN compute in what the processor is fastest at (half precision
@@ -306,7 +310,7 @@ def open_exported(path: str | Path, *, format: str, threads: int | None = None, 
     if threads is not None and threads < 1:
         raise UserError(f'threads={threads} computes nothing: give at least 1, or None for the default')
     check_format(format)
-    if not Path(path).is_file():
+    if not (Path(path).is_dir() if format in FOLDERS else Path(path).is_file()):
         raise MissingFileError(f'no exported network at {path}: export_model writes one')
     return RUNTIMES[format](str(path), threads, precision)
 
@@ -374,4 +378,5 @@ RUNTIMES: dict[str, Callable[[str, int | None, str], Run]] = {
     'mnn': mobile.open_mnn,
     'executorch': mobile.open_executorch,
     'litert': mobile.open_litert,
+    'coreai': mobile.open_coreai,
 }

@@ -1,4 +1,4 @@
-"""The runtimes of phones: ncnn, MNN, ExecuTorch and LiteRT, how each is written and how it runs here.
+"""The runtimes of phones: ncnn, MNN, ExecuTorch, LiteRT and Core AI, how each is written and how it runs here.
 
 No converter that is called here installs anything or reports its use. The command-line tools of MNN do both, so the
 function beneath them is called, and pnnx is called as the program that it is.
@@ -22,19 +22,21 @@ from torch import Tensor, nn
 
 from repnext_mm.errors import UserError
 from repnext_mm.export.graphs import Signature, quiet, traced
+from repnext_mm.export.predict import KEY
 
-TOLERANCES = {'ncnn': 5e-4, 'mnn': 5e-4, 'executorch': 1e-5, 'litert': 1e-5}
+TOLERANCES = {'ncnn': 5e-4, 'mnn': 5e-4, 'executorch': 1e-5, 'litert': 1e-5, 'coreai': 1e-5}
 """The largest relative error of a file against the train form.
 
 MNN approximates GELU (2e-4 were seen), and so may ncnn. The others compute in float32: backbones and classifiers were
 within 1e-6, and a whole Semantic FPN at 1.0e-6, of which fusing alone is 7e-7.
 """
-ONE_SIZE = ('executorch', 'litert')
+ONE_SIZE = ('executorch', 'litert', 'coreai')
 ONE_IMAGE = ('ncnn',)
-TORCH_VERSIONS = {'executorch': ((2, 11), (2, 12)), 'litert': ((2, 4), (2, 15))}
+TORCH_VERSIONS = {'executorch': ((2, 11), (2, 12)), 'litert': ((2, 4), (2, 15)), 'coreai': ((2, 8), (2, 14))}
 """From the first on, and before the second: what their releases in pyproject.toml are built for."""
 INSTALL = {format: f"pip install 'repnext_mm[{format}]'" for format in TOLERANCES}
 INSTALL['executorch'] += ', into an environment of its own, since it pins older pytest and scikit-learn'
+INSTALL['coreai'] += ', into an environment of its own before Python 3.14, since it wants numpy 2.3 or later'
 NCNN_SUFFIXES = ('.ncnn.param', '.ncnn.bin')
 
 
@@ -137,6 +139,27 @@ def write_litert(
         litert_torch.convert(model, (signature.example,)).export(str(path))
 
 
+def write_coreai(
+    model: nn.Module,
+    path: Path,
+    signature: Signature,
+) -> None:
+    """Core AI, Core ML's successor (iOS 27, macOS 27), of one input size: a folder, with outputs by name."""
+    with quiet(), torch.no_grad(), redirect_stdout(sys.stderr):
+        import coreai_torch
+        from coreai.authoring.asset import AIModelAssetMetadata
+
+        program = torch.export.export(model, (signature.example,), strict=False)
+        converter = coreai_torch.TorchConverter().add_exported_program(
+            program.run_decompositions(coreai_torch.get_decomp_table()),
+            input_names=['input'],
+            output_names=list(signature.output_names),
+        )
+        about = AIModelAssetMetadata()
+        about.set_custom(KEY, json.dumps(signature.about))
+        converter.to_coreai().save_asset(path, about)
+
+
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 
@@ -215,6 +238,29 @@ def open_litert(path: str, threads: int | None, precision: str) -> Run:
         network.set_tensor(entry['index'], _array(image))
         network.invoke()
         return tuple(torch.from_numpy(network.get_tensor(index)) for index in outputs)
+
+    return run
+
+
+def open_coreai(path: str, threads: int | None, precision: str) -> Run:
+    """Core AI's runtime, outside of Apple's systems its reference for the CPU, which chooses its threads itself."""
+    import asyncio
+
+    from coreai.authoring import AIModelAsset
+    from coreai.runtime import NDArray
+
+    async def opened() -> Any:
+        async with AIModelAsset.load(Path(path)).executable() as model:
+            (name,) = model.function_names
+            return model.load_function(name)
+
+    loop = asyncio.new_event_loop()
+    function = loop.run_until_complete(opened())
+    names = function.desc.output_names
+
+    def run(image: Tensor) -> tuple[Tensor, ...]:
+        outputs = loop.run_until_complete(function({'input': NDArray(_array(image))}))
+        return tuple(torch.from_numpy(outputs[name].numpy().copy()) for name in names)
 
     return run
 

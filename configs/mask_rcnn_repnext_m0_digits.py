@@ -3,8 +3,8 @@
 Train: python tools/train.py configs/mask_rcnn_repnext_m0_digits.py
 Test: python tools/test.py configs/mask_rcnn_repnext_m0_digits.py work_dirs/mask_rcnn_repnext_m0_digits/epoch_1.pth
 Both, with a sheet of images: make demo
-Expected: box AP 0.63 to 0.65, mask AP 0.58 to 0.59 on held-out scenes; 10 to 14 minutes on two CPU cores (AMD EPYC),
-about 2.6 GB.
+Expected: box AP 0.63 to 0.65, mask AP 0.57 to 0.59 on held-out scenes; on two CPU cores 8 minutes (Intel Xeon with
+AVX-512) or 10 to 14 (AMD EPYC), about 2.6 GB.
 """
 
 _base_ = [

@@ -34,7 +34,7 @@ autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
 
 CONTENTS = {
-    'Use it': 'getting_started own_dataset migration classification training_speed model_zoo faq installing',
+    'Use it': 'getting_started own_dataset own_maps migration classification training_speed model_zoo faq installing',
     'Deploy it': 'fusing export benchmarks operators',
     'Trust it': 'reliability checkpoints distributed',
     'Understand it': 'reparameterization design visualize demo_app tutorial',

@@ -17,7 +17,7 @@ from repnext_mm.export.predict import Prediction, open_file, predict
 from repnext_mm.lab.bench.whole_model import fused_model, image_and_name, loaded_model, pipeline_of
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
-SURE = 0.3  # the score from which an object is compared
+SURE, UNSURE = 0.3, 0.15  # an object of the first score has to be found by the other side with at least the second
 OVERLAP = 0.5  # of two boxes that are of one object
 AGREEMENT = 0.8  # a file that finds less of the same is not timed
 EAGER = 'PyTorch, fused'
@@ -128,7 +128,7 @@ def measure_whole_files(
 
 
 def agreement(found: Prediction, expected: Prediction) -> float:
-    """The share of sure objects that both found, of equal pixels, or 1.0 where the first class is the same."""
+    """The share of a side's sure objects that the other found, the lesser; of equal pixels; 1.0 for the same class."""
     if expected.classes is not None:
         same = found.classes is not None and found.classes.shape == expected.classes.shape
         return float(np.mean(found.classes == expected.classes)) if same else 0.0
@@ -138,13 +138,15 @@ def agreement(found: Prediction, expected: Prediction) -> float:
         return 0.0
     from torchvision.ops import box_iou
 
-    sides = [(_scores(each) >= SURE, each.boxes, each.labels) for each in (found, expected)]
-    (boxes, labels), (their_boxes, their_labels) = ((all_[sure], classes[sure]) for sure, all_, classes in sides)  # type: ignore[index]
-    if not (len(boxes) and len(their_boxes)):
-        return float(len(boxes) == len(their_boxes))
-    same_box = box_iou(torch.from_numpy(boxes), torch.from_numpy(their_boxes)).numpy() > OVERLAP
-    same = same_box & (labels[:, None] == their_labels)
-    return min(int(same.any(0).sum()), int(same.any(1).sum())) / max(len(boxes), len(their_boxes))
+    same = box_iou(torch.from_numpy(found.boxes), torch.from_numpy(expected.boxes)).numpy() > OVERLAP
+    same &= found.labels[:, None] == expected.labels
+    shares = []
+    for sure, other, matches in (
+        (_scores(found) >= SURE, _scores(expected) >= UNSURE, same),
+        (_scores(expected) >= SURE, _scores(found) >= UNSURE, same.T),
+    ):
+        shares.append(float(np.mean(matches[sure][:, other].any(1))) if sure.any() else 1.0)
+    return min(shares)
 
 
 def _scores(prediction: Prediction) -> np.ndarray:

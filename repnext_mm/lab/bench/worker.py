@@ -31,7 +31,7 @@ from repnext_mm.reparam.verify import distances, worst
 from repnext_mm.timing import event_times, wall_times, warm_up
 
 MIB = 2**20
-TOLERANCE_INT8 = 0.5  # shows that it is that network; what int8 costs, only data tell (`repnext export --int8 --data`)
+TOLERANCE_INT8 = 0.1  # shows that it is that network; what int8 costs, only data tell (`repnext export --int8 --data`)
 Say = Callable[[str], object]
 
 

@@ -31,6 +31,8 @@ ONE = boxes([0, 0, 10, 10], scores=[0.9], labels=[3])
         (ONE, 1.0),
         (boxes([0, 0, 10, 11], [50, 50, 60, 60], scores=[0.5, 0.2], labels=[3, 3]), 1.0),  # the other is not sure
         (boxes([0, 0, 10, 11], [50, 50, 60, 60], scores=[0.5, 0.4], labels=[3, 3]), 0.5),
+        (boxes([0, 0, 10, 11], scores=[0.2], labels=[3]), 1.0),  # found, if not surely
+        (boxes([0, 0, 10, 11], scores=[0.1], labels=[3]), 0.0),
         (boxes([0, 0, 10, 10], scores=[0.9], labels=[4]), 0.0),
         (boxes([5, 5, 15, 15], scores=[0.9], labels=[3]), 0.0),
         (boxes(scores=[], labels=[]), 0.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,7 @@ def measure_whole_files(
 
         calls: dict[str, Callable[[], Prediction]] = {EAGER: eager}
         for file in files:
-            opened = open_file(file, threads=torch.get_num_threads())
-            calls[str(file)] = lambda opened=opened: predict(opened, rgb)  # type: ignore[misc]
+            calls[str(file)] = partial(predict, open_file(file, threads=torch.get_num_threads()), rgb)
         found = {name: call() for name, call in calls.items()}
         agreements = {name: agreement(each, found[EAGER]) for name, each in found.items()}
         for name, share in agreements.items():

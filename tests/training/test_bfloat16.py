@@ -123,3 +123,17 @@ def test_float32_clips_otherwise():
     plain = build_optim_wrapper(in_float32, dict(type='OptimWrapper', optimizer=SGD))
     in_float32.train_step(dict(inputs=images(0)), plain)
     assert not torch.equal(model.head.weight, in_float32.head.weight)
+
+
+def test_depthwise_kernels_get_their_gradients_in_float32():
+    torch.manual_seed(0)
+    network = RepNeXt(ARCH)
+    network.train()
+    seen = []
+    for module in network.modules():
+        if isinstance(module, MergedBranches):
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        levels = network(torch.randn(2, 3, 64, 64))
+    assert seen and set(seen) == {torch.float32}
+    assert {level.dtype for level in levels} & {torch.bfloat16}, 'the 1x1 convolutions are not in bfloat16'

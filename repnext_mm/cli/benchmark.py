@@ -71,13 +71,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         '--backbones',
         nargs='+',
-        default=BACKBONES,
         metavar='NAME',
-        help=f"in --train CONFIG, from {', '.join(BACKBONES)}: the config's own, by its branches or merged, and "
-        'others in its place; ratios are to the first row',
+        help=f"in --train CONFIG, from {', '.join(BACKBONES)}: the config's own, by its branches or merged (with a "
+        '--checkpoint these alone), and others in its place; ratios are to the first row',
     )
     what.add_argument('--config', help='time a whole detector or segmentor instead, part by part')
-    what.add_argument('--checkpoint', help='weights of --config; random ones by default')
+    what.add_argument(
+        '--checkpoint', help='weights of --config (default: random ones) or of --train CONFIG (default: initial ones)'
+    )
     what.add_argument(
         '--files',
         nargs='+',
@@ -215,11 +216,14 @@ def calls_of(args: argparse.Namespace) -> list[Callable[..., Any]]:
             partial(
                 measure_whole_step,
                 args.train,
+                args.checkpoint,
                 backbones=args.backbones,
+                runtimes=args.runtime,
                 memory_formats=args.memory_format,
                 dtypes=args.dtype,
                 cpu_time=args.cpu_time,
                 options=args.cfg_options,
+                trust_pickle=args.trust_pickle,
             )
         ]
     if args.train:

@@ -116,8 +116,8 @@ def test_whole_steps_of_a_config(tmp_path):
         *('--cfg-options', 'data_root=scenes', 'train_dataloader.batch_size=2', *scenes),
         cwd=tmp_path,
     )
-    assert 'semantic_fpn_repnext_m0_digits, batch 2x3x160x160, cpu, 1 threads, CPU time, medians of 2.' in shown
-    assert '| merged | channels_last | float32 ' in re.sub(' +', ' ', shown)
+    assert 'semantic_fpn_repnext_m0_digits, batch 2x3x160x160, cpu, 1 threads, initial weights, CPU time, ' in shown
+    assert '| merged | eager | channels_last | float32 ' in re.sub(' +', ' ', shown)
     (result,) = json.loads((tmp_path / 'step.json').read_text())['results']
     assert [way['backbone'] for way in result['ways']] == ['branches', 'merged']
     assert 'Data: ' in (tmp_path / 'step.md').read_text()

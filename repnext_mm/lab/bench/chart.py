@@ -24,6 +24,7 @@ REPORTED_LINE, REPORTED_E = 'RepNeXt, as reported', "RepNeXt E, as reported (Sta
 REPORTED_PLAIN = 'RepNeXt without distillation, as reported'
 FASTEST, TRAIN = 'RepNeXt, fastest fused form', 'RepNeXt, train form'
 REFERENCE = f'RepNeXt, {REFERENCE_FORM} (as the authors fuse)'
+FLOOR = 'RepNeXt, its 1x1 convolutions alone, at the measured rate'
 STYLES: dict[str, dict[str, Any]] = {  # in the order of the legend
     REPORTED_LINE: dict(color=COLORS['red'], marker='o', linewidth=2, zorder=5),
     REPORTED_E: dict(color=COLORS['pink'], marker='o', linestyle='--'),
@@ -31,6 +32,7 @@ STYLES: dict[str, dict[str, Any]] = {  # in the order of the legend
     FASTEST: dict(color=COLORS['red'], marker='o', linewidth=2, zorder=5),
     REFERENCE: dict(color=COLORS['orange'], marker='s', linestyle='--'),
     TRAIN: dict(color=COLORS['gray'], marker='x', linestyle=':'),
+    FLOOR: dict(color=COLORS['red'], marker='|', linestyle=':', alpha=0.6),
     'RepViT': dict(color=COLORS['blue'], marker='^'),
     'FastViT': dict(color=COLORS['teal'], marker='v'),
     'MobileOne': dict(color=COLORS['purple'], marker='D'),
@@ -45,7 +47,7 @@ STYLES: dict[str, dict[str, Any]] = {  # in the order of the legend
 CORNERS = ((5, -10), (5, 4), (-5, -10), (-5, 5), (0, 7), (0, -13))  # of a name from its point, the first that is free
 CORNERS_OF_OURS = ((-5, 5), (0, 7), (-5, -10), (5, 4), (5, -10), (0, -13))
 MARKER_PX = 8
-UNNAMED = (REPORTED_PLAIN, TRAIN, REFERENCE)  # the same networks in the same order, named at another line
+UNNAMED = (REPORTED_PLAIN, TRAIN, REFERENCE, FLOOR)  # the same networks in the same order, named at another line
 
 
 class Point(NamedTuple):
@@ -65,18 +67,23 @@ class Panel(NamedTuple):
 
 
 def plot_record(record: Record, stem: str | os.PathLike[str]) -> list[Path]:
-    """Save ``STEM.RUNTIME.png`` for each runtime with anything to draw: a row for each setting, a column per metric."""
+    """Save ``STEM.RUNTIME.png`` for each runtime with anything to draw: a row for each setting, a column per metric.
+
+    A runtime with several precisions has a ``STEM.RUNTIME.DTYPE.png`` for each.
+    """
     found = {setting: rows for setting, rows in settings(record).items() if setting.mode == 'latency'}
     stem, files = Path(stem), []
-    for runtime in dict.fromkeys(setting.runtime for setting in found):
+    for runtime, dtype in dict.fromkeys((setting.runtime, setting.dtype) for setting in found):
         grid = [
             [measured_panel(setting, rows, metric) for metric in METRICS]
             for setting, rows in found.items()
-            if setting.runtime == runtime
+            if (setting.runtime, setting.dtype) == (runtime, dtype)
         ]
+        several = len({setting.dtype for setting in found if setting.runtime == runtime}) > 1
+        name = f'{runtime}.{dtype}' if several else runtime
         title = f'Measured latency against reported accuracy\n{runtime}, {_where(record)}'
         if any(panel.lines for row in grid for panel in row):
-            files.append(_draw_grid(grid, title, stem.with_name(f'{stem.name}.{runtime}.png')))
+            files.append(_draw_grid(grid, title, stem.with_name(f'{stem.name}.{name}.png')))
     return files
 
 
@@ -146,14 +153,16 @@ def measured_panels(record: Record, metric: str) -> list[Panel]:
 def measured_panel(setting: Setting, rows: Sequence[Row], metric: str, *, where: str = '') -> Panel:
     """Reported accuracy against measured latency of one setting."""
     shape = 'x'.join(map(str, setting.shape))
+    found = series(rows)
     lines = {
         name: _points(
             [(row.reported, row.time.median_ms) for row in line],
             METRICS[metric],
             forms=[row.form for row in line] if name == FASTEST else (),
         )
-        for name, line in series(rows).items()
+        for name, line in found.items()
     }
+    lines[FLOOR] = _points([(row.reported, row.floor_ms) for row in found.get(FASTEST, ())], METRICS[metric])
     return Panel(
         f'{where}{shape}, {setting.dtype}, {setting.memory_format}',
         metric,

@@ -55,7 +55,7 @@ class Job:
     @property
     def steps(self) -> int:
         """How many steps of progress it makes."""
-        return len(self.variants) + self.rounds
+        return len(self.variants) + 1 + self.rounds  # the floor between them
 
 
 def plan(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
 
+from repnext_mm.lab.bench.floor import floor_ms
 from repnext_mm.lab.bench.jobs import failures_of
 from repnext_mm.lab.bench.networks import CLASSIFIER, REFERENCE_FORM
 from repnext_mm.lab.bench.published import REPORTED, SOURCES, Reported
@@ -49,6 +50,7 @@ class Row:
     parameters: int
     norms: int
     peak_memory_mib: float | None
+    floor_ms: float | None = None  # its 1x1 convolutions at the rate that was measured beside it
     chosen: Any = None  # what 'auto' came to, in the last process
 
     @property
@@ -136,18 +138,19 @@ def whole_step_tables(results: Sequence[WholeStep]) -> str:
             total = way.stages['total']
             rows.append(
                 [
-                    *(way.backbone, way.memory_format, way.dtype, f'{way.parameters / 1e6:.2f}'),
+                    *(way.backbone, way.runtime, way.memory_format, way.dtype, f'{way.parameters / 1e6:.2f}'),
                     *(f'{way.stages[stage].median_ms:.0f}' for stage in stages),
                     *(f'{total.median_ms:.0f}', _deciles(total, '.0f'), f'{first / total.median_ms:.2f}'),
-                    f'{way.memory_mib:,.0f}',
+                    *(f'{way.memory_mib:,.0f}', f'{way.first_step_s:.1f}'),
                 ]
             )
-        head = ['backbone', 'format', 'autocast', 'its parameters, M', *(f'{stage}, ms' for stage in stages)]
-        head += ['step, ms', 'p10 to p90', 'x first row', 'memory, MiB']
+        head = ['backbone', 'runtime', 'format', 'autocast', 'its parameters, M', *(f'{stage}, ms' for stage in stages)]
+        head += ['step, ms', 'p10 to p90', 'x first row', 'memory, MiB', 'first step, s']
+        weights = 'trained' if result.trained else 'initial'
         texts.append(
             f'{result.config}, batch {_shape(result.batch_shape)}, {result.device}, {result.threads} threads, '
-            f'{result.clock}, medians of {result.ways[0].stages["total"].n}.\n\n'
-            f'{markdown_table(head, rows, texts=3)}\n\n{_data_line(result)} Memory: {result.memory_kind}.\n'
+            f'{weights} weights, {result.clock}, medians of {result.ways[0].stages["total"].n}.\n\n'
+            f'{markdown_table(head, rows, texts=4)}\n\n{_data_line(result)} Memory: {result.memory_kind}.\n'
         )
     return '\n'.join(texts)
 
@@ -226,6 +229,7 @@ def _rows(runs: Sequence[dict[str, Any]]) -> Iterator[Row]:
     for (model, form), found in variants.items():
         events = [time for _, row in found for time in row.get('event_times_ms', ())]
         ratios = [ratio for run, row in found if (ratio := _ratio(run, row)) is not None]
+        floors = [ms for run, row in found if (ms := floor_ms(row.get('pointwise_macs'), run.get('stacks', ())))]
         total = quantiles([time for _, row in found for time in row['times_ms']])
         run, last = found[-1]
         yield Row(
@@ -240,6 +244,7 @@ def _rows(runs: Sequence[dict[str, Any]]) -> Iterator[Row]:
             parameters=last['parameters'],
             norms=last['norms'],
             peak_memory_mib=last.get('peak_memory_mib'),
+            floor_ms=median(floors) if floors else None,
             chosen=last.get('chosen'),
         )
 
@@ -267,6 +272,9 @@ def _inference_table(setting: Setting, rows: Sequence[Row], cuda: bool) -> str:
         columns['peak MiB'] = lambda row: _maybe(row.peak_memory_mib, '{:,.0f}'.format)
     if setting.mode == 'throughput':
         columns['images/s'] = lambda row: f'{row.images_per_s:,.4g}'
+    if any(row.floor_ms for row in rows):
+        columns['floor, ms'] = lambda row: _maybe(row.floor_ms, _ms)
+        columns['x floor'] = lambda row: _maybe(row.floor_ms, lambda ms: f'{row.time.median_ms / ms:.2f}')
     columns |= {
         f'x {REFERENCE_FORM}': lambda row: _maybe(row.ratio, '{:.2f}'.format),
         'error': lambda row: f'{row.error:.0e}',
@@ -279,6 +287,11 @@ def _inference_table(setting: Setting, rows: Sequence[Row], cuda: bool) -> str:
 
 def _protocol(record: Record) -> list[str]:
     given = record['settings']
+    floor = (
+        ' "floor": the 1x1 convolutions alone, at the rate of plain stacks of them that took turns with the networks.'
+        if any(run.get('stacks') for run in record['runs'])
+        else ''
+    )
     return [
         f'One process for each table and repeat ({given["repeats"]} repeats); in it all variants in turn, '
         f'{given["rounds"]} rounds after a warm-up of at least {given["warmup_s"]} s and {given["warmup_rounds"]} '
@@ -286,8 +299,8 @@ def _protocol(record: Record) -> list[str]:
         'train form on the same image ("error": largest difference over largest value), with random weights and norm '
         f'statistics. "x {REFERENCE_FORM}": how many times faster than the same arch fused with its norms kept, as '
         'the authors do it, in the same process. A classifier goes from the image to 1000 scores; of backbones, '
-        'RepNeXt returns four levels, peers the last one (no head, no pooling). "top-1": ImageNet-1K, as reported, not '
-        'measured here.'
+        f'RepNeXt returns four levels, peers the last one (no head, no pooling).{floor} "top-1": ImageNet-1K, as '
+        'reported, not measured here.'
     ]
 
 

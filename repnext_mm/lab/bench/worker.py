@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.lab.bench.environment import environment
+from repnext_mm.lab.bench.floor import STACKS, pointwise_macs, stack_of
 from repnext_mm.lab.bench.jobs import Job
 from repnext_mm.lab.bench.networks import AUTO, Variant, build_train_form, in_form, resolved, tolerance
 from repnext_mm.lab.bench.runtimes import DTYPES, INT8, MEMORY_FORMATS, NATIVE, Run, prepare
@@ -46,9 +47,11 @@ def measure(job: Job, say: Say) -> dict[str, Any]:
         job, rows, calls = _prepared(job, say)
     result: dict[str, Any] = {'batch': job.shape[0], 'variants': rows}
     if calls:
-        result['warmup_rounds'], times = _times(job, calls, say)
+        stacks, stack_calls = _stacks(job, say)
+        result['warmup_rounds'], times = _times(job, {**calls, **stack_calls}, say)
         for row in rows:
             row |= times.get(f'{row["model"]}/{row["form"]}', {})
+        result['stacks'] = [{**stack, **times[name]} for name, stack in stacks.items()]
     return {**result, 'process_peak_rss_mib': _peak_rss_mib(), 'environment': environment(job.device)}
 
 
@@ -72,6 +75,24 @@ def _times(job: Job, calls: dict[str, Run], say: Say) -> tuple[int, dict[str, di
     return made, times
 
 
+def _stacks(job: Job, say: Say) -> tuple[dict[str, dict[str, Any]], dict[str, Run]]:
+    """What the stacks of ``floor`` are and compute, and what to time, by name."""
+    say('preparing the floor')
+    rows, calls = dict[str, dict[str, Any]](), dict[str, Run]()
+    for channels, size in STACKS:
+        name = f'{channels} channels, {size}x{size}'
+        with torch.no_grad():
+            network, images = stack_of(channels, size, image=_image(job))
+            rows[name] = {'stack': name, 'macs': pointwise_macs(network, images)}
+            calls[name] = prepare(network, images, runtime=job.runtime, threads=job.threads, dtype=job.dtype)
+    return rows, calls
+
+
+def _image(job: Job) -> Tensor:
+    image = torch.randn(job.shape, generator=torch.Generator().manual_seed(job.seed))
+    return image.to(job.device, DTYPES[job.dtype]).contiguous(memory_format=MEMORY_FORMATS[job.memory_format])
+
+
 def _prepared(job: Job, say: Say) -> tuple[Job, list[dict[str, Any]], dict[str, Run]]:
     """The job at a batch that fits, a row for each variant, and what to time."""
     while True:
@@ -84,9 +105,7 @@ def _prepared(job: Job, say: Say) -> tuple[Job, list[dict[str, Any]], dict[str, 
 
 
 def _prepare_all(job: Job, say: Say) -> tuple[list[dict[str, Any]], dict[str, Run]]:
-    generator = torch.Generator().manual_seed(job.seed)
-    image = torch.randn(job.shape, generator=generator).to(job.device, DTYPES[job.dtype])
-    image = image.contiguous(memory_format=MEMORY_FORMATS[job.memory_format])
+    image = _image(job)
     rows, calls = list[dict[str, Any]](), dict[str, Run]()
     for variant in job.variants:
         say(f'preparing {variant.name}')
@@ -119,6 +138,7 @@ def _prepare_one(job: Job, variant: Variant, image: Tensor, row: dict[str, Any])
         row['prepare_s'] = round(time.perf_counter() - start, 3)
         error = worst(distances([output[:1] for output in outputs], references))
         del outputs
+    row['pointwise_macs'] = pointwise_macs(network, image)
     row['error'] = None if math.isnan(error) else error  # JSON has no NaN
     row['tolerance'] = _tolerance(job)
     if job.device == 'cuda':

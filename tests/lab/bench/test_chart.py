@@ -9,7 +9,9 @@ import pytest
 
 from repnext_mm.lab.bench.chart import (
     FASTEST,
+    FLOOR,
     METRICS,
+    measured_panel,
     measured_panels,
     plot_lengths,
     plot_record,
@@ -112,6 +114,20 @@ def test_an_image_per_runtime(record, tmp_path):
     image = cv2.imread(str(files[0]))
     assert image.shape[0] > 300 < image.shape[1]
     assert image.std() > 5  # not blank
+    record['runs'][-1] = {**record['runs'][-1], 'job': {**JOB, 'runtime': 'openvino', 'dtype': 'int8'}}
+    names = [file.name for file in plot_record(record, tmp_path / 'cpu')]
+    assert names == ['cpu.eager.png', 'cpu.openvino.float32.png', 'cpu.openvino.int8.png']
+
+
+def test_the_floor_is_a_line(record):
+    for run in record['runs']:
+        run['stacks'] = [{'macs': 600, 'times_ms': [60.0]}]
+        for variant in run['variants']:
+            variant['pointwise_macs'] = 200
+    ((setting, rows),) = settings(record).items()
+    lines = measured_panel(setting, rows, TOP1).lines
+    assert [point.latency_ms for point in lines[FLOOR]] == [20.0, 20.0]
+    assert [point.accuracy for point in lines[FLOOR]] == [point.accuracy for point in lines[FASTEST]]
 
 
 def test_nothing_reported_nothing_drawn(record, tmp_path):

@@ -64,11 +64,16 @@ def test_variants_are_timed_in_turn(measured, monkeypatch):
     prepared = []
     monkeypatch.setattr(worker, 'prepare', prepare)
     result, said = measured(QUICK)
-    assert seen == [0, 1, 0, 1, 0, 1]  # each proved once, then two rounds of both
-    assert said == ['preparing m0/default', 'preparing m0/half', 'warming up', 'timing', 'timing']
+    assert seen == [0, 1, *[0, 1, 2, 3] * 2]  # each proved once, then two rounds of both, and of the floor's two stacks
+    assert said == ['preparing m0/default', 'preparing m0/half', 'preparing the floor', 'warming up', *['timing'] * 2]
     assert [len(row['times_ms']) for row in result['variants']] == [2, 2]
     assert all(row['error'] <= 1e-5 for row in result['variants'])
     assert result['warmup_rounds'] == 0
+    default, half = (row['pointwise_macs'] for row in result['variants'])
+    assert default == half > 1e6
+    assert [(stack['macs'], len(stack['times_ms'])) for stack in result['stacks']] == [
+        (6 * channels**2 * size**2, 2) for channels, size in ((192, 32), (384, 32))
+    ]
 
 
 def test_a_variant_that_differs_is_reported_and_not_timed(measured, monkeypatch):
@@ -111,7 +116,7 @@ def test_progress_and_results_of_a_worker():
     run = run_job(QUICK, progress=lambda text, step: made.append(step), worker=fake_worker(ANSWER))
     assert run['status'] == 'measured'
     assert [row['times_ms'] for row in run['variants']] == [[1.0, 3.0]] * 2
-    assert sum(made) == QUICK.steps == 4
+    assert sum(made) == QUICK.steps == 5
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,14 @@ def test_gpu_tables_have_events_and_memory(record):
     text = squeezed(inference_tables(record))
     assert '| 41.0 to 43.0 | 31.0 | 77 | 1.33 |' in text
     assert 'resident' not in text
+
+
+def test_the_floor_is_that_of_the_same_process(record):
+    assert 'floor' not in inference_tables(record)
+    for run, rate in zip(record['runs'], (100.0, 50.0), strict=True):  # multiply-accumulates in a ms, of the faster one
+        run['stacks'] = [{'stack': 'a', 'macs': 600, 'times_ms': [600 / rate] * 2}, {'macs': 600, 'times_ms': [60, 60]}]
+        run['variants'][2]['pointwise_macs'] = 1000
+    text = squeezed(inference_tables(record))
+    assert '"floor": the 1x1 convolutions alone, at the rate of plain stacks' in text
+    assert '| 41.0 to 43.0 | 15.0 | 2.77 | 1.33 |' in text  # between 10 and 20 ms
+    assert '| (one) | | | | 1e-06 |' in text

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
+from functools import partial
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmseg.models import FPN
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from repnext_mm.apis.build import build_model
 from repnext_mm.errors import UserError
 from repnext_mm.lab.bench import whole_step
 from repnext_mm.lab.bench.tables import whole_step_tables
@@ -84,6 +88,30 @@ def test_a_classifier_and_its_table(tmp_path):
     assert 'Data: ' in text and 'is hidden behind the step' in text
 
 
+def test_trained_weights_and_a_compiled_backbone(scenes, tmp_path, monkeypatch):
+    counter = CompileCounterWithBackend('aot_eager')
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
+    monkeypatch.setattr(whole_step, 'check_compiler', lambda device_type: None)
+    config = Config.fromfile(SEGMENTOR)
+    state = build_model(config).state_dict()
+    state['decode_head.conv_seg.bias'][0] = 20.0  # the background, everywhere
+    torch.save({'state_dict': state}, tmp_path / 'trained.pth')
+    found = measure_whole_step(
+        SEGMENTOR, tmp_path / 'trained.pth', runtimes=('eager', 'compile'), options=scenes, **QUICK
+    )
+    assert [(way.runtime, way.backbone) for way in found.ways] == [
+        (runtime, backbone) for runtime in ('eager', 'compile') for backbone in (BRANCHES, MERGED)
+    ]
+    assert [way.loss for way in found.ways] == pytest.approx([found.ways[0].loss] * 4, rel=1e-3)
+    assert counter.frame_count == 2, 'steps or backbones were compiled again'
+    (initial,) = measure_whole_step(SEGMENTOR, backbones=(MERGED,), options=scenes, **QUICK).ways
+    assert initial.loss != pytest.approx(found.ways[0].loss, rel=0.1)
+    text = whole_step_tables([found])
+    assert 'trained weights' in text
+    assert '| merged | compile | contiguous | float32 ' in re.sub(' +', ' ', text)
+    assert all(way.first_step_s > 0 and way.memory_mib > 10 for way in found.ways)
+
+
 class Slow(torch.autograd.Function):
     """The identity, whose gradient takes 0.3 s."""
 
@@ -126,11 +154,13 @@ def test_different_losses_are_not_timed(scenes, monkeypatch):
     ('options', 'text'),
     [
         ({'backbones': ('vgg',)}, "backbone='vgg' is unknown: choose from branches, merged, repvit, resnet50"),
+        ({'runtimes': ('onnxruntime',)}, "runtime='onnxruntime' is unknown: choose from eager, compile"),
+        ({'backbones': (MERGED, 'resnet50'), 'checkpoint': 'a.pth'}, "backbone='resnet50': the weights of 'a.pth' are"),
         ({'dtypes': ('int8',)}, "dtype='int8' is unknown: choose from float32, bfloat16"),
         ({'memory_formats': ('nhwc',)}, "memory_format='nhwc' is unknown: choose from"),
         ({'rounds': 0}, 'rounds=0, batches=1: measure at least one of each'),
     ],
-    ids=['backbone', 'dtype', 'memory format', 'rounds'],
+    ids=['backbone', 'runtime', 'backbone of other weights', 'dtype', 'memory format', 'rounds'],
 )
 def test_refused(scenes, options, text):
     with pytest.raises(UserError, match=text):

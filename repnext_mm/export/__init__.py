@@ -19,8 +19,9 @@ if TYPE_CHECKING:
         export_model,
         export_part,
     )
-    from repnext_mm.export.formats import DEFAULT_OPSET, OPSETS, RUNTIMES, SUFFIXES, format_of, open_exported
+    from repnext_mm.export.formats import DEFAULT_OPSET, OPSETS, RUNTIMES, format_of, open_exported
     from repnext_mm.export.graphs import PARTS, Part, load_part
+    from repnext_mm.export.openers import SUFFIXES
 
 __all__ = [
     'DEFAULT_OPSET',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,11 +24,9 @@ from repnext_mm.export.accuracy import Accuracy, calibration_images, compare
 from repnext_mm.export.detectors import DETECTION_LIMITS
 from repnext_mm.export.formats import (
     DETECTOR_OPSETS,
-    FOLDERS,
     MIN_SIZE,
     OPSETS,
     RUNTIMES,
-    SUFFIXES,
     WRITERS,
     Run,
     check_format,
@@ -38,6 +37,7 @@ from repnext_mm.export.formats import (
 )
 from repnext_mm.export.graphs import Distance, Normalized, Part, Signature, load_part, traced
 from repnext_mm.export.mobile import ONE_IMAGE, TOLERANCES, check_mobile
+from repnext_mm.export.openers import BESIDE, FOLDERS, SUFFIXES, beside
 from repnext_mm.export.predict import open_file
 from repnext_mm.export.quantize import check_quantizer, quantize_onnx, quantize_openvino, signal_to_noise
 from repnext_mm.models.token_mixers import RepDWConv
@@ -48,9 +48,8 @@ from repnext_mm.timing import NOT_FOR_SPEED, Latency, measure_latency
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3  # float16 rounds each weight by up to 5e-4 of it; seen are 5e-4 of the largest output
-HALVES = ('onnx', 'openvino')
+HALVES = QUANTIZED = ('onnx', 'openvino')
 PIXELS_IN_UINT8 = ('onnx', 'openvino', 'torchscript')
-READABLE = ('onnx', 'openvino')  # by `predict`
 MAX_DROP, INT8_MAX_DROP = 0.001, 0.005  # of a metric from 0 to 1
 MIN_SIGNAL_TO_NOISE_DB = 10.0  # of outputs in int8; 16 cost a classifier nothing in top-1
 
@@ -337,18 +336,21 @@ def export_model(
     names = list(output_names or (f'output_{index}' for index in range(count)))
     if len(names) != count:
         raise UserError(f'{len(names)} output names for {count} outputs: give one each')
+    about = dict(about or {})
+    if about and not dynamic:
+        about['size'] = list(shape[2:])
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         draft = Path(folder) / path.name
         try:
-            signature = Signature(
-                example=example, output_names=names, dynamic=dynamic, batched=batched, about=about or {}
-            )
+            signature = Signature(example=example, output_names=names, dynamic=dynamic, batched=batched, about=about)
             WRITERS[format](model, draft, signature, **chosen)
         except Exception as error:  # converters raise everything
             raise NotExportedError(
                 f'{type(model).__name__} cannot be written as {format} with {_sizes(dynamic)} ({_first_line(error)}): '
                 + ('fuse it first (repnext_mm.reparam.fuse)' if _in_train_form(model) else _way_out(dynamic))
             ) from error
+        if about and format in BESIDE:
+            beside(draft).write_text(json.dumps(about))
         run, checked_in = _runtime(model, draft, format, example, dynamic)
         errors = _errors(run, reference, inputs, format, dynamic, distance)
         limits = [tolerance if distance is None else max(tolerance, DETECTION_LIMITS[name]) for name in names]
@@ -367,6 +369,8 @@ def export_model(
         size = sum(file.stat().st_size for file in Path(folder).rglob('*') if file.is_file())
         replaced = path.exists()
         _publish(draft, path)
+        if not about and format in BESIDE:
+            beside(path).unlink(missing_ok=True)  # of an earlier file of this name
     return ExportReport(
         path=path,
         format=format,
@@ -516,8 +520,10 @@ def _check_data(
         )
     if data is not None and Path(data).is_dir() and not int8:
         raise UserError(f"data '{data}' is a folder, which has no metric: give a config file with a test set")
-    if format not in READABLE and data is not None:
-        raise UserError(f'{format!r} cannot be tested on data here: {" and ".join(READABLE)} can')
+    if format not in RUNTIMES and data is not None:
+        raise UserError(f'{format!r} cannot be tested on data here: {", ".join(RUNTIMES)} can')
+    if int8 and format not in QUANTIZED:
+        raise UserError(f'int8 is written for {" and ".join(QUANTIZED)}, not for {format!r}: omit it')
     if int8 and half:
         raise UserError('int8 and half exclude each other: omit one')
 

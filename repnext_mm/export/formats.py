@@ -6,7 +6,6 @@ import importlib.util
 import json
 import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +18,8 @@ from torch import Tensor, nn
 from repnext_mm.errors import MissingFileError, MissingPackageError, UserError
 from repnext_mm.export import mobile
 from repnext_mm.export.graphs import Normalized, Signature, quiet, traced
-from repnext_mm.export.predict import KEY
+from repnext_mm.export.openers import KEY, OPENERS, SUFFIXES, format_by_name, is_there, open_runtime
 
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    'onnx': ('.onnx',),
-    'torchscript': ('.pt', '.torchscript'),
-    'openvino': ('.xml',),
-    'coreml': ('.mlpackage',),
-    'ncnn': mobile.NCNN_SUFFIXES[:1],  # both ends as pnnx has them: OpenVINO's weights are a .bin too
-    'mnn': ('.mnn',),
-    'executorch': ('.pte',),
-    'litert': ('.tflite',),
-    'coreai': ('.aimodel',),
-}
-FOLDERS = ('coreml', 'coreai')  # what they write is a folder
 PACKAGES: dict[str, tuple[str, ...]] = {
     'onnx': ('onnx', 'onnxruntime', 'onnxscript'),
     'torchscript': (),
@@ -52,11 +39,10 @@ def format_of(path: str | Path) -> str:
     Raises:
         UserError: it ends like that of no format.
     """
-    name = Path(path).name.lower()
-    for format, suffixes in SUFFIXES.items():
-        if name.endswith(suffixes) and name not in suffixes:
-            return format
-    if name.endswith('.mlmodel'):
+    format = format_by_name(path)
+    if format is not None:
+        return format
+    if str(path).lower().endswith('.mlmodel'):
         raise UserError(
             f"'{path}' would be a Core ML neuralnetwork, which Core ML superseded by programs (iOS 15, macOS 12) and "
             'which is not written here: let it end with .mlpackage, any later device runs it'
@@ -286,6 +272,8 @@ WRITERS: dict[str, Writer] = {
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 PRECISIONS = ('float32', 'native')
+RUNTIMES = tuple(OPENERS)
+"""Formats that run here."""
 
 
 def open_exported(path: str | Path, *, format: str, threads: int | None = None, precision: str = 'float32') -> Run:
@@ -310,73 +298,11 @@ def open_exported(path: str | Path, *, format: str, threads: int | None = None, 
     if threads is not None and threads < 1:
         raise UserError(f'threads={threads} computes nothing: give at least 1, or None for the default')
     check_format(format)
-    if not (Path(path).is_dir() if format in FOLDERS else Path(path).is_file()):
+    if not is_there(path, format):
         raise MissingFileError(f'no exported network at {path}: export_model writes one')
-    return RUNTIMES[format](str(path), threads, precision)
-
-
-def _open_onnx(path: str, threads: int | None, precision: str) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    # A spinning thread takes a core away from whatever runs next in this process.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    options.add_session_config_entry('session.inter_op.allow_spinning', '0')
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    (entry,) = session.get_inputs()
+    called, _ = open_runtime(path, format, threads=threads, native=precision == 'native')
 
     def run(image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(map(torch.from_numpy, session.run(None, {entry.name: _array(image)})))
+        return tuple(map(torch.from_numpy, called(image.detach().cpu().contiguous().numpy())))
 
     return run
-
-
-def _open_torchscript(path: str, threads: int | None, precision: str) -> Run:
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # torch would have everyone move on from TorchScript
-        network = torch.jit.load(path, map_location='cpu').eval()
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-    @torch.no_grad()
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        output = network(image)
-        return output if isinstance(output, tuple) else (output,)
-
-    return run
-
-
-def _open_openvino(path: str, threads: int | None, precision: str) -> Run:
-    import openvino
-
-    options: dict[str, Any] = {'PERFORMANCE_HINT': 'LATENCY'}
-    if precision == 'float32':
-        options['INFERENCE_PRECISION_HINT'] = 'f32'
-    if threads is not None:
-        options['INFERENCE_NUM_THREADS'] = threads
-    network = openvino.Core().compile_model(path, 'CPU', options)
-
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        outputs = network(_array(image))
-        return tuple(torch.from_numpy(outputs[port]) for port in network.outputs)
-
-    return run
-
-
-def _array(image: Tensor) -> Any:
-    return image.detach().cpu().contiguous().numpy()
-
-
-RUNTIMES: dict[str, Callable[[str, int | None, str], Run]] = {
-    'onnx': _open_onnx,
-    'torchscript': _open_torchscript,
-    'openvino': _open_openvino,
-    'ncnn': mobile.open_ncnn,
-    'mnn': mobile.open_mnn,
-    'executorch': mobile.open_executorch,
-    'litert': mobile.open_litert,
-    'coreai': mobile.open_coreai,
-}

@@ -1,4 +1,4 @@
-"""The runtimes of phones: ncnn, MNN, ExecuTorch, LiteRT and Core AI, how each is written and how it runs here.
+"""The formats of phones: ncnn, MNN, ExecuTorch, LiteRT and Core AI, what they take and how each is written.
 
 No converter that is called here installs anything or reports its use. The command-line tools of MNN do both, so the
 function beneath them is called, and pnnx is called as the program that it is.
@@ -12,17 +12,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repnext_mm.errors import UserError
 from repnext_mm.export.graphs import Signature, quiet, traced
-from repnext_mm.export.predict import KEY
+from repnext_mm.export.openers import KEY, ncnn_weights
 
 TOLERANCES = {'ncnn': 5e-4, 'mnn': 5e-4, 'executorch': 1e-5, 'litert': 1e-5, 'coreai': 1e-5}
 """The largest relative error of a file against the train form.
@@ -37,7 +37,6 @@ TORCH_VERSIONS = {'executorch': ((2, 11), (2, 12)), 'litert': ((2, 4), (2, 15)),
 INSTALL = {format: f"pip install 'repnext_mm[{format}]'" for format in TOLERANCES}
 INSTALL['executorch'] += ', into an environment of its own, since it pins older pytest and scikit-learn'
 INSTALL['coreai'] += ', into an environment of its own before Python 3.14, since it wants numpy 2.3 or later'
-NCNN_SUFFIXES = ('.ncnn.param', '.ncnn.bin')
 
 
 def check_mobile(format: str, *, form: Any = None, dynamic: bool = True, batch: int = 1, detects: bool = False) -> None:
@@ -96,8 +95,8 @@ def write_ncnn(
         shapes = [f'{name}=[{",".join(map(str, size))}]' for name, size in sizes.items()]
         program = Path(home) / ('pnnx.exe' if os.name == 'nt' else 'pnnx')
         _call([str(program), source.name, *shapes, 'fp16=0', 'device=cpu'], cwd=folder)
-        for suffix, target in zip(NCNN_SUFFIXES, _ncnn_files(path), strict=True):
-            source.with_suffix(suffix).replace(target)
+        source.with_suffix('.ncnn.param').replace(path)
+        source.with_suffix('.ncnn.bin').replace(ncnn_weights(path))
 
 
 def onnx_to_mnn(source: Path, path: Path) -> None:
@@ -158,120 +157,6 @@ def write_coreai(
         about = AIModelAssetMetadata()
         about.set_custom(KEY, json.dumps(signature.about))
         converter.to_coreai().save_asset(path, about)
-
-
-Run = Callable[[Tensor], tuple[Tensor, ...]]
-
-
-def open_ncnn(path: str, threads: int | None, precision: str) -> Run:
-    """ncnn, one image at a time; ``precision`` other than float32 allows half precision."""
-    import ncnn
-    import numpy as np
-
-    network = ncnn.Net()
-    if precision == 'float32':
-        for option in ('fp16_packed', 'fp16_storage', 'fp16_arithmetic', 'bf16_storage'):
-            setattr(network.opt, f'use_{option}', False)
-    if threads is not None:
-        network.opt.num_threads = threads
-    param, weights = _ncnn_files(Path(path))
-    if network.load_param(str(param)) or network.load_model(str(weights)):
-        raise RuntimeError(f'ncnn does not have every layer of {param.name}')
-    names = [f'out{index}' for index in range(len(network.output_names()))]
-
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        if len(image) != 1:
-            raise UserError(f'ncnn takes one image at a time, not {len(image)}: call it once for each')
-        extractor = network.create_extractor()
-        extractor.input('in0', ncnn.Mat(_array(image[0])).clone())
-        found = [extractor.extract(name) for name in names]
-        if any(status for status, _ in found):
-            raise RuntimeError(f'ncnn does not compute {param.name} at {tuple(image.shape)}')
-        return tuple(torch.from_numpy(np.array(output))[None] for _, output in found)
-
-    return run
-
-
-def open_mnn(path: str, threads: int | None, precision: str) -> Run:
-    """MNN; ``precision`` other than float32 allows half precision."""
-    import MNN.expr
-    import MNN.nn
-
-    options = {'backend': 'CPU', 'precision': 'high' if precision == 'float32' else 'normal'}
-    runtime = MNN.nn.create_runtime_manager((options | ({} if threads is None else {'numThread': threads}),))
-    network = MNN.nn.load_module_from_file(path, [], [], runtime_manager=runtime)
-    layout = MNN.expr.NCHW
-
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        outputs = network.forward([MNN.expr.const(_array(image), list(image.shape), layout)])
-        return tuple(torch.from_numpy(MNN.expr.convert(output, layout).read().copy()) for output in outputs)
-
-    return run
-
-
-def open_executorch(path: str, threads: int | None, precision: str) -> Run:
-    """ExecuTorch; ``threads`` are those of all its files in this process."""
-    with quiet():
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
-
-    if threads is not None:
-        portable_lib._unsafe_reset_threadpool(threads)
-    method = Runtime.get().load_program(path).load_method('forward')
-
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(output.clone() for output in method.execute((image.contiguous(),)))  # they are its own memory
-
-    return run
-
-
-def open_litert(path: str, threads: int | None, precision: str) -> Run:
-    """LiteRT with XNNPACK."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    network = Interpreter(path, num_threads=threads)
-    network.allocate_tensors()
-    (entry,) = network.get_input_details()
-    outputs = [output['index'] for output in network.get_output_details()]
-
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        network.set_tensor(entry['index'], _array(image))
-        network.invoke()
-        return tuple(torch.from_numpy(network.get_tensor(index)) for index in outputs)
-
-    return run
-
-
-def open_coreai(path: str, threads: int | None, precision: str) -> Run:
-    """Core AI's runtime, outside of Apple's systems its reference for the CPU, which chooses its threads itself."""
-    import asyncio
-
-    from coreai.authoring import AIModelAsset
-    from coreai.runtime import NDArray
-
-    async def opened() -> Any:
-        async with AIModelAsset.load(Path(path)).executable() as model:
-            (name,) = model.function_names
-            return model.load_function(name)
-
-    loop = asyncio.new_event_loop()
-    function = loop.run_until_complete(opened())
-    names = function.desc.output_names
-
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        outputs = loop.run_until_complete(function({'input': NDArray(_array(image))}))
-        return tuple(torch.from_numpy(outputs[name].numpy().copy()) for name in names)
-
-    return run
-
-
-def _ncnn_files(path: Path) -> tuple[Path, Path]:
-    stem = path.name[: -len(NCNN_SUFFIXES[0])]
-    return path, path.with_name(stem + NCNN_SUFFIXES[1])
-
-
-def _array(image: Tensor) -> Any:
-    return image.detach().cpu().contiguous().numpy()
 
 
 def _call(command: Sequence[str], *, cwd: str | None = None) -> str:

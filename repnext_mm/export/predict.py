@@ -1,7 +1,7 @@
 """Run an exported file on images with numpy, OpenCV or Pillow, and its runtime: no torch, no mm package.
 
-What it needs to know (classes, colors, sizes, thresholds) travels inside the file. This module imports no other of
-ours, so it can be copied beside an exported file and started there: ``python predict.py FILE IMAGE``.
+What it needs to know (classes, colors, sizes, thresholds) travels inside the file, or beside it. This module imports
+``openers`` and no other of ours, so both can be copied beside an exported file: ``python predict.py FILE IMAGE``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,22 +20,26 @@ from dataclasses import dataclass
 from glob import glob
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if __package__:
-    from repnext_mm.errors import UserError
+if TYPE_CHECKING or __package__:
+    from repnext_mm.export.openers import (
+        OPENERS,
+        SUFFIXES,
+        Array,
+        Run,
+        UserError,
+        format_by_name,
+        is_there,
+        open_runtime,
+    )
 else:  # copied, or started by its path
+    from openers import OPENERS, SUFFIXES, Array, Run, UserError, format_by_name, is_there, open_runtime
 
-    class UserError(ValueError):  # type: ignore[no-redef]
-        """What a user did wrong, in one sentence."""
-
-
-KEY = 'repnext_mm'  # of what is known about a file, in the metadata of ONNX and the runtime information of OpenVINO
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
-Array = np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Exported:
     """An opened file."""
 
     about: dict[str, Any]  # see ``repnext_mm.export.graphs.Part.about``
-    run: Callable[[Array], tuple[Array, ...]]  # from the network's input (1, 3, H, W) to its outputs
+    run: Run  # from the network's input (1, 3, H, W) to its outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +62,29 @@ class Prediction:
 
 
 def open_file(path: str | Path, *, threads: int | None = None, streams: int = 1) -> Exported:
-    """Open an exported ``.onnx`` (ONNX Runtime) or ``.xml`` (OpenVINO, in float32).
+    """Open an exported file in its runtime, in float32.
 
     Args:
-        path: what ``repnext export`` wrote.
+        path: what ``repnext export`` wrote; its end names the format.
         threads: of one run; None leaves it to the runtime.
         streams: runs at the same time, from as many threads: more images per second, each of them later.
 
     Raises:
         UserError: there is no such file, it is of another kind, or its runtime is not installed.
     """
-    path = Path(path)
-    openers = {'.onnx': _open_onnx, '.xml': _open_openvino}
-    if path.suffix not in openers:
-        raise UserError(f"'{path}' does not run here: give an .onnx or .xml that repnext export wrote")
-    if not path.is_file():
+    format = format_by_name(path)
+    if format is None or format not in OPENERS:
+        known = ', '.join(end for format in OPENERS for end in SUFFIXES[format])
+        raise UserError(f"'{path}' does not run here: give what repnext export wrote, one of {known}")
+    if not is_there(path, format):
         raise UserError(f"there is no file '{path}': repnext export writes one")
     if streams > 1 and threads is None:
         threads = max(1, (os.cpu_count() or 1) // streams)
     try:
-        run, about = openers[path.suffix](path, threads, streams)
+        run, about = open_runtime(path, format, threads=threads, streams=streams)
     except ModuleNotFoundError as error:
         raise UserError(f"'{path}' needs {error.name}, which is not installed: pip install {error.name}") from error
-    return Exported(about=json.loads(about) if about else {}, run=run)
+    return Exported(about=about, run=run)
 
 
 def predict(exported: Exported, image: Array) -> Prediction:
@@ -96,6 +99,12 @@ def predict(exported: Exported, image: Array) -> Prediction:
             'the file does not say what its outputs mean: export a detector, segmentor or classifier by its config'
         )
     pixels, scale = prepared(image, about['steps'])
+    if about.get('size', [*pixels.shape[:2]]) != [*pixels.shape[:2]]:
+        one, other = ('x'.join(map(str, size)) for size in (pixels.shape[:2], about['size']))
+        raise UserError(
+            f'the image is {one} after the steps of the test pipeline, and the file takes {other} alone: give images '
+            f'of another shape, or export with --shape 1 3 {one.replace("x", " ")}, or without --static'
+        )
     return finished(about, exported.run(network_input(pixels, about)), size=image.shape[:2], scale=scale)
 
 
@@ -461,7 +470,7 @@ def predictions_of(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of ``repnext predict``."""
-    parser.add_argument('file', help='an .onnx or .xml that repnext export wrote')
+    parser.add_argument('file', help='what repnext export wrote: .onnx, .xml, .tflite, .mnn, ...')
     parser.add_argument(
         'images', nargs='+', help="images, folders, quoted patterns ('in/*.jpg'), videos, or the number of a camera"
     )
@@ -640,43 +649,6 @@ _FINISH: dict[str, Callable[..., Prediction]] = {
     'segmentation': _finish_segmentation,
     'classification': _finish_classification,
 }
-
-
-def _open_onnx(path: Path, threads: int | None, streams: int) -> tuple[Callable[[Array], tuple[Array, ...]], str]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    # a spinning thread takes a core away from whatever runs next in this process
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    (entry,) = session.get_inputs()
-    about = session.get_modelmeta().custom_metadata_map.get(KEY, '')
-    return lambda image: tuple(session.run(None, {entry.name: image})), about
-
-
-def _open_openvino(path: Path, threads: int | None, streams: int) -> tuple[Callable[[Array], tuple[Array, ...]], str]:
-    import openvino
-
-    options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}  # bfloat16 moves boxes
-    options |= {'NUM_STREAMS': streams} if streams > 1 else {'PERFORMANCE_HINT': 'LATENCY'}
-    if threads is not None:
-        options['INFERENCE_NUM_THREADS'] = threads * streams
-    core = openvino.Core()
-    model = core.read_model(str(path))
-    about = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else ''
-    compiled = core.compile_model(model, 'CPU', options)
-    local = threading.local()
-
-    def run(image: Array) -> tuple[Array, ...]:
-        if not hasattr(local, 'request'):
-            local.request = compiled.create_infer_request()
-        outputs = local.request.infer([image])
-        return tuple(np.array(outputs[port]) for port in compiled.outputs)
-
-    return run, about
 
 
 def bilinear(new: int, old: int, align_corners: bool = False) -> Array:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from repnext_mm.errors import MissingPackageError, UserError
-from repnext_mm.export.predict import KEY
+from repnext_mm.export.openers import KEY
 
 QUANTIZERS = ('onnxruntime', 'nncf')
 QUANTIZED = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')

@@ -25,12 +25,14 @@ import runpy, sys
 for name in {blocked!r}:
     sys.modules[name] = None
 sys.argv = {argv!r}
+sys.path[0] = {folder!r}  # as for a script
 runpy.run_path({file!r}, run_name='__main__')
 """
 
 
 def run_alone(*arguments, cwd, blocked=BLOCKED, expect=0):
-    code = ALONE.format(blocked=blocked, argv=['predict.py', *map(str, arguments)], file=predict.__file__)
+    file, argv = predict.__file__, ['predict.py', *map(str, arguments)]
+    code = ALONE.format(blocked=blocked, argv=argv, folder=os.path.dirname(file), file=file)
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     result = subprocess.run(
         [sys.executable, '-c', code], cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -227,7 +229,8 @@ def test_what_a_user_does_wrong_is_one_sentence(detector, tmp_path):
     folder, _ = detector
     for arguments, said in (
         (('none.onnx', folder / 'images'), "there is no file 'none.onnx'"),
-        (('net.pt', folder / 'images'), "'net.pt' does not run here: give an .onnx or .xml"),
+        (('net.pt', folder / 'images'), "there is no file 'net.pt'"),
+        (('net.pth', folder / 'images'), "'net.pth' does not run here: give what repnext export wrote, one of .onnx"),
         ((folder / 'det.onnx', 'nowhere'), "'nowhere' is not an image, a video or a folder of .bmp"),
         ((folder / 'det.onnx', 'gone.mp4'), "there is no video 'gone.mp4'"),
         ((folder / 'det.onnx', '99'), "camera '99' cannot be opened by OpenCV"),

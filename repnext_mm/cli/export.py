@@ -52,6 +52,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--half', action='store_true', help='weights in float16 (ONNX, OpenVINO): half the size')
     parser.add_argument('--int8', action='store_true', help='quantize (ONNX, OpenVINO), calibrated on --data')
     parser.add_argument(
+        '--bf16',
+        action='store_true',
+        help='compute in bfloat16, or what --int8 leaves, but for coordinates of boxes (OpenVINO, where the processor '
+        'multiplies it)',
+    )
+    parser.add_argument(
         '--quantizer',
         choices=QUANTIZERS,
         help='what quantizes for --int8; nncf writes .xml only (default: onnxruntime)',
@@ -87,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
         opset=args.opset,
         half=args.half,
         int8=args.int8,
+        bf16=args.bf16,
         quantizer=args.quantizer,
         data=args.data,
         images=args.images,

@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from repnext_mm.apis.config import load_config
 from repnext_mm.errors import MissingFileError, UserError
 from repnext_mm.export.accuracy import Accuracy, calibration_images, compare
+from repnext_mm.export.bfloat16 import check_bfloat16, run_in_bfloat16
 from repnext_mm.export.detectors import DETECTION_LIMITS
 from repnext_mm.export.formats import (
     DETECTOR_OPSETS,
@@ -47,6 +48,7 @@ from repnext_mm.reparam.verify import all_within, worst
 from repnext_mm.timing import NOT_FOR_SPEED, Latency, measure_latency
 
 TOLERANCE = 1e-4
+BFLOAT16_TOLERANCE = 5e-2  # eight bits round by 4e-3, layer by layer
 HALF_TOLERANCE = 5e-3  # float16 rounds each weight by up to 5e-4 of it; seen are 5e-4 of the largest output
 HALVES = QUANTIZED = ('onnx', 'openvino')
 PIXELS_IN_UINT8 = ('onnx', 'openvino', 'torchscript')
@@ -109,6 +111,7 @@ def export_part(
     opset: int | None = None,
     half: bool = False,
     int8: bool = False,
+    bf16: bool = False,
     quantizer: str | None = None,
     data: str | Path | None = None,
     images: int = 300,
@@ -128,6 +131,8 @@ def export_part(
         uint8: see ``export_model``.
         threads: of the runtime that ``'auto'`` measures in.
         int8: quantize the file (ONNX, OpenVINO), calibrated on ``data``; see ``repnext_mm.export.quantize``.
+        bf16: have OpenVINO compute the file in bfloat16, or what ``int8`` leaves, but for the coordinates of boxes; see
+            ``repnext_mm.export.bfloat16``.
         quantizer: ``'onnxruntime'``, the default of ``int8``, or ``'nncf'``, for OpenVINO only.
         data: a config, whose test set gives the metric of the model and of the file; for int8, its training set
             calibrates. Or a folder of images to calibrate with, and then no metric is known.
@@ -171,6 +176,11 @@ def export_part(
     if data is not None and Path(data).is_file():
         limit = (INT8_MAX_DROP if int8 else MAX_DROP) if max_drop is None else max_drop
         judge = _judge(chosen, load_config(data, options=options), images=images, max_drop=limit)
+    finish = None
+    if bf16:
+        check_bfloat16(format, whole='task' in chosen.about, detects=chosen.detects, judged=judge is not None)
+        finish = partial(_in_bfloat16, chosen, shape=shape, uint8=uint8, judged=int8 or judge is not None)
+    given['finish'] = finish
     if int8 and data is not None:
         if 'steps' not in chosen.about:
             raise UserError(
@@ -210,6 +220,7 @@ def write_int8(
     quantizer: str,
     calibration: Callable[[], Iterable[Any]],
     judge: Callable[[Path], Accuracy] | None = None,
+    finish: Callable[[Path], object] | None = None,
     **options: Any,
 ) -> tuple[ExportReport, FusionReport]:
     """Fuse a loaded part, export it in float, quantize that file and publish it if its accuracy is accepted.
@@ -217,7 +228,7 @@ def write_int8(
     Without a metric, the outputs of a network that is not a detector have to keep ``MIN_SIGNAL_TO_NOISE_DB``.
 
     Args:
-        part, form, path, format, options: see ``export_model``.
+        part, form, path, format, finish, options: see ``export_model``.
         quantizer: see ``export_part``.
         calibration: gives inputs of the network.
         judge: gives the accuracy of a file.
@@ -245,6 +256,8 @@ def write_int8(
             count = quantize_onnx(source, quantized, useful)
             if format == 'openvino':
                 onnx_to_openvino(quantized, draft, **described)
+        if finish is not None:
+            finish(draft)
         noise = None
         if not part.detects:
             in_int8 = open_file(draft)
@@ -281,6 +294,7 @@ def export_model(
     batched: bool = True,
     distance: Distance | None = None,
     about: Mapping[str, Any] | None = None,
+    finish: Callable[[Path], object] | None = None,
     judge: Callable[[Path], Accuracy] | None = None,
 ) -> ExportReport:
     """Write a model, run the file in its own runtime, and publish it only when its outputs are the model's.
@@ -306,6 +320,7 @@ def export_model(
         batched: False for a graph that takes one image at a time and returns as many rows as it finds objects.
         distance: how far the outputs are from the reference's, one number each; by default the relative error.
         about: written into the file, see ``Part.about``.
+        finish: changes the file once it was compared.
         judge: gives the accuracy of the file on data, or raises ``NotExportedError``.
 
     Raises:
@@ -365,6 +380,8 @@ def export_model(
         written = _opset(draft) if format == 'onnx' else None
         if opset not in (None, written):
             raise NotExportedError(f'{path.name} was not written: asked for opset {opset}, torch wrote {written}')
+        if finish is not None:
+            finish(draft)
         accuracy = None if judge is None else judge(draft)
         size = sum(file.stat().st_size for file in Path(folder).rglob('*') if file.is_file())
         replaced = path.exists()
@@ -545,6 +562,20 @@ def _judge(part: Part, config: Config, *, images: int, max_drop: float) -> Calla
         return accuracy
 
     return judge
+
+
+def _in_bfloat16(part: Part, draft: Path, *, shape: Sequence[int], uint8: bool, judged: bool) -> None:
+    """Mark a draft, and compare it where no metric does."""
+    run_in_bfloat16(draft)
+    if judged:
+        return
+    image = probes(part.reference, shape, dynamic=False, uint8=uint8)[0]
+    error = worst(parity(open_exported(draft, format='openvino'), part.reference, [image]))
+    if not error <= BFLOAT16_TOLERANCE:
+        raise NotExportedError(
+            f'{draft.name} was not written: in bfloat16 its outputs differ from those of the model by {error:.1e}, '
+            f'more than {BFLOAT16_TOLERANCE}: omit bf16, or give a config as data, whose metric decides'
+        )
 
 
 def _check_one_image(model: nn.Module, format: str, shape: Sequence[int], opset: int | None) -> None:

@@ -104,14 +104,17 @@ def _open_onnx(path: Path, threads: int | None, streams: int, native: bool) -> t
 def _open_openvino(path: Path, threads: int | None, streams: int, native: bool) -> tuple[Run, str]:
     import openvino
 
-    # bfloat16 moves boxes, and is what it would choose where the processor multiplies it
-    options: dict[str, Any] = {} if native else {'INFERENCE_PRECISION_HINT': 'f32'}
-    options |= {'NUM_STREAMS': streams} if streams > 1 else {'PERFORMANCE_HINT': 'LATENCY'}
-    if threads is not None:
-        options['INFERENCE_NUM_THREADS'] = threads * streams
     core = openvino.Core()
     model = core.read_model(str(path))
     about = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else ''
+    # bfloat16, which it would choose where the processor multiplies it, moves boxes where nothing is done about it
+    careful = bool(about) and json.loads(about).get('precision') == 'bfloat16'
+    options: dict[str, Any] = {} if native else {'INFERENCE_PRECISION_HINT': 'f32'}
+    if careful and multiplies_bfloat16():
+        options = {'INFERENCE_PRECISION_HINT': 'bf16'}
+    options |= {'NUM_STREAMS': streams} if streams > 1 else {'PERFORMANCE_HINT': 'LATENCY'}
+    if threads is not None:
+        options['INFERENCE_NUM_THREADS'] = threads * streams
     compiled = core.compile_model(model, 'CPU', options)
 
     def opened() -> Run:
@@ -124,6 +127,13 @@ def _open_openvino(path: Path, threads: int | None, streams: int, native: bool) 
         return run
 
     return _one_per_thread(opened), about
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor does; elsewhere OpenVINO computes in float32."""
+    import openvino
+
+    return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
 def _open_torchscript(path: Path, threads: int | None, streams: int, native: bool) -> tuple[Run, str]:

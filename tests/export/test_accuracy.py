@@ -9,30 +9,12 @@ from PIL import Image
 
 from repnext_mm.apis.config import load_config
 from repnext_mm.errors import MissingPackageError, UserError
-from repnext_mm.export import NotExportedError, export_model, export_part, load_part
+from repnext_mm.export import NotExportedError, export_model, export_part
 from repnext_mm.export.accuracy import Accuracy, evaluate, evaluate_file
 from repnext_mm.export.predict import open_file
 from repnext_mm.export.quantize import check_quantizer, in_float, quantize_openvino, signal_to_noise
-from tests.conftest import randomize
-from tests.export.networks import TINY
+from tests.export.networks import DIGITS as CONFIG
 from tests.tools.running import ROOT
-
-CONFIG = ROOT / 'configs/repnext_m0_digits_cls.py'
-
-
-@pytest.fixture(scope='module')
-def classifier(tmp_path_factory):
-    """A tiny classifier with random weights, and the digits it is tested on."""
-    folder = tmp_path_factory.mktemp('classifier')
-    options = {
-        'data_root': str(folder / 'digits'),
-        'model.backbone': {'_delete_': True, 'type': 'RepNeXt', 'arch': TINY, 'out_indices': (3,)},
-        'model.head.in_channels': 64,
-    }
-    torch.manual_seed(0)
-    network = randomize(load_part(CONFIG, options=options).network)
-    torch.save({'state_dict': network.state_dict()}, folder / 'net.pth')
-    return folder, options, str(folder / 'net.pth')
 
 
 def exported(classifier, name, **given):

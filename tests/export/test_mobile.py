@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 
+from repnext_mm.cli import main
 from repnext_mm.errors import UserError
-from repnext_mm.export import SUFFIXES, choose_form, export_model, export_part, load_part, mobile, open_exported
+from repnext_mm.export import (
+    SUFFIXES,
+    choose_form,
+    evaluate_file,
+    export_model,
+    export_part,
+    load_part,
+    mobile,
+    open_exported,
+)
 from repnext_mm.export.formats import PACKAGES, check_format
 from repnext_mm.export.graphs import IMAGENET, Normalized
 from repnext_mm.export.mobile import ONE_SIZE, TOLERANCES, TORCH_VERSIONS, check_mobile
+from repnext_mm.export.openers import BESIDE, beside
+from repnext_mm.export.predict import open_file, predict, write_image
 from repnext_mm.reparam import fuse
 from tests.conftest import randomize, worst_error
-from tests.export.networks import tiny
+from tests.export.networks import DIGITS, tiny
 from tests.export.test_parts import CLASSIFIER, CONFIGS, SMALL_SEGMENTOR
 
 FORMATS = list(TOLERANCES)
@@ -81,6 +95,39 @@ def test_pixels_to_the_scores_of_a_classifier(format, here, tmp_path):
     (scores,) = open_exported(path, format=format)(pixels)
     assert scores.shape == (1, 5)
     assert worst_error(scores, classifier((pixels - mean) / std)) <= CLOSE[format]
+
+
+@pytest.mark.parametrize('format', ['torchscript', *FORMATS])
+def test_a_file_predicts_and_has_a_metric(format, here, classifier, tmp_path, capsys):
+    here(format)
+    _, options, checkpoint = classifier
+    path = tmp_path / f'cls{SUFFIXES[format][0]}'
+    given = dict(checkpoint=checkpoint, options=options, shape=(1, 3, 64, 64), dynamic=False, normalize=True)
+    report = export_part(DIGITS, path, data=DIGITS, images=24, **given).export
+    assert report.accuracy.images == 24 and report.accuracy.drop <= 0.001
+    assert beside(path).is_file() == (format in BESIDE)
+    assert evaluate_file(path, DIGITS, images=24, options=options) == report.accuracy.exported
+    exported = open_file(path, threads=1)
+    assert exported.about['size'] == [64, 64]
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    found = predict(exported, image)
+    with torch.no_grad():
+        batch = {'inputs': [torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())]}
+        expected = load_part(DIGITS, checkpoint=checkpoint, options=options).network.test_step(batch)[0].pred_score
+    assert np.abs(found.scores - expected.numpy()).max() < 1e-3
+    write_image(tmp_path / 'image.png', image)
+    main(['predict', str(path), str(tmp_path / 'image.png'), '--out-dir', str(tmp_path / 'drawn'), '--streams', '2'])
+    assert f'digit {found.scores.argmax()} {found.scores.max():.3f}' in capsys.readouterr().out
+    with pytest.raises(UserError, match='the image is 32x64 after the steps of the test pipeline, and the file takes'):
+        predict(dataclasses.replace(exported, about=exported.about | {'steps': []}), image[:32])
+
+
+def test_a_backbone_leaves_nothing_of_an_earlier_file(here, tmp_path):
+    here('mnn')
+    path = tmp_path / 'net.mnn'
+    beside(path).write_text('{"task": "classification"}')
+    export_model(fuse(tiny())[0], path, format='mnn', shape=SHAPE)
+    assert [file.name for file in tmp_path.iterdir()] == ['net.mnn']
 
 
 @pytest.mark.slow

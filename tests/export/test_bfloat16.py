@@ -1,0 +1,90 @@
+"""Files for bfloat16: coordinates of boxes stay in float32, and a metric decides."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from repnext_mm.errors import UserError
+from repnext_mm.export import bfloat16, export_part, open_exported
+from repnext_mm.export.bfloat16 import FEATURES, check_bfloat16, run_in_bfloat16
+from repnext_mm.export.openers import multiplies_bfloat16
+from repnext_mm.export.predict import open_file
+from tests.export.networks import DIGITS as CONFIG
+from tests.export.test_detectors import written
+
+openvino = pytest.importorskip('openvino')
+pytestmark = pytest.mark.filterwarnings('ignore:To copy construct:UserWarning:mmdet', 'ignore:torch.meshgrid')
+needs_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason='this processor does not multiply bfloat16')
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('detector')
+    torch.manual_seed(0)
+    config, checkpoint = written('cascade_mask_rcnn', folder)
+    export_part(config, folder / 'det.xml', checkpoint=checkpoint, shape=(1, 3, 96, 128))
+    assert run_in_bfloat16(folder / 'det.xml') > 100
+    return folder / 'det.xml'
+
+
+def test_what_makes_and_takes_boxes_is_marked(detector):
+    layers = ElementTree.parse(detector).findall('layers/layer')
+    marked = [layer.get('type') for layer in layers if layer.find('rt_info/attribute[@name="precise"]') is not None]
+    cuts = [layer for layer in layers if layer.get('type') == 'ROIAlign']
+    assert cuts and marked.count('ROIAlign') == len(cuts)
+    assert {'Exp', 'Gather', 'NonMaxSuppression'} <= set(marked)  # offsets to boxes, the best of them, to their levels
+    assert not set(marked) & {*FEATURES, 'Const', 'Parameter', 'Gelu'}
+    assert open_file(detector).about['precision'] == 'bfloat16'
+
+
+@needs_bfloat16
+def test_what_openvino_makes_of_it(detector):
+    def precisions(path, hint):
+        compiled = openvino.Core().compile_model(str(path), 'CPU', {'INFERENCE_PRECISION_HINT': hint})
+        found = {'Convolution': set(), 'ROIAlign': set()}
+        for layer in compiled.get_runtime_model().get_ops():
+            info = layer.get_rt_info()
+            if info['layerType'] in found:
+                found[info['layerType']].add(info['runtimePrecision'])
+        return found
+
+    assert precisions(detector, 'bf16') == {'Convolution': {'bf16'}, 'ROIAlign': {'f32'}}
+    assert precisions(detector, 'f32') == {'Convolution': {'f32'}, 'ROIAlign': {'f32'}}
+    image = np.random.default_rng(0).uniform(0, 255, (1, 3, 96, 128)).astype(np.float32)
+    boxes, scores, labels, masks = open_file(detector).run(image)
+    assert boxes.shape == (len(scores), 4) and np.isfinite(boxes).all() and len(masks) == len(labels)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize('int8', [False, True], ids=['float', 'int8'])
+def test_a_classifier_with_and_without_a_metric(int8, classifier, tmp_path):
+    _, options, checkpoint = classifier
+    given = dict(checkpoint=checkpoint, options=options, shape=(1, 3, 64, 64), normalize=True, bf16=True)
+    done = export_part(CONFIG, tmp_path / 'a.xml', data=CONFIG, images=24, max_drop=1.0, int8=int8, **given)
+    assert done.export.accuracy.images == 24
+    if int8:
+        return
+    export_part(CONFIG, tmp_path / 'b.xml', **given)
+    export_part(CONFIG, tmp_path / 'c.xml', **{**given, 'bf16': False})
+    image = torch.rand(1, 3, 64, 64) * 255
+    (half,), (whole,) = (open_exported(tmp_path / name, format='openvino')(image) for name in ('b.xml', 'c.xml'))
+    assert 1e-4 < (half - whole).abs().max() / whole.abs().max() < 5e-2
+
+
+def test_refused(monkeypatch):
+    given = dict(whole=True, detects=True, judged=True)
+    monkeypatch.setattr(bfloat16, 'multiplies_bfloat16', lambda: True)
+    check_bfloat16('openvino', **given)
+    with pytest.raises(UserError, match="bf16 is for OpenVINO, and the format is 'onnx': let the name end with .xml"):
+        check_bfloat16('onnx', **given)
+    with pytest.raises(UserError, match='bf16 is for whole models, which say how they are to be run: omit it, and set'):
+        check_bfloat16('openvino', **{**given, 'whole': False})
+    with pytest.raises(UserError, match='bf16 moves boxes a little, and only a metric tells how much that costs: give'):
+        check_bfloat16('openvino', **{**given, 'judged': False})
+    monkeypatch.setattr(bfloat16, 'multiplies_bfloat16', lambda: False)
+    with pytest.raises(UserError, match='this processor does not multiply bfloat16, so that its accuracy cannot be'):
+        check_bfloat16('openvino', **given)

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.errors import UserError
+from repnext_mm.export.formats import PACKAGES
 
 Run = Callable[[], Sequence[Tensor]]
 
-EXPORTED = {'onnxruntime': 'onnx', 'openvino': 'openvino', 'torchscript': 'torchscript'}
+EXPORTED = {'onnxruntime': 'onnx'} | {
+    format: format for format in ('openvino', 'torchscript', 'ncnn', 'mnn', 'executorch', 'litert', 'coreai')
+}
 """Runtimes that run a file, with the format of ``repnext_mm.export`` that they read."""
 
 QUANTIZED = ('onnxruntime', 'openvino')
@@ -64,7 +67,7 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
         if tf32:
             return 'TF32 is a format of GPUs'
     if runtime in EXPORTED:
-        missing = [name for name in _PACKAGES.get(runtime, ()) if importlib.util.find_spec(name) is None]
+        missing = [name for name in PACKAGES[EXPORTED[runtime]] if importlib.util.find_spec(name) is None]
         if missing:
             return f'{missing[0]} is not installed'
         if device != 'cpu':
@@ -89,12 +92,6 @@ def prepare(network: nn.Module, image: Tensor, *, runtime: str, threads: int, dt
         compiled: Any = torch.compile(network, dynamic=False)
         return lambda: compiled(image)
     return lambda: network(image)
-
-
-_PACKAGES = {
-    'onnxruntime': ('onnx', 'onnxscript', 'onnxruntime'),
-    'openvino': ('onnx', 'onnxscript', 'openvino'),
-}
 
 
 def _exported(network: nn.Module, image: Tensor, format: str, threads: int, dtype: str) -> Run:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from repnext_mm.data.own.new_config import configs_folder
 from repnext_mm.lab.demo.run import format_table, run_demo
+from repnext_mm.training.bfloat16 import trains_faster
 
 CONFIGS = {
     'detection': 'mask_rcnn_repnext_m0_digits.py',
@@ -19,6 +20,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('task', choices=CONFIGS)
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo_TASK')
     add_training_options(parser, shortest='two iterations')
+    parser.add_argument(
+        '--amp',
+        action=argparse.BooleanOptionalAction,
+        help='train in mixed precision (default: where the processor has AMX)',
+    )
 
 
 def add_training_options(parser: argparse.ArgumentParser, *, shortest: str) -> None:
@@ -27,12 +33,16 @@ def add_training_options(parser: argparse.ArgumentParser, *, shortest: str) -> N
 
 
 def run(args: argparse.Namespace) -> None:
+    amp = trains_faster() if args.amp is None else args.amp
+    if amp and args.amp is None:
+        print('training in bfloat16, which is faster on a processor with AMX: --no-amp trains in float32')
     name = f'demo_{args.task}' + ('_quick' if args.quick else '')
     report = run_demo(
         configs_folder() / CONFIGS[args.task],
         work_dir=args.work_dir or Path('work_dirs') / name,
         quick=args.quick,
         fresh=args.fresh,
+        amp=amp,
     )
     print(f'\n{format_table(report.rows)}\n')
     print(f'Latency: median over one {"x".join(map(str, report.input_shape))} input, {report.device}, ', end='')

@@ -6,6 +6,7 @@ import re
 import cv2
 import pytest
 
+from repnext_mm.training.bfloat16 import trains_faster
 from tests.conftest import fast
 from tests.tools.running import ROOT, run_tool
 
@@ -20,6 +21,7 @@ SCORES = {
 def test_demo_runs_from_nothing_and_trains_once(tmp_path, task):
     output = run_tool(ROOT / 'tools/demo.py', task, '--quick', cwd=tmp_path)
     work_dir = tmp_path / f'work_dirs/demo_{task}_quick'
+    assert ('training in bfloat16' in output) == trains_faster()
     report = json.loads((work_dir / 'table.json').read_text())
     assert list(report['rows']) == [
         *SCORES[task],

@@ -12,6 +12,8 @@ from torch import nn
 
 from repnext_mm import RepNeXt
 from repnext_mm.models.merged_conv import MergedBranches
+from repnext_mm.training import bfloat16
+from repnext_mm.training.bfloat16 import trains_faster
 from tests.hooks.tiny_run import ARCH
 from tests.training.tiny_tasks import TASKS, build, losses_of
 
@@ -137,3 +139,15 @@ def test_depthwise_kernels_get_their_gradients_in_float32():
         levels = network(torch.randn(2, 3, 64, 64))
     assert seen and set(seen) == {torch.float32}
     assert {level.dtype for level in levels} & {torch.bfloat16}, 'the 1x1 convolutions are not in bfloat16'
+
+
+def test_faster_where_it_was_measured(monkeypatch):
+    monkeypatch.setattr(bfloat16, 'get_device', lambda: 'cpu')
+    for has_amx in (True, False):
+        monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda found=has_amx: found, raising=False)
+        assert trains_faster() == has_amx
+    monkeypatch.setattr(bfloat16, 'get_device', lambda: 'cuda')
+    assert not trains_faster()
+    monkeypatch.setattr(bfloat16, 'get_device', lambda: 'cpu')
+    monkeypatch.delattr(torch.cpu, '_is_amx_tile_supported')  # torch before 2.6
+    assert not trains_faster()

@@ -49,18 +49,21 @@ class DemoReport:
     sheet: str
 
 
-def run_demo(config_path: str | Path, *, work_dir: str | Path, quick: bool = False, fresh: bool = False) -> DemoReport:
+def run_demo(
+    config_path: str | Path, *, work_dir: str | Path, quick: bool = False, fresh: bool = False, amp: bool = False
+) -> DemoReport:
     """Train the config unless that was done already, test the checkpoint in both forms, and save a table and a sheet.
 
     ``quick`` takes a handful of scenes and two iterations: it shows that everything runs, not that it learns.
-    ``fresh`` trains again although a finished training of the same config is there.
+    ``fresh`` trains again although a finished training of the same config is there, ``amp`` in mixed precision.
 
     Raises:
         RuntimeError: the scores of the two forms differ by more than ``TOLERANCE``.
     """
     work_dir = Path(work_dir)
     options = {'randomness': {'seed': 0}, **(quick_options(config_path) if quick else {})}
-    checkpoint, minutes = trained(config_path, work_dir, {**options, 'train_cfg.val_interval': NEVER}, fresh=fresh)
+    settings = {**options, 'train_cfg.val_interval': NEVER}
+    checkpoint, minutes = trained(config_path, work_dir, settings, fresh=fresh, amp=amp)
     scores = [
         run_test(
             prepare_test(
@@ -133,9 +136,11 @@ def quick_options(config_path: str | Path) -> dict[str, Any]:
     return options
 
 
-def trained(config_path: str | Path, work_dir: Path, options: Mapping[str, Any], *, fresh: bool) -> tuple[Path, float]:
+def trained(
+    config_path: str | Path, work_dir: Path, options: Mapping[str, Any], *, fresh: bool, amp: bool = False
+) -> tuple[Path, float]:
     """The checkpoint of a finished training of exactly this config, and its minutes; trains when there is none."""
-    config = prepare_training(config_path, work_dir=str(work_dir), options=options)
+    config = prepare_training(config_path, work_dir=str(work_dir), options=options, amp=amp)
     fingerprint = hashlib.sha256(config.pretty_text.encode()).hexdigest()
     record = work_dir / 'trained.json'
     if record.is_file() and not fresh:

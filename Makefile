@@ -8,7 +8,7 @@ TORCH ?=
 VENV ?= .venv$(addprefix -torch-,$(TORCH))
 RUN = $(VENV)/bin/python
 # Tests run in two processes with a thread each: faster than one with two, and free of each other.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 CORE = tests/reparam tests/models tests/mmcv_ops tests/checkpoints tests/hooks tests/test_plug_in.py
 
 .DEFAULT_GOAL := help

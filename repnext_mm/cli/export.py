@@ -54,8 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--bf16',
         action='store_true',
-        help='compute in bfloat16, or what --int8 leaves, but for coordinates of boxes (OpenVINO, where the processor '
-        'multiplies it)',
+        help='compute in bfloat16, but for coordinates of boxes (OpenVINO, where the processor multiplies it)',
     )
     parser.add_argument(
         '--quantizer',

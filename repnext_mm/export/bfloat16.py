@@ -1,8 +1,9 @@
 """OpenVINO files that compute in bfloat16 where the processor multiplies it, but for the coordinates of boxes.
 
 bfloat16 has eight significant bits: between 128 and 256 pixels, a coordinate is a whole pixel. OpenVINO itself keeps
-what follows the last convolutions in float32. That is enough for detectors of one stage; where boxes are cut out for
-convolutions to come (RoIAlign), it rounds them first, and masks are lost by that.
+what follows the last convolutions in float32. That is enough for detectors of one stage. Where boxes are cut out for
+convolutions to come (RoIAlign), it makes them in bfloat16, and masks are lost by that. RoIAlign itself takes boxes in
+float32 and features in bfloat16; marked like them, it would take another layout, and ten times as long.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from repnext_mm.export.openers import KEY, multiplies_bfloat16
 FEATURES = ('Convolution', 'ConvolutionBackpropData', 'GroupConvolution', 'MatMul')
 """Layers whose outputs are features or offsets, which bfloat16 may hold."""
 CUTS = 'ROIAlign'
-BOXES, IMAGES = '1', '2'  # of its inputs
+BOXES = '1'  # of its inputs
 KEPT = {'name': 'precise', 'version': '0'}
 """What OpenVINO calls a layer that is to stay in float32."""
 
@@ -46,20 +47,17 @@ def check_bfloat16(format: str, *, whole: bool, detects: bool, judged: bool) -> 
 
 
 def run_in_bfloat16(path: Path) -> int:
-    """Mark an OpenVINO file in place; returns how many layers stay in float32.
-
-    These are RoIAlign and all that makes its boxes out of features.
-    """
+    """Mark an OpenVINO file in place; returns how many layers stay in float32: all that makes boxes out of features."""
     tree = ElementTree.parse(path)
     layers = {layer.get('id', ''): layer for layer in tree.iterfind('layers/layer')}
     sources: dict[str, dict[str, str]] = defaultdict(dict)  # of a layer, by its port
     for edge in tree.iterfind('edges/edge'):
         sources[edge.get('to-layer', '')][edge.get('to-port', '')] = edge.get('from-layer', '')
-    kept = {name for name, layer in layers.items() if layer.get('type') == CUTS}
-    follow = [sources[name][port] for name in kept for port in (BOXES, IMAGES)]
+    kept: set[str] = set()
+    follow = [sources[name][BOXES] for name, layer in layers.items() if layer.get('type') == CUTS]
     while follow:
         name = follow.pop()
-        if name not in kept and layers[name].get('type') not in (*FEATURES, 'Const', 'Parameter'):
+        if name not in kept and layers[name].get('type') not in (*FEATURES, CUTS, 'Const', 'Parameter'):
             kept.add(name)
             follow += sources[name].values()
     for name in kept:

@@ -131,7 +131,7 @@ def export_part(
         uint8: see ``export_model``.
         threads: of the runtime that ``'auto'`` measures in.
         int8: quantize the file (ONNX, OpenVINO), calibrated on ``data``; see ``repnext_mm.export.quantize``.
-        bf16: have OpenVINO compute the file in bfloat16, or what ``int8`` leaves, but for the coordinates of boxes; see
+        bf16: have OpenVINO compute the file in bfloat16, but for the coordinates of boxes; see
             ``repnext_mm.export.bfloat16``.
         quantizer: ``'onnxruntime'``, the default of ``int8``, or ``'nncf'``, for OpenVINO only.
         data: a config, whose test set gives the metric of the model and of the file; for int8, its training set
@@ -148,6 +148,10 @@ def export_part(
     if uint8 and normalize is False:
         raise UserError('an input in uint8 is pixels, which the graph has to normalize: omit normalize=False')
     _check_data(format, data, int8=int8, half=half, images=images, max_drop=max_drop)
+    if int8 and bf16:
+        raise UserError(
+            'int8 and bf16 exclude each other: OpenVINO computes the rest of an int8 file in float32, omit one'
+        )
     if quantizer is not None:
         if not int8:
             raise UserError(f'quantizer={quantizer!r} is for int8: give that too, or omit it')
@@ -176,11 +180,9 @@ def export_part(
     if data is not None and Path(data).is_file():
         limit = (INT8_MAX_DROP if int8 else MAX_DROP) if max_drop is None else max_drop
         judge = _judge(chosen, load_config(data, options=options), images=images, max_drop=limit)
-    finish = None
     if bf16:
         check_bfloat16(format, whole='task' in chosen.about, detects=chosen.detects, judged=judge is not None)
-        finish = partial(_in_bfloat16, chosen, shape=shape, uint8=uint8, judged=int8 or judge is not None)
-    given['finish'] = finish
+        given['finish'] = partial(_in_bfloat16, chosen, shape=shape, uint8=uint8, judged=judge is not None)
     if int8 and data is not None:
         if 'steps' not in chosen.about:
             raise UserError(
@@ -220,7 +222,6 @@ def write_int8(
     quantizer: str,
     calibration: Callable[[], Iterable[Any]],
     judge: Callable[[Path], Accuracy] | None = None,
-    finish: Callable[[Path], object] | None = None,
     **options: Any,
 ) -> tuple[ExportReport, FusionReport]:
     """Fuse a loaded part, export it in float, quantize that file and publish it if its accuracy is accepted.
@@ -228,7 +229,7 @@ def write_int8(
     Without a metric, the outputs of a network that is not a detector have to keep ``MIN_SIGNAL_TO_NOISE_DB``.
 
     Args:
-        part, form, path, format, finish, options: see ``export_model``.
+        part, form, path, format, options: see ``export_model``.
         quantizer: see ``export_part``.
         calibration: gives inputs of the network.
         judge: gives the accuracy of a file.
@@ -256,8 +257,6 @@ def write_int8(
             count = quantize_onnx(source, quantized, useful)
             if format == 'openvino':
                 onnx_to_openvino(quantized, draft, **described)
-        if finish is not None:
-            finish(draft)
         noise = None
         if not part.detects:
             in_int8 = open_file(draft)

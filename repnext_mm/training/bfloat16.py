@@ -17,7 +17,7 @@ from repnext_mm.training.operator_inputs import guard_operators
 
 
 def trains_faster() -> bool:
-    """Whether this is a processor that was measured to train faster in bfloat16: one with AMX."""
+    """Whether this is a processor on which whole detectors were measured to train faster in bfloat16: one with AMX."""
     has_amx = getattr(torch.cpu, '_is_amx_tile_supported', None)  # torch 2.6 and later
     return get_device() == 'cpu' and has_amx is not None and bool(has_amx())
 

@@ -149,9 +149,7 @@ def export_part(
         raise UserError('an input in uint8 is pixels, which the graph has to normalize: omit normalize=False')
     _check_data(format, data, int8=int8, half=half, images=images, max_drop=max_drop)
     if int8 and bf16:
-        raise UserError(
-            'int8 and bf16 exclude each other: OpenVINO computes the rest of an int8 file in float32, omit one'
-        )
+        raise UserError('int8 and bf16 exclude each other, since bfloat16 makes no int8 file faster: omit one')
     if quantizer is not None:
         if not int8:
             raise UserError(f'quantizer={quantizer!r} is for int8: give that too, or omit it')

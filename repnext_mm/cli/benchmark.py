@@ -190,7 +190,7 @@ def run_inference(args: argparse.Namespace) -> int:
         )
     for line in failures:
         print(f'failed: {line}')
-    print_files(render(planned.record, path))
+    print_files(render(read_record(path), path))  # rounded, as it will be read again
     return 1 if failures else 0
 
 

@@ -104,19 +104,24 @@ def _as_float64(tensor: Tensor) -> Tensor:
 def convolve(x: Tensor, kernel: Kernel, *, like: nn.Conv2d) -> Tensor:
     """Convolve ``x (N, C, H, W)`` as ``like`` does (stride, padding and its mode, dilation, groups), with a kernel.
 
-    Under autocast on a CPU, grouped convolutions stay in the kernel's dtype: torch's gradient of a depthwise kernel
-    takes about three times as long in bfloat16.
+    Under autocast on a CPU, grouped kernels larger than 3x3 compute in their own dtype, and give that of autocast: in
+    bfloat16, torch's gradient of such a kernel takes three times as long, and more.
     """
-    if like.groups > 1 and x.device.type == 'cpu' and _autocast_on_cpu():
-        with torch.autocast('cpu', enabled=False):
-            return like._conv_forward(x.to(kernel.weight.dtype), kernel.weight, kernel.bias)
-    return like._conv_forward(x, kernel.weight, kernel.bias)
+    large = like.groups > 1 and max(kernel.weight.shape[2:]) > 3
+    dtype = _autocast_dtype(x.device.type) if large else None
+    if dtype is None:
+        return like._conv_forward(x, kernel.weight, kernel.bias)
+    with torch.autocast('cpu', enabled=False):
+        return like._conv_forward(x.to(kernel.weight.dtype), kernel.weight, kernel.bias).to(dtype)
 
 
-def _autocast_on_cpu() -> bool:
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast has convolutions compute in on a CPU; None where it is off, and elsewhere."""
+    if device != 'cpu':
+        return None
     if hasattr(torch, 'get_autocast_dtype'):  # from torch 2.4 on
-        return torch.is_autocast_enabled('cpu')
-    return torch.is_autocast_cpu_enabled()
+        return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 def to_conv(kernel: Kernel, *, like: ConvT) -> ConvT:

@@ -11,7 +11,7 @@ from tests.tools.running import ROOT
 # What may be called all the same: an unpickler behind trust_pickle, and an export that was written a moment ago.
 ALLOWED = {
     ('repnext_mm/checkpoints/read.py', 'torch.load'),
-    ('repnext_mm/export/formats.py', 'torch.jit.load'),
+    ('repnext_mm/export/openers.py', 'torch.jit.load'),
     ('tools/check_env.py', 'runpy.run_path'),  # a file of this package, by its own path
 }
 FORBIDDEN = {

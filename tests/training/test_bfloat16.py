@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
@@ -127,18 +128,22 @@ def test_float32_clips_otherwise():
     assert not torch.equal(model.head.weight, in_float32.head.weight)
 
 
-def test_depthwise_kernels_get_their_gradients_in_float32():
+def test_large_depthwise_kernels_get_their_gradients_in_float32(monkeypatch):
     torch.manual_seed(0)
     network = RepNeXt(ARCH)
     network.train()
-    seen = []
-    for module in network.modules():
-        if isinstance(module, MergedBranches):
-            module.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    computed, original = [], F.conv2d
+
+    def conv2d(x, weight, *rest):
+        computed.append((tuple(weight.shape[1:]), torch.is_autocast_enabled('cpu'), x.dtype))
+        return original(x, weight, *rest)
+
+    monkeypatch.setattr(F, 'conv2d', conv2d)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         levels = network(torch.randn(2, 3, 64, 64))
-    assert seen and set(seen) == {torch.float32}
-    assert {level.dtype for level in levels} & {torch.bfloat16}, 'the 1x1 convolutions are not in bfloat16'
+    assert {found[1:] for found in computed if found[0] == (1, 7, 7)} == {(False, torch.float32)}
+    assert {autocast for shape, autocast, _ in computed if max(shape[1:]) <= 3} == {True}
+    assert {level.dtype for level in levels} == {torch.bfloat16}
 
 
 def test_faster_where_it_was_measured(monkeypatch):

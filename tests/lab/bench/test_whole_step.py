@@ -18,6 +18,7 @@ from repnext_mm.lab.bench import whole_step
 from repnext_mm.lab.bench.tables import whole_step_tables
 from repnext_mm.lab.bench.whole_step import BRANCHES, MERGED, STAGES, measure_whole_step
 from repnext_mm.models import RepNeXt
+from tests.export.test_parts import SMALL_SEGMENTOR
 from tests.tools.running import ROOT
 
 DETECTOR = ROOT / 'configs/mask_rcnn_repnext_m0_digits.py'
@@ -89,27 +90,28 @@ def test_a_classifier_and_its_table(tmp_path):
 
 
 def test_trained_weights_and_a_compiled_backbone(scenes, tmp_path, monkeypatch):
-    counter = CompileCounterWithBackend('aot_eager')
+    counter, options = CompileCounterWithBackend('aot_eager'), scenes | SMALL_SEGMENTOR
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
     monkeypatch.setattr(whole_step, 'check_compiler', lambda device_type: None)
     config = Config.fromfile(SEGMENTOR)
+    config.merge_from_dict(SMALL_SEGMENTOR)
     state = build_model(config).state_dict()
     state['decode_head.conv_seg.bias'][0] = 20.0  # the background, everywhere
     torch.save({'state_dict': state}, tmp_path / 'trained.pth')
     found = measure_whole_step(
-        SEGMENTOR, tmp_path / 'trained.pth', runtimes=('eager', 'compile'), options=scenes, **QUICK
+        SEGMENTOR, tmp_path / 'trained.pth', runtimes=('eager', 'compile'), options=options, **QUICK
     )
     assert [(way.runtime, way.backbone) for way in found.ways] == [
         (runtime, backbone) for runtime in ('eager', 'compile') for backbone in (BRANCHES, MERGED)
     ]
     assert [way.loss for way in found.ways] == pytest.approx([found.ways[0].loss] * 4, rel=1e-3)
     assert counter.frame_count == 2, 'steps or backbones were compiled again'
-    (initial,) = measure_whole_step(SEGMENTOR, backbones=(MERGED,), options=scenes, **QUICK).ways
+    (initial,) = measure_whole_step(SEGMENTOR, backbones=(MERGED,), options=options, **QUICK).ways
     assert initial.loss != pytest.approx(found.ways[0].loss, rel=0.1)
     text = whole_step_tables([found])
     assert 'trained weights' in text
     assert '| merged | compile | contiguous | float32 ' in re.sub(' +', ' ', text)
-    assert all(way.first_step_s > 0 and way.memory_mib > 10 for way in found.ways)
+    assert all(way.first_step_s > 0 and way.memory_mib > 1 for way in found.ways)
 
 
 class Slow(torch.autograd.Function):

@@ -20,7 +20,7 @@ from torch import nn
 
 from repnext_mm.apis.config import building, load_config
 from repnext_mm.errors import UserError
-from repnext_mm.export.predict import Exported, Prediction, finished, network_input, open_file
+from repnext_mm.export.predict import Exported, Prediction, check_size, finished, network_input, open_file
 
 HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 """What is compared, where a metric gives one of them; all that it gives where it gives none."""
@@ -133,7 +133,9 @@ def _exported(exported: Exported) -> Predict:
 
     def predict(item: dict[str, Any]) -> Any:
         sample = item['data_samples']
-        outputs = exported.run(network_input(_pixels(item), about))
+        pixels = _pixels(item)
+        check_size(pixels, about)
+        outputs = exported.run(network_input(pixels, about))
         size, scale = tuple(sample.ori_shape[:2]), tuple(sample.get('scale_factor', (1.0, 1.0)))[:2]
         return _sample(sample, finished(about, outputs, size=size, scale=scale))
 

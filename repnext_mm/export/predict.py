@@ -91,7 +91,7 @@ def predict(exported: Exported, image: Array) -> Prediction:
     """From an image ``(H, W, 3)``, RGB, uint8, to what is on it.
 
     Raises:
-        UserError: the file does not say what its outputs mean.
+        UserError: the file does not say what its outputs mean, or takes another size.
     """
     about = exported.about
     if about.get('task') not in _FINISH:
@@ -99,13 +99,22 @@ def predict(exported: Exported, image: Array) -> Prediction:
             'the file does not say what its outputs mean: export a detector, segmentor or classifier by its config'
         )
     pixels, scale = prepared(image, about['steps'])
+    check_size(pixels, about)
+    return finished(about, exported.run(network_input(pixels, about)), size=image.shape[:2], scale=scale)
+
+
+def check_size(pixels: Array, about: dict[str, Any]) -> None:
+    """A file of one size gets an image of that size.
+
+    Raises:
+        UserError: it gets another.
+    """
     if about.get('size', [*pixels.shape[:2]]) != [*pixels.shape[:2]]:
         one, other = ('x'.join(map(str, size)) for size in (pixels.shape[:2], about['size']))
         raise UserError(
             f'the image is {one} after the steps of the test pipeline, and the file takes {other} alone: give images '
             f'of another shape, or export with --shape 1 3 {one.replace("x", " ")}, or without --static'
         )
-    return finished(about, exported.run(network_input(pixels, about)), size=image.shape[:2], scale=scale)
 
 
 def finished(

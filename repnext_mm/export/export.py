@@ -147,9 +147,7 @@ def export_part(
     check_options(format, opset=opset, half=half, uint8=uint8)
     if uint8 and normalize is False:
         raise UserError('an input in uint8 is pixels, which the graph has to normalize: omit normalize=False')
-    _check_data(format, data, int8=int8, half=half, images=images, max_drop=max_drop)
-    if int8 and bf16:
-        raise UserError('int8 and bf16 exclude each other, since bfloat16 makes no int8 file faster: omit one')
+    _check_data(format, data, int8=int8, bf16=bf16, half=half, images=images, max_drop=max_drop)
     if quantizer is not None:
         if not int8:
             raise UserError(f'quantizer={quantizer!r} is for int8: give that too, or omit it')
@@ -522,7 +520,7 @@ def _check(model: nn.Module, path: Path, format: str, shape: Sequence[int]) -> N
 
 
 def _check_data(
-    format: str, data: str | Path | None, *, int8: bool, half: bool, images: int, max_drop: float | None
+    format: str, data: str | Path | None, *, int8: bool, bf16: bool, half: bool, images: int, max_drop: float | None
 ) -> None:
     if images < 1 or (max_drop is not None and not 0 <= max_drop <= 1):
         raise UserError(f'images={images} must be at least 1, and max_drop={max_drop} a share from 0 to 1')
@@ -540,6 +538,8 @@ def _check_data(
         raise UserError(f'int8 is written for {" and ".join(QUANTIZED)}, not for {format!r}: omit it')
     if int8 and half:
         raise UserError('int8 and half exclude each other: omit one')
+    if int8 and bf16:
+        raise UserError('int8 and bf16 exclude each other, since bfloat16 makes no int8 file faster: omit one')
 
 
 def _judge(part: Part, config: Config, *, images: int, max_drop: float) -> Callable[[Path], Accuracy]:

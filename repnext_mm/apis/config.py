@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,19 +76,26 @@ def building(config: Config) -> Iterator[None]:
     """Say in one sentence what is wrong with a config from which a library cannot build something.
 
     Raises:
-        NotBuiltError: in the library's words, whatever it raised.
+        NotBuiltError: in the library's words, whatever it raised; or that a library cannot be imported here.
     """
     try:
         yield
     except UserError:
         raise
-    except (OSError, TypeError, ValueError) as error:  # with a sentence of their own
-        raise NotBuiltError(' '.join(str(error).split())) from error
     except Exception as error:  # registries pass on whatever a constructor raises
-        reason = ' '.join(str(error).split())[:300]
-        raise NotBuiltError(
-            f"config '{config.filename}' cannot be built ({type(error).__name__}: {reason}): fix that part of it"
-        ) from error
+        said, kind = ' '.join(str(error).split()), type(error).__name__
+        if library := _not_importable(error):
+            said = f'{library} cannot be imported here ({kind}: {said[:300]}): repnext check env says how to fix it'
+        elif not isinstance(error, OSError | TypeError | ValueError):  # those have a sentence of their own
+            said = f"config '{config.filename}' cannot be built ({kind}: {said[:300]}): fix that part of it"
+        raise NotBuiltError(said) from error
+
+
+def _not_importable(error: BaseException) -> str | None:
+    """The library whose import raised an error, if one did: registries import all of a library's models at once."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == '<module>']
+    names = {str(frame.f_globals.get('__name__')).partition('.')[0] for frame in frames}
+    return next((name for name in ('mmcv', 'mmpretrain', *SCOPE_PACKAGES) if name in names), None)
 
 
 def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Any]:

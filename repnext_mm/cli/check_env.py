@@ -52,6 +52,11 @@ PINS_314 = {'numpy': 'numpy==2.4.6', 'cv2': 'opencv-python-headless==4.13.0.92'}
 PYTHONS = (10, 14)  # 3.x, oldest and newest of any lane
 MM = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 MODULES = ('torch', 'torchvision', 'numpy', 'timm', 'cv2', *MM, 'mmcv.ops', 'repnext_mm')
+MODELS = (
+    'mmpretrain',
+    'mmdet',
+    'mmseg',
+)  # of mmpretrain, mmdet has parts; they import most of what they need with their models only
 MARK = '<check_env>'
 # Runs in a process of its own, because an import may end it. The working directory must not count as installed.
 PROBE = f"""
@@ -69,6 +74,11 @@ try:
         import torch
         module.nms(torch.tensor([[0., 0., 2., 2.]]), torch.ones(1), 0.5)
         facts.update(cuda=module.get_compiling_cuda_version(), compiler=module.get_compiler_version())
+    if sys.argv[1] in {MODELS}:
+        try:
+            importlib.import_module(sys.argv[1] + '.models')
+        except Exception as error:
+            facts.update(models=f'{{type(error).__name__}}: {{error}}', lacks=getattr(error, 'name', None))
 except ModuleNotFoundError as error:
     facts.update(error=f'{{type(error).__name__}}: {{error}}', missing=error.name == sys.argv[1].split('.')[0])
 except BaseException as error:
@@ -185,7 +195,8 @@ def find_problems(facts: dict[str, dict[str, Any]], lane: str) -> list[Problem]:
     if 'error' in facts['cv2'] and 'error' not in facts['numpy'] and not facts['cv2'].get('missing'):
         command = f'{pip} install --force-reinstall --no-deps {pins_of(lane)["cv2"]}'
         problems.append(Problem(f'OpenCV does not import: {facts["cv2"]["error"]}', command))
-    return problems + mm_problems(facts, lane, pip) + own_problems(facts, pip) + operator_problems(facts, lane, pip)
+    problems += mm_problems(facts, lane, pip) + own_problems(facts, pip) + operator_problems(facts, lane, pip)
+    return problems or model_problems(facts, lane, pip)
 
 
 def nothing_else_counts(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> Problem | None:
@@ -301,6 +312,21 @@ def operator_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> 
     if torch.get('gpus') and 'not available' in str(ops.get('cuda')):
         return [Problem(f"A GPU is there, but mmcv's operators are compiled for the CPU only. {also}", ours)]
     return []
+
+
+def model_problems(facts: dict[str, dict[str, Any]], lane: str, pip: str) -> list[Problem]:
+    """What keeps the models of a library from importing where all else is right: one problem, the rest follows it."""
+    broken = [module for module in MODELS if 'models' in facts[module]]
+    if not broken:
+        return []
+    error, lacking = facts[broken[0]]['models'], facts[broken[0]].get('lacks')
+    what, transformers = f'The models of {" and ".join(broken)} do not import: {error}', installed('transformers')
+    if numbers(transformers) >= [5] and 'NoneType' in error:
+        what += f'. mmpretrain cannot be imported beside transformers {transformers}; it can beside 4.'
+        return [Problem(what, f'{pip} install "transformers<5"')]
+    if lacking and error.startswith('ModuleNotFoundError'):
+        return [Problem(what, f'{pip} install {lacking.partition(".")[0]}')]
+    return [Problem(what, f'{pip} install --force-reinstall --no-deps {pins_of(lane)[broken[0]]}')]
 
 
 def own_problems(facts: dict[str, dict[str, Any]], pip: str) -> list[Problem]:

@@ -185,3 +185,13 @@ def test_libraries_fail_in_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=words) as caught, building(config):
         MODELS.build(config.model)
     assert '\n' not in str(caught.value)
+
+
+def test_a_library_that_cannot_be_imported_is_not_the_config_s_fault(tmp_path):
+    """mmpretrain 1.2 with transformers 5, say: registries import a library's models when one is first asked for."""
+    (tmp_path / 'config.py').write_text("default_scope = 'mmdet'\nmodel = dict(type='Net')\n")
+    config = load_config(tmp_path / 'config.py')
+    words = r'mmdet cannot be imported here \(TypeError: NoneType takes no arguments\): repnext check env says how'
+    module = compile('class Bert(None): pass', 'bert.py', 'exec')
+    with pytest.raises(ValueError, match=words), building(config):
+        exec(module, {'__name__': 'mmdet.models.bert'})

@@ -58,6 +58,8 @@ class Fake:
         self.distribution('torchvision', '0.26.0+cpu', 'Requires-Dist: torch (==2.11.0)\n')
         for name in ('torchvision', 'numpy', 'timm', 'cv2', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
             self.module(name, "__version__ = '1.0'")
+        for name in ('mmdet', 'mmseg', 'mmpretrain'):
+            self.module(f'{name}/models', '')
         self.module('repnext_mm', "__version__ = '0.1.0'")
         self.module('torch', TORCH)
         self.module('mmcv/ops', OPS)
@@ -147,6 +149,25 @@ def test_import_ends_badly(module: str, body: str, said: str, fake: Fake) -> Non
     assert said in what
     fix = {'mmcv': 'onedl-mmcv==2.3.6', 'repnext_mm': f'-e {ROOT}'}
     assert fix[module] in command
+
+
+@pytest.mark.parametrize(
+    'transformers, body, command',
+    [
+        ('5.17.0', 'class Bert(None): pass', 'install "transformers<5"'),
+        ('4.57.6', 'class Bert(None): pass', 'install --force-reinstall --no-deps onedl-mmpretrain=='),
+        (None, 'import some_package.part', 'install some_package'),
+    ],
+)
+def test_models_do_not_import(transformers: str | None, body: str, command: str, fake: Fake) -> None:
+    """The library itself does; mmdet's models import mmpretrain's."""
+    fake.distribution('transformers', transformers)
+    fake.module('mmpretrain/models', body)
+    fake.module('mmdet/models', 'import mmpretrain.models')
+    what, fix = fake.only_problem()
+    assert what.startswith('The models of mmpretrain and mmdet do not import: ')
+    assert command in fix
+    assert ('beside transformers 5.17.0' in what) == (transformers == '5.17.0')
 
 
 def test_torch_broken_hides_what_follows_from_it(fake: Fake) -> None:

@@ -22,7 +22,9 @@ from torch import Tensor
 from repnext_mm.checkpoints.published import MIRROR
 from repnext_mm.reparam.verify import distance, randomize
 
-__all__ = ['golden_tensor', 'randomize', 'worst_error']
+__all__ = ['golden_tensor', 'needs_gpu', 'randomize', 'worst_error']
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
 DATA = Path(__file__).parent / 'data'
 
@@ -65,6 +67,13 @@ def _fresh_mmengine() -> Iterator[None]:
             handler.close()
     for manager in _subclasses(ManagerMixin):
         manager._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Runner trains on a GPU where there is one; what is equal to the bit is so on a CPU."""
+    if needs_gpu.mark not in request.node.iter_markers('skipif'):
+        monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from repnext_mm.timing import event_times, measure_latency, wall_times, warm_up
+from tests.conftest import needs_gpu
 
 
 def test_calls_alternate_and_warm_up_is_not_counted():
@@ -62,7 +63,7 @@ def test_a_warm_up_tells_its_rounds():
         warm_up({'a': int}, rounds=-1, seconds=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@needs_gpu
 def test_events_measure_the_gpu():
     x = torch.randn(1024, 1024, device='cuda')
     times = event_times({'small': lambda: x + 1, 'large': lambda: x @ x @ x @ x}, rounds=5)

@@ -19,9 +19,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from repnext_mm.mmcv_ops import operators, status
+from repnext_mm.mmcv_ops import operators
 from .cases import difference
-from .swap import put_operators
+from .swap import needs_compiled, put_operators
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore')]
 
@@ -184,7 +184,7 @@ def operators_on_a_cpu_too(ext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(focal_loss, 'py_sigmoid_focal_loss', focal)
 
 
-@pytest.mark.skipif(status().kind != 'compiled', reason='mmcv has no compiled operators here')
+@needs_compiled
 @pytest.mark.parametrize('config', BOTH)
 def test_same_with_both_operators(config, monkeypatch):
     import mmcv._ext as compiled

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from repnext_mm.mmcv_ops import operators, status
-from .cases import CASES, Case, difference, tolerance_of
+from repnext_mm.mmcv_ops import operators
+from tests.conftest import needs_gpu
+from .cases import CASES, HALF, Case, difference, tolerance_of
+from .swap import OnGpu, needs_compiled
 from .write_reference import FILE, SEED
 
 
@@ -27,11 +29,21 @@ def multiplies_halves() -> bool:
     return True
 
 
-def check(case: Case, results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+OTHER_SUMS = {
+    torch.float16: HALF,
+    torch.float32: 1e-5,
+    torch.float64: 1e-13,
+}  # those of a GPU, whose threads add in any order
+
+
+def check(
+    case: Case, results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, in_order: bool = True
+) -> None:
     assert results.keys() == expected.keys()
     for key, value in expected.items():
-        error = difference(results[key], value)
-        assert error <= tolerance_of(case, key, value), f'{key} differs by {error:.3g}'
+        error, limit = difference(results[key], value), tolerance_of(case, key, value)
+        limit = limit if in_order else max(limit, OTHER_SUMS.get(value.dtype, limit))
+        assert error <= limit, f'{key} differs by {error:.3g}'
 
 
 @pytest.mark.parametrize('case', [case for case in CASES if case.stored], ids=lambda case: case.name)
@@ -44,13 +56,20 @@ def test_as_compiled_by_the_reference_file(case):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(status().kind != 'compiled', reason='mmcv has no compiled operators here')
+@needs_compiled
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
 def test_as_compiled_on_new_inputs(case):
     import mmcv._ext as compiled
 
     for seed in range(1, 6):
         check(case, case.run(operators, seed), case.run(compiled, seed))
+
+
+@needs_gpu
+@pytest.mark.parametrize('case', [case for case in CASES if case.stored], ids=lambda case: case.name)
+def test_on_a_gpu_as_on_a_cpu(case, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    check(case, case.run(OnGpu(), 1), case.run(operators, 1), in_order=False)
 
 
 @pytest.mark.parametrize('larger', [0, 8])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.conftest import needs_gpu
 from tests.reliability import gradient_worker
 from tests.reliability.gradient_worker import (
     CASES,
@@ -94,7 +95,7 @@ def test_all_processes_end_alike(found):
             assert all(torch.equal(process[case][0][name], value) for name, value in found[0][case][0].items())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='torch has no SyncBN on the CPU')
+@needs_gpu  # torch has no SyncBN on a CPU
 @pytest.mark.parametrize('world', [2, 4])
 def test_synchronized_norms_are_those_of_the_global_batch(tmp_path, world):
     """Several processes share one GPU: gradients and running statistics equal one process's with plain norms."""

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.conftest import VARIABLES
 from tests.tools.starter import SECONDS
 
@@ -21,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 FRESH = 'REPNEXT_MM_FRESH_PROCESSES'
 """Set, each tool has a process that imports everything anew, as on the command line; 4 to 10 s more for each."""
+FORKS = hasattr(os, 'fork') and not torch.cuda.is_available()
+"""CUDA does not outlive a fork: with a GPU, each tool has a process of its own, and uses it."""
 MAY_DIFFER = ('PYTEST_', 'REPNEXT_', 'TMPDIR')
 """Variables that nothing reads while it is imported."""
 
@@ -81,7 +85,7 @@ class _Starter:
 
 @cache
 def _starter() -> _Starter | None:
-    return _Starter() if hasattr(os, 'fork') else None
+    return _Starter() if FORKS else None
 
 
 def options(**values: Any) -> list[str]:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.tools.running import FRESH, _Starter, run_tool
+from tests.tools.running import FORKS, FRESH, _Starter, run_tool
 
 SAID = """
 import json, os, random, sys, tempfile
@@ -31,7 +31,7 @@ def said(tmp_path):
     return run
 
 
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='starts processes by fork')
+@pytest.mark.skipif(not FORKS, reason='starts processes by fork')
 @pytest.mark.parametrize('words', [('said.py',), ('-m', 'said')])
 def test_what_a_process_knows_of_itself(said, words, monkeypatch, tmp_path):
     said(*words)  # the process that forks is there from now on

@@ -1,6 +1,6 @@
 """What holds on a CPU holds on a GPU: fusing, merging, mixed precision, captured graphs, compiled training.
 
-The other tests use a GPU too where mmengine's Runner finds one.
+Other tests run on a CPU where there is a GPU too, but for those of operators and of timing that say so.
 """
 
 from __future__ import annotations

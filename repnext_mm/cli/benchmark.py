@@ -75,7 +75,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"in --train CONFIG, from {', '.join(BACKBONES)}: the config's own, by its branches or merged (with a "
         '--checkpoint these alone), and others in its place; ratios are to the first row',
     )
-    what.add_argument('--config', help='time a whole detector or segmentor instead, part by part')
+    what.add_argument(
+        '--config', nargs='+', default=[], help='time whole detectors or segmentors instead, part by part, in turn'
+    )
     what.add_argument(
         '--checkpoint', help='weights of --config (default: random ones) or of --train CONFIG (default: initial ones)'
     )
@@ -197,6 +199,8 @@ def run_inference(args: argparse.Namespace) -> int:
 def run_other(args: argparse.Namespace) -> int:
     if args.files and (args.train or not args.config):
         raise UserError('--files are compared with the model of a --config: give that, and no --train')
+    if len(args.config) > 1 and (args.files or args.checkpoint):
+        raise UserError(f'--config names {len(args.config)} configs: with --checkpoint or --files, name one')
     whole = 'whole_files' if args.files else 'whole_model'
     kind = whole if not args.train else 'training' if args.train is True else 'whole_step'
     path = output_of(args, kind)
@@ -238,12 +242,13 @@ def calls_of(args: argparse.Namespace) -> list[Callable[..., Any]]:
     return [
         partial(
             measure,
-            args.config,
+            config,
             args.checkpoint,
             image=args.image,
             options=args.cfg_options,
             trust_pickle=args.trust_pickle,
         )
+        for config in args.config
     ]
 
 

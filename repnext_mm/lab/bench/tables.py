@@ -165,9 +165,12 @@ def _data_line(result: WholeStep) -> str:
 
 
 def whole_model_tables(results: Sequence[WholeModel]) -> str:
-    """A table for each model, a row for each part; the fused model against the trained one in the same run."""
+    """A table for each model, a row for each part; the fused model against the trained one in the same run.
+
+    Of several configs, the fused ones come first, a row for each.
+    """
     head = ['part', 'train form, median ms', 'p10 to p90', 'fused, median ms', 'p10 to p90', 'n', 'times faster']
-    texts = []
+    texts = [_fused_models(results)] if len({result.config for result in results}) > 1 else []
     for result in results:
         weights = 'trained weights' if result.trained else 'random weights'
         counts = ''.join(f', {count} {kind}' for kind, count in result.counts.items())
@@ -183,6 +186,16 @@ def whole_model_tables(results: Sequence[WholeModel]) -> str:
             f'{markdown_table(head, rows)}\n'
         )
     return '\n'.join(texts)
+
+
+def _fused_models(results: Sequence[WholeModel]) -> str:
+    head = ['config', 'network input', 'backbone, fused, median ms', 'total, median ms', 'p10 to p90', 'n']
+    rows = []
+    for result in results:
+        backbone, total = result.times['fused']['backbone'], result.times['fused']['total']
+        times = [f'{backbone.median_ms:.1f}', f'{total.median_ms:.1f}', _deciles(total, '.1f'), str(total.n)]
+        rows.append([result.config, _shape(result.input_shape), *times])
+    return f'{markdown_table(head, rows, texts=2)}\n'
 
 
 def whole_file_tables(results: Sequence[WholeFiles]) -> str:

@@ -23,8 +23,8 @@ def test_every_row_is_a_command_on_files_that_exist(tiny):
     assert len({row.name for row in rows}) == len(rows)
     for row in rows:
         given = parser.parse_args(list(row.arguments))
-        config = given.config or (given.train if isinstance(given.train, str) else None)
-        assert config is None or Path(config).is_file()
+        configs = [*given.config, *([given.train] if isinstance(given.train, str) else [])]
+        assert all(Path(config).is_file() for config in configs)
         assert given.repeats == 1
     assert sum(row.estimate_s for row in rows) <= LIMIT_S + 60  # the last may not come to its turn
 

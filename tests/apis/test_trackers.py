@@ -41,9 +41,24 @@ def test_it_is_added_once_and_images_are_drawn(name, config, everything_installe
 def test_settings_of_the_config_stay(everything_installed):
     own = dict(type='WandbVisBackend', init_kwargs=dict(project='digits'))
     config = Config(dict(visualizer=dict(type='DetLocalVisualizer', name='mine', vis_backends=[own])))
-    trackers.add_trackers(config, ['wandb', 'mlflow'])
+    trackers.add_trackers(config, ['wandb', 'aim'])
     assert config.visualizer.name == 'mine'
-    assert config.visualizer.vis_backends == [own, dict(type='MLflowVisBackend')]
+    assert config.visualizer.vis_backends == [own, dict(type='AimVisBackend')]
+
+
+def test_mlflow_writes_a_data_base_or_where_it_is_told_to(everything_installed, monkeypatch, tmp_path):
+    """MLflow 3 refuses mmengine's default, a folder of files."""
+
+    def back_end():
+        config = Config(dict(work_dir=str(tmp_path)))
+        trackers.add_trackers(config, ['mlflow'])
+        return config.visualizer.vis_backends[1]
+
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    assert back_end().tracking_uri == f'sqlite:///{tmp_path}/mlflow.db'
+    assert (back_end().exp_name, back_end().artifact_location) == ('repnext_mm', f'file://{tmp_path}/mlruns')
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://tracking:5000')
+    assert back_end() == dict(type='MLflowVisBackend', tracking_uri='http://tracking:5000')
 
 
 def test_a_config_without_a_visualizer_gets_one(everything_installed):

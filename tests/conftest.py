@@ -8,7 +8,7 @@ import math
 import os
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,22 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GP
 
 DATA = Path(__file__).parent / 'data'
 
+
+def _held(register: Callable[[object, str], None]) -> Callable[[object, str], None]:
+    """TorchScript knows operators by their address, also after they were replaced (a second overload is defined).
+
+    What lay there next, a list of paddings once, was "builtin cannot be used as a value" in one run of many.
+    """
+    operators = []
+
+    def hold(operator: object, name: str) -> None:
+        operators.append(operator)
+        register(operator, name)
+
+    return hold
+
+
+torch.jit._builtins._register_builtin = _held(torch.jit._builtins._register_builtin)
 
 VARIABLES: dict[str, str] = {}
 """Of the environment, as it is when the first test begins."""

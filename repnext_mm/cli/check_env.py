@@ -52,11 +52,8 @@ PINS_314 = {'numpy': 'numpy==2.4.6', 'cv2': 'opencv-python-headless==4.13.0.92'}
 PYTHONS = (10, 14)  # 3.x, oldest and newest of any lane
 MM = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 MODULES = ('torch', 'torchvision', 'numpy', 'timm', 'cv2', *MM, 'mmcv.ops', 'repnext_mm')
-MODELS = (
-    'mmpretrain',
-    'mmdet',
-    'mmseg',
-)  # of mmpretrain, mmdet has parts; they import most of what they need with their models only
+# These import most of what they need with their models only; mmdet's import those of mmpretrain.
+MODELS = ('mmpretrain', 'mmdet', 'mmseg')
 MARK = '<check_env>'
 # Runs in a process of its own, because an import may end it. The working directory must not count as installed.
 PROBE = f"""

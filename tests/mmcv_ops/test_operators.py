@@ -29,11 +29,8 @@ def multiplies_halves() -> bool:
     return True
 
 
-OTHER_SUMS = {
-    torch.float16: HALF,
-    torch.float32: 1e-5,
-    torch.float64: 1e-13,
-}  # those of a GPU, whose threads add in any order
+# Those of a GPU, whose threads add in any order.
+OTHER_SUMS = {torch.float16: HALF, torch.float32: 1e-5, torch.float64: 1e-13}
 
 
 def check(

@@ -59,7 +59,7 @@ lint: env  ## ruff (rules and formatter) and mypy
 
 docs: env  ## the documentation as a site, in build/site; a link that leads nowhere is an error
 	@test -d build/docs || $(RUN) -m pip install --quiet --target build/docs -r requirements/docs.txt
-	PYTHONPATH=build/docs $(RUN) -m sphinx -W --keep-going -q -c docs/site -d build/site-cache . build/site
+	PYTHONPATH=build/docs $(RUN) -m sphinx -E -W --keep-going -q -c docs/site -d build/site-cache . build/site
 
 lock:  ## renew the versions and hashes in requirements/locked (needs uv)
 	bash requirements/lock.sh

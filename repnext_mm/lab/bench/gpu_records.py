@@ -50,7 +50,7 @@ def gpu_rows(configs: str | Path, *, tiny: bool = False) -> list[Row]:
     for loader in ('train_dataloader', 'val_dataloader'):
         scenes += tuple(f'{loader}.dataset.scenes.{part}=2' for part in ('train', 'val'))
     backbone = ('--train', '--arch', large, '--shape', shape, *mixed, *few, *once)
-    return [  # the estimates: seconds on an H100 with a slow host
+    return [  # the first estimate is half of what twice the settings took on an H100, the others are guesses
         Row('training-m4', backbone, 80),
         Row('inference', ('--arch', *inferred, '--peers', *peers, *graphs, *half, *many, *once), 150),
         Row('step-mask-rcnn', step('mask_rcnn_repnext_m0_digits.py', *scenes), 70),

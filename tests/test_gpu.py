@@ -6,6 +6,7 @@ Other tests run on a CPU where there is a GPU too, but for those of operators an
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from repnext_mm import RepNeXt
 from repnext_mm.hooks import CompileBackboneHook, FuseBackboneHook
-from repnext_mm.lab.bench.runtimes import prepare
+from repnext_mm.lab.bench.runtimes import captured, prepare
+from repnext_mm.lab.bench.training import TRAIN, step_of, ways_to_train
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.models.mixer_forms import FORMS
 from repnext_mm.reparam import fuse, fuse_checked, relative_error
@@ -117,6 +119,20 @@ def test_a_captured_graph_computes_what_the_network_does(float32_is_float32, mem
         x.copy_(torch.randn_like(x))
         found = [feature.clone() for feature in replay()]
         assert max(worst_error(a, b) for a, b in zip(found, fused(x), strict=True)) < 1e-5
+
+
+def test_captured_steps_train_as_others_do(float32_is_float32):
+    x, none, ways = images(), nullcontext, {}
+    for name in ('eager', 'captured'):
+        torch.manual_seed(0)
+        way = ways[name] = ways_to_train('m0', like=x)[TRAIN]
+        way.optimizer.param_groups[0].update(lr=0.1, eps=1.0)  # smooth in the gradient, unlike its sign
+    step, replay = step_of(ways['eager'], x, none), captured(step_of(ways['captured'], x, none))
+    for _ in range(4):  # capturing warms up with three, and the capture itself runs nothing
+        step()
+    replay()
+    for one, other in zip(ways['captured'].parameters, ways['eager'].parameters, strict=True):
+        assert worst_error(one, other) < 1e-3
 
 
 def test_compiled_it_trains_as_otherwise(float32_is_float32, tmp_path):

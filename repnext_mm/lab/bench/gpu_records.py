@@ -34,7 +34,7 @@ def gpu_rows(configs: str | Path, *, tiny: bool = False) -> list[Row]:
     mixed = ('--dtype', 'bfloat16', '--memory-format', 'contiguous', 'channels_last')
     half = ('--dtype', 'float32' if tiny else 'float16', '--memory-format', 'channels_last')
     graphs = ('--runtime', 'eager') if tiny else ('--runtime', 'eager', 'cudagraph')
-    large, shape = ('m0', '2x3x64x64') if tiny else ('m4', '16x3x512x512')  # of two images, the host is the limit
+    large, *shapes = ('m0', '2x3x64x64') if tiny else ('m4', '2x3x512x512', '16x3x512x512')
     inferred = ('m0', '--shape', '1x3x64x64') if tiny else ('m1', 'm4', '--shape', '1x3x224x224', '16x3x512x512')
     peers = ('repvit_m0_9',) if tiny else ('repvit_m0_9', 'repvit_m1_5', 'resnet50')
 
@@ -49,10 +49,12 @@ def gpu_rows(configs: str | Path, *, tiny: bool = False) -> list[Row]:
     scenes: tuple[str, ...] = ('data_root=data/tiny_scenes', 'train_dataloader.batch_size=2')
     for loader in ('train_dataloader', 'val_dataloader'):
         scenes += tuple(f'{loader}.dataset.scenes.{part}=2' for part in ('train', 'val'))
-    backbone = ('--train', '--arch', large, '--shape', shape, *mixed, *few, *once)
-    return [  # the first estimate is half of what twice the settings took on an H100, the others are guesses
-        Row('training-m4', backbone, 80),
-        Row('inference', ('--arch', *inferred, '--peers', *peers, *graphs, *half, *many, *once), 150),
+    backbone = ('--train', '--arch', large, '--shape', *shapes, *mixed, *few, *once)
+    captured = () if tiny else ('--runtime', 'cudagraph')  # a host took 0.2 s to start the kernels of a step
+    forms = ('--forms', 'keep_norms', 'default', 'three_quarters')
+    return [  # the first two by what other settings of them took on an H100 with a slow host, the others are guesses
+        Row('training-m4', (*backbone, *captured), 110),
+        Row('inference', ('--arch', *inferred, *forms, '--peers', *peers, *graphs, *half, *many, *once), 145),
         Row('step-mask-rcnn', step('mask_rcnn_repnext_m0_digits.py', *scenes), 70),
         Row('mask-rcnn', model('mask_rcnn_repnext', 'coco'), 60),
         Row('step-classifier', step('repnext_m0_digits_cls.py', 'train_dataloader.batch_size=2'), 50),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -266,4 +267,5 @@ def _death(status: int, errors: IO[str]) -> str:
         return f'the process was ended by {name}{hint}'
     errors.seek(0)
     lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
-    return f'the process ended with status {status}' + (f' ({lines[-1][:300]})' if lines else '')
+    named = [line for line in lines if re.match(r'[A-Za-z_][\w.]*(Error|Exception): ', line)]  # CUDA adds lines to it
+    return f'the process ended with status {status}' + ''.join(f' ({line[:300]})' for line in (named or lines)[-1:])

@@ -26,6 +26,7 @@ from repnext_mm.lab.bench.tables import (
     whole_model_tables,
     whole_step_tables,
 )
+from repnext_mm.lab.bench.training import RUNTIMES as TRAINING_RUNTIMES
 from repnext_mm.lab.bench.training import measure_training_step
 
 SEARCH = 0  # a throughput batch: the largest that fits
@@ -137,8 +138,8 @@ def training_calls(
     Raises:
         UserError: a runtime in which networks do not train.
     """
-    if unknown := [runtime for runtime in runtimes if runtime not in ('eager', 'compile')]:
-        raise UserError(f'--train with --runtime {unknown[0]}: networks train in eager or compile')
+    if unknown := [runtime for runtime in runtimes if runtime not in TRAINING_RUNTIMES]:
+        raise UserError(f'--train with --runtime {unknown[0]}: choose of {", ".join(TRAINING_RUNTIMES)}')
     return [
         partial(
             measure_training_step,
@@ -146,7 +147,7 @@ def training_calls(
             shape=shape,
             dtype=dtype,
             memory_format=memory_format,
-            compile=runtime == 'compile',
+            runtime=runtime,
         )
         for runtime, arch, shape, dtype, memory_format in product(runtimes, archs, shapes, dtypes, memory_formats)
     ]

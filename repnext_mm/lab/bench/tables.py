@@ -115,7 +115,7 @@ def training_table(results: Sequence[TrainingStep]) -> str:
             rows.append(
                 [
                     *(result.arch.upper(), _shape(result.shape), result.dtype, result.memory_format),
-                    name + (', compiled' if result.compiled else ''),
+                    name + {'eager': '', 'compile': ', compiled', 'cudagraph': ', as a CUDA graph'}[result.runtime],
                     *(f'{step.time.median_ms:.1f}', _deciles(step.time, '.1f'), str(step.time.n)),
                     f'{branches.time.median_ms / step.time.median_ms:.2f}',
                     *(f'{step.memory_mib:,.0f}', f'{branches.memory_mib / step.memory_mib:.2f}'),

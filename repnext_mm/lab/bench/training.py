@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from repnext_mm.errors import UserError
 from repnext_mm.lab.bench.exactness import with_random_statistics
 from repnext_mm.lab.bench.networks import memory_format_of
-from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS
+from repnext_mm.lab.bench.runtimes import MEMORY_FORMATS, captured
 from repnext_mm.models import RepNeXt
 from repnext_mm.models.branchwise import branch_by_branch
 from repnext_mm.models.token_mixers import RepDWConv
@@ -27,6 +27,7 @@ SHAPES = {'coco': (2, 3, 800, 1344), 'ade20k': (4, 3, 512, 512), '512': (2, 3, 5
 """Images of one GPU in the published COCO and ADE20K runs, and the shape of this project's target."""
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 MEMORY_KINDS = {'cuda': 'peak of the step above weights and optimizer state', 'cpu': 'storages saved for backward'}
+RUNTIMES = ('eager', 'compile', 'cudagraph')
 TOLERANCE = 1e-3
 """Gradients in float32 may differ by this share of their length: sums over millions of pixels in another order."""
 TRAIN, BRANCHES, MERGED_ONCE = 'train form', 'branches', 'merged once'
@@ -52,7 +53,7 @@ class TrainingStep:
     device: str
     dtype: str  # of autocast; parameters are float32
     memory_format: str
-    compiled: bool
+    runtime: str  # of RUNTIMES
     memory_kind: str
     steps: Mapping[str, Step]
 
@@ -68,7 +69,7 @@ def measure_training_step(
     device: torch.device | str = 'cpu',
     dtype: str = 'float32',
     memory_format: str = 'contiguous',
-    compile: bool = False,
+    runtime: str = 'eager',
     rounds: int = 20,
     warmup_rounds: int = 3,
     warmup_s: float = 1.0,
@@ -87,7 +88,8 @@ def measure_training_step(
         device: where to train.
         dtype: of autocast, a name in ``DTYPES``.
         memory_format: of images and weights, a name in ``MEMORY_FORMATS``.
-        compile: run every way through ``torch.compile``.
+        runtime: a name in ``RUNTIMES``: each way as it is, through ``torch.compile``, or with its whole step as one
+            CUDA graph, which tells what a GPU takes when the host that starts its kernels is not the limit.
         rounds: timed steps of each way.
         warmup_rounds: and ``warmup_s`` seconds: the least warm-up.
         progress: called after each round.
@@ -96,12 +98,19 @@ def measure_training_step(
         UserError: an option is not known.
         RuntimeError: train form and branches do not have the same loss and gradients.
     """
-    for kind, value, known in (('dtype', dtype, DTYPES), ('memory_format', memory_format, MEMORY_FORMATS)):
+    given: dict[str, tuple[str, Collection[str]]] = {
+        'dtype': (dtype, DTYPES),
+        'memory_format': (memory_format, MEMORY_FORMATS),
+        'runtime': (runtime, RUNTIMES),
+    }
+    for kind, (value, known) in given.items():
         if value not in known:
             raise UserError(f'{kind}={value!r} is not one of {", ".join(known)}: choose one of those')
     if rounds < 1:
         raise UserError(f'rounds={rounds}: measure at least one round')
     device = torch.device(device)
+    if runtime == 'cudagraph' and device.type != 'cuda':
+        raise UserError(f"runtime='cudagraph' on {device.type}: CUDA graphs need --device cuda")
     torch.manual_seed(0)
     images = torch.randn(shape).to(device, memory_format=MEMORY_FORMATS[memory_format])
     ways = ways_to_train(arch, like=images)
@@ -112,11 +121,12 @@ def measure_training_step(
             return nullcontext()  # torch 2.1 refuses float32 even where autocast is off
         return torch.autocast(device.type, dtype=DTYPES[dtype])
 
-    if compile:
+    if runtime == 'compile':
         ways = {name: way._replace(run=torch.compile(way.run)) for name, way in ways.items()}
-    calls = {name: step_of(way, images, autocast) for name, way in ways.items()}
+    eager = {name: step_of(way, images, autocast) for name, way in ways.items()}
+    calls = {name: captured(step) for name, step in eager.items()} if runtime == 'cudagraph' else eager
     warm_up(calls, rounds=max(warmup_rounds, 1), seconds=warmup_s, device=device)  # creates the optimizer states too
-    memory_mib = {name: saved_mib(calls[name], way, images, autocast) for name, way in ways.items()}
+    memory_mib = {name: saved_mib(eager[name], way, images, autocast) for name, way in ways.items()}
     times_ms = wall_times(calls, rounds=rounds, device=device, after_round=progress)
     steps = {
         name: Step(
@@ -133,7 +143,7 @@ def measure_training_step(
         device=str(device),
         dtype=dtype,
         memory_format=memory_format,
-        compiled=compile,
+        runtime=runtime,
         memory_kind=MEMORY_KINDS.get(device.type, MEMORY_KINDS['cpu']),
         steps=steps,
     )
@@ -281,4 +291,4 @@ def saved_mib(
 
 
 def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.05)
+    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.05, capturable=parameters[0].is_cuda)

@@ -126,10 +126,14 @@ def test_progress_and_results_of_a_worker():
             "print('preparing m0/half', flush=True); os.kill(os.getpid(), 9)",
             'the process was ended by SIGKILL (the system kills what takes too much memory) while preparing m0/half',
         ),
+        (
+            r"raise RuntimeError('CUDA error: a\nCompile with b')",
+            'the process ended with status 1 (RuntimeError: CUDA error: a) while starting',
+        ),
         ("raise SystemExit('no such thing')", 'the process ended with status 1 (no such thing) while starting'),
         ('print("{\\"batch\\": ", flush=True)', 'the process ended with status 0 while starting'),
     ],
-    ids=['killed', 'raised', 'cut short'],
+    ids=['killed', 'raised, with more lines', 'exited', 'cut short'],
 )
 def test_a_worker_that_dies_is_a_row(code, reason, record, tmp_path):
     failures = run_jobs([QUICK], record, tmp_path / 'r.json', worker=fake_worker(code))

@@ -57,5 +57,5 @@ def test_every_repeat_starts_from_the_beginning_and_no_record_is_written_over(tm
 def test_networks_train_in_eager_or_compile():
     options = dict(shapes=[(2, 3, 64, 64)], dtypes=['float32'], memory_formats=['contiguous', 'channels_last'])
     assert len(training_calls(['m0', 'm1'], runtimes=['eager', 'compile'], **options)) == 8
-    with pytest.raises(UserError, match='--train with --runtime openvino: networks train in eager or compile'):
+    with pytest.raises(UserError, match='--train with --runtime openvino: choose of eager, compile, cudagraph'):
         training_calls(['m0'], runtimes=['eager', 'openvino'], **options)

@@ -96,9 +96,11 @@ def test_shapes_are_the_published_ones():
     [
         (dict(dtype='float16'), "dtype='float16' is not one of float32, bfloat16"),
         (dict(memory_format='NHWC'), "memory_format='NHWC' is not one of contiguous, channels_last"),
+        (dict(runtime='openvino'), "runtime='openvino' is not one of eager, compile, cudagraph"),
+        (dict(runtime='cudagraph'), 'on cpu: CUDA graphs need --device cuda'),
         (dict(rounds=0), 'rounds=0'),
     ],
-    ids=['dtype', 'memory_format', 'rounds'],
+    ids=['dtype', 'memory_format', 'runtime', 'no GPU', 'rounds'],
 )
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):

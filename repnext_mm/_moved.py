@@ -16,7 +16,7 @@ MOVED = {
     'apis.evaluate': ('apis.test',),
     'apis.new_config': ('data.own.new_config',),
     'apis.weights': ('apis.safe_loading',),
-    'benchmark': ('timing', 'lab.bench.environment'),
+    'benchmark': ('timing', 'lab.bench.record'),
     'benchmark.branchwise': ('models.branchwise',),
     'benchmark.complexity': ('lab.bench.complexity',),
     'benchmark.latency': ('timing',),

@@ -263,7 +263,7 @@ def test_former_names_of_the_algebra_warn(former, now):
     [
         ('model_state', 'read.state_dict_of'),
         ('weights_in', 'read.weights_in'),
-        ('recognise', 'recognize.recognize'),
+        ('recognise', 'read.recognize'),
         ('fit', 'load.fit'),
     ],
 )

@@ -27,7 +27,7 @@ from repnext_mm.apis.weight_files import recognized_metadata
 from repnext_mm.checkpoints import StateDict, local_file, read_checkpoint, recognize, state_dict_of, write_checkpoint
 from repnext_mm.checkpoints.load import check_fits
 from repnext_mm.checkpoints.published import Published, published
-from repnext_mm.checkpoints.recognize import Recognized
+from repnext_mm.checkpoints.read import Recognized
 from repnext_mm.checkpoints.write import plain_metadata
 from repnext_mm.errors import FileInTheWayError, UserError
 from repnext_mm.models import ARCHITECTURES, RepNeXt, type_name

@@ -29,8 +29,7 @@ from repnext_mm.checkpoints import (
     unsafe_globals,
     write_checkpoint,
 )
-from repnext_mm.checkpoints.read import is_averaged, one_sentence, shown_entries, weights_in
-from repnext_mm.checkpoints.recognize import writer_of
+from repnext_mm.checkpoints.read import is_averaged, one_sentence, shown_entries, weights_in, writer_of
 from repnext_mm.checkpoints.write import plain_metadata
 from repnext_mm.errors import UserError
 from repnext_mm.models import ARCHITECTURES, type_name

@@ -5,8 +5,7 @@ from repnext_mm.checkpoints._reader import is_torchscript, is_whole_file, unsafe
 from repnext_mm.checkpoints.find import local_file
 from repnext_mm.checkpoints.load import LoadReport, load_strictly
 from repnext_mm.checkpoints.published import PUBLISHED
-from repnext_mm.checkpoints.read import StateDict, read_checkpoint, state_dict_of
-from repnext_mm.checkpoints.recognize import Recognized, recognize
+from repnext_mm.checkpoints.read import Recognized, StateDict, read_checkpoint, recognize, state_dict_of
 from repnext_mm.checkpoints.write import published_name, write_checkpoint
 from repnext_mm.errors import WeightsError
 
@@ -30,8 +29,17 @@ __all__ = [
 
 _FORMER = {
     'load': ('backbone_state', 'check_fits', 'fit'),
-    'read': ('is_averaged', 'model_state', 'one_sentence', 'plain_dict', 'shown_entries', 'weights_in'),
-    'recognize': ('Recognised', 'recognise', 'writer_of'),
+    'read': (
+        'Recognised',
+        'is_averaged',
+        'model_state',
+        'one_sentence',
+        'plain_dict',
+        'recognise',
+        'shown_entries',
+        'weights_in',
+        'writer_of',
+    ),
     'write': ('plain_metadata',),
 }
 """Names that stood here, by the module that has them, for one release."""

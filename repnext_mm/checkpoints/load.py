@@ -17,11 +17,11 @@ from repnext_mm.checkpoints.read import (
     is_averaged,
     listed,
     ranked,
+    recognize,
     state_dict_of,
     unwrapped,
     weights_in,
 )
-from repnext_mm.checkpoints.recognize import recognize
 from repnext_mm.errors import WeightsError
 
 _HALF = 2  # bytes of the narrowest type that holds weights as they were trained

@@ -9,9 +9,9 @@ import torch
 
 from repnext_mm.cli import options
 from repnext_mm.errors import MissingFileError
-from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.jobs import parse_shape
 from repnext_mm.lab.bench.profile import PROFILED, profile_inference, profile_training
+from repnext_mm.lab.bench.record import environment
 from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS
 
 FORMS = ['keep_norms', 'default', 'half', 'dense']

@@ -13,11 +13,10 @@ from mmengine.config import DictAction
 
 from repnext_mm.cli import options
 from repnext_mm.errors import UserError
-from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.exactness import TOLERANCE_FLOAT32, TOLERANCE_FLOAT64
 from repnext_mm.lab.bench.jobs import parse_shape
 from repnext_mm.lab.bench.proof import OPERATIONS, Proof, prove_model, prove_table
-from repnext_mm.lab.bench.record import without_nan
+from repnext_mm.lab.bench.record import environment, without_nan
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

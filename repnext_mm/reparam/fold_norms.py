@@ -18,9 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from repnext_mm.reparam.data_flow import Node, Way, optional_arguments, ways_through
-from repnext_mm.reparam.frozen_norms import is_frozen, read_affine
 from repnext_mm.reparam.fusible import Fusible
-from repnext_mm.reparam.kernel import Affine, Kernel, as_float64, kernel_of
+from repnext_mm.reparam.kernel import Affine, Kernel, affine_of, as_float64, is_frozen, kernel_of
 from repnext_mm.reparam.laws import norm_after, norm_after_transposed, norm_before, norm_of_sum, split
 from repnext_mm.reparam.plain_layers import (
     OfDimension,
@@ -130,7 +129,7 @@ def _folded(
 
 def _absorbed(fold: Fold) -> dict[nn.Module, nn.Module]:
     """What stands for the norm and the layers of a fold."""
-    affine = read_affine(as_float64(fold.norm))
+    affine = affine_of(as_float64(fold.norm))
     new: dict[nn.Module, nn.Module] = {}
     if fold.law == 'after':
         for layer, own in _parts(fold.tree, affine):

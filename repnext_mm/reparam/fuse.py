@@ -13,9 +13,8 @@ from torch.nn.parameter import is_lazy
 from repnext_mm.errors import UserError
 from repnext_mm.reparam.converters import convert
 from repnext_mm.reparam.fold_norms import fold_pairs
-from repnext_mm.reparam.frozen_norms import looks_frozen
 from repnext_mm.reparam.fusible import Form, Fusible, check_form
-from repnext_mm.reparam.kernel import refuse_training_norms
+from repnext_mm.reparam.kernel import looks_frozen, refuse_training_norms
 from repnext_mm.reparam.plain_layers import is_norm, on_the_instance, why_not_as_written
 from repnext_mm.reparam.surgery import anchored, replaced
 from repnext_mm.reparam.unchanged import generators_kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -16,6 +17,9 @@ ModuleT = TypeVar('ModuleT', bound=nn.Module)
 
 FROZEN_NORMS = frozenset({('torchvision', 'FrozenBatchNorm2d'), ('detectron2', 'FrozenBatchNorm2d')})
 """Batch norms of other libraries, by package and class, that are affine maps of ``weight`` and ``bias`` in any mode."""
+USUAL_EPS = 1e-5  # of classes that write it down in their forward only
+_NUMBERS = ('weight', 'bias', 'running_mean', 'running_var')
+_judged: weakref.WeakKeyDictionary[type[nn.Module], bool] = weakref.WeakKeyDictionary()
 
 
 class Kernel(NamedTuple):
@@ -49,15 +53,37 @@ def is_frozen_norm(norm: nn.Module) -> bool:
     return (type(norm).__module__.partition('.')[0], type(norm).__name__) in FROZEN_NORMS
 
 
+def is_frozen(norm: nn.Module) -> bool:
+    """Whether a layer is a frozen batch norm of any library: by its name, and by what its class makes of its numbers.
+
+    What may stand behind it in the same class (``drop`` and ``act``) is not part of the affine map.
+    """
+    if is_frozen_norm(norm):
+        return True
+    if not looks_frozen(norm):
+        return False
+    kind = type(norm)
+    if kind not in _judged and any(tensor.is_meta for tensor in (*norm.parameters(), *norm.buffers())):
+        return False  # without numbers; the next of its class may have some
+    if kind not in _judged:
+        _judged[kind] = _computes_its_map(norm)
+    return _judged[kind]
+
+
+def looks_frozen(norm: nn.Module) -> bool:
+    """Whether a layer is called a frozen batch norm and has its numbers."""
+    named = 'Frozen' in type(norm).__name__ and 'BatchNorm' in type(norm).__name__
+    return named and all(isinstance(getattr(norm, name, None), Tensor) for name in _NUMBERS)
+
+
 def affine_of(norm: nn.Module) -> Affine:
-    """The affine map of a batch norm in eval mode; gradients flow to its weight and bias.
+    """The affine map of a batch norm in eval mode, or of one that ``is_frozen``; gradients flow to its weight and bias.
 
     Raises:
         ValueError: the norm would use batch statistics, or is not a batch norm.
     """
-    if is_frozen_norm(norm):
-        scale = cast(Tensor, norm.weight) * (cast(Tensor, norm.running_var) + cast(float, norm.eps)).rsqrt()
-        return Affine(scale, cast(Tensor, norm.bias) - cast(Tensor, norm.running_mean) * scale)
+    if is_frozen(norm):
+        return _frozen_map(norm)
     if not isinstance(norm, _BatchNorm):
         raise ValueError(f'{type(norm).__name__} is not an affine map: only batch norms fold, keep this norm as it is')
     if norm.training or norm.running_mean is None or norm.running_var is None:
@@ -166,3 +192,35 @@ def placed(value: Tensor, *, like: Tensor) -> Tensor:
 
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def _frozen_map(norm: nn.Module) -> Affine:
+    weight, bias, mean, variance = (cast(Tensor, getattr(norm, name)) for name in _NUMBERS)
+    scale = weight * (variance + cast(float, getattr(norm, 'eps', USUAL_EPS))).rsqrt()
+    return Affine(scale, bias - mean * scale)
+
+
+def _computes_its_map(norm: nn.Module) -> bool:
+    """Whether a layer, in any mode, does what ``_frozen_map`` says, up to what stands behind it."""
+    layer = copy.deepcopy(norm)
+    layer.to('cpu', torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for name in _NUMBERS:
+        tensor = cast(Tensor, getattr(layer, name))
+        tensor.data.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
+    x = torch.randn(2, len(cast(Tensor, layer.running_var)), 3, 2, generator=generator, dtype=torch.float64)
+    scale, shift = _frozen_map(layer)
+    expected = x * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1)
+    for name in ('drop', 'act'):
+        if isinstance(inner := getattr(layer, name, None), nn.Module):
+            expected = inner(expected)
+    for training in (False, True):
+        for needs_gradient in (False, True):
+            layer.training = training
+            with torch.set_grad_enabled(needs_gradient):
+                output = layer(x.clone().requires_grad_(needs_gradient))
+            if not isinstance(output, Tensor) or output.shape != x.shape:
+                return False
+            if not torch.allclose(output.detach(), expected.detach(), rtol=1e-12, atol=1e-12):
+                return False
+    return True

@@ -16,8 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from repnext_mm.reparam.frozen_norms import is_frozen
-from repnext_mm.reparam.kernel import Kernel, is_affine, is_frozen_norm, placed
+from repnext_mm.reparam.kernel import Kernel, is_affine, is_frozen, is_frozen_norm, placed
 from repnext_mm.reparam.surgery import sealed, skeleton
 
 _CONV_FORWARDS = tuple((kind.forward, kind._conv_forward) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))

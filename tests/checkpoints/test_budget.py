@@ -19,10 +19,9 @@ import pytest
 import torch
 
 from repnext_mm.checkpoints import WeightsError, is_whole_file, read_checkpoint, unsafe_globals
-from repnext_mm.checkpoints._reader import archive, budget
-from repnext_mm.checkpoints._reader.archive import ScriptGlobals
-from repnext_mm.checkpoints._reader.objects import Standin
-from repnext_mm.checkpoints._reader.tensors import known_globals
+from repnext_mm.checkpoints._reader import budget, files
+from repnext_mm.checkpoints._reader.files import ScriptGlobals
+from repnext_mm.checkpoints._reader.objects import Standin, known_globals
 from repnext_mm.checkpoints.read import one_sentence
 from tests.checkpoints.pickles import (
     archived,
@@ -382,7 +381,7 @@ def spent(monkeypatch, tmp_path):
         def spend_content(self, content):
             pass
 
-    monkeypatch.setattr(archive, 'Budget', Endless)
+    monkeypatch.setattr(files, 'Budget', Endless)
 
     def run(content, *, script, reader):
         path = made(tmp_path / 'a.pth', content, script=script)

@@ -11,7 +11,7 @@ from repnext_mm import RepNeXt
 from repnext_mm.apis.build import build_model
 from repnext_mm.checkpoints import load_strictly, read_checkpoint, recognize, state_dict_of
 from repnext_mm.checkpoints.load import check_fits
-from repnext_mm.checkpoints.recognize import writer_of
+from repnext_mm.checkpoints.read import writer_of
 from repnext_mm.models import ARCHITECTURES, FORMS
 from repnext_mm.reparam import fuse
 from tests.checkpoints import files

@@ -22,7 +22,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from repnext_mm.apis import prepare_training, run_training
-from repnext_mm.lab.bench.environment import environment
+from repnext_mm.lab.bench.record import environment
 from repnext_mm.lab.draw.canvas import new_figure, save_png
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn_repnext_m0_digits.py'

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from repnext_mm.reparam import fuse, relative_error
-from repnext_mm.reparam.frozen_norms import is_frozen
 from repnext_mm.reparam.fuse import count_norms
+from repnext_mm.reparam.kernel import is_frozen
 
 EXACT = 1e-12
 
@@ -93,6 +93,15 @@ def test_the_name_alone_does_not_do():
     fused, report = fuse(model)
     assert fused is model
     assert (report.norms_before, report.norms_after) == (1, 1)
+
+
+def test_one_without_numbers_decides_nothing_for_its_class():
+    class FrozenBatchNorm2d(WithoutEps):
+        pass
+
+    with torch.device('meta'):
+        assert not is_frozen(FrozenBatchNorm2d(4))
+    assert is_frozen(FrozenBatchNorm2d(4))
 
 
 def test_a_frozen_timm_model():

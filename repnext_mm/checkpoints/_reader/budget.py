@@ -1,4 +1,4 @@
-"""The one account of what reading a file may cost."""
+"""Why a file is not read, and the one account of what reading it may cost. Damage is whatever else is raised."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repnext_mm.checkpoints._reader.errors import NotReadError
-
 FACTOR, ALLOWANCE = 64, 1 << 26
 _MAX_DIMENSIONS = 64  # what numpy has, and the loops of torch
 _MAX_KEY_DEPTH = 8  # hash() of nested tuples recurses in C
@@ -21,6 +19,18 @@ _MAX_DEPTH = 200  # deepcopy() and repr() recurse in Python
 STEP = 64  # bytes that are copied in the time of a step of a loop in Python
 _KEYS = (float, complex, bool, type(None), torch.dtype, torch.device)
 _OPEN = (-1, -1)
+
+
+class RefusedGlobalError(ValueError):
+    """A file needs a global that is not on the list; ``name`` is its full path."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = ascii(name[:200])[1:-1][:200]  # it came from the file, and goes to a terminal
+
+
+class NotReadError(ValueError):
+    """A file that may be whole, but is of a kind that is not read; the words say which, and the way out."""
 
 
 class AttributeHolder:

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from repnext_mm.checkpoints._reader.budget import Budget
-from repnext_mm.checkpoints._reader.errors import RefusedGlobalError
+from repnext_mm.checkpoints._reader.budget import Budget, RefusedGlobalError
 from repnext_mm.checkpoints._reader.objects import Standin, history_method, holds_attributes, set_state
 
 _CALL = 512  # what an object takes, and making it

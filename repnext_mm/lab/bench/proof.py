@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from repnext_mm.errors import UserError
-from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.exactness import (
     TOLERANCE_FLOAT32,
     TOLERANCE_FLOAT64,
@@ -29,6 +28,7 @@ from repnext_mm.lab.bench.law_table import (
     names,
 )
 from repnext_mm.lab.bench.named_models import build_named
+from repnext_mm.lab.bench.record import environment
 from repnext_mm.lab.table import markdown_table
 from repnext_mm.reparam.fuse import count_norms, count_parameters
 from repnext_mm.reparam.fusible import Form

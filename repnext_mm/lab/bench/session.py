@@ -13,10 +13,9 @@ import torch
 
 from repnext_mm.errors import FileInTheWayError, UserError
 from repnext_mm.lab.bench.chart import plot_record
-from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.jobs import Job, Shape, plan
 from repnext_mm.lab.bench.networks import Variant
-from repnext_mm.lab.bench.record import Record, check_same_machine, new_record, read_record, write_record
+from repnext_mm.lab.bench.record import Record, check_same_machine, environment, new_record, read_record, write_record
 from repnext_mm.lab.bench.tables import (
     add_results,
     heading,

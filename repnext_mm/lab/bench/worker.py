@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from repnext_mm.export.mobile import TOLERANCES
-from repnext_mm.lab.bench.environment import environment
 from repnext_mm.lab.bench.floor import STACKS, pointwise_macs, stack_of
 from repnext_mm.lab.bench.jobs import Job
 from repnext_mm.lab.bench.networks import AUTO, Variant, build_train_form, in_form, resolved, tolerance
+from repnext_mm.lab.bench.record import environment
 from repnext_mm.lab.bench.runtimes import DTYPES, INT8, MEMORY_FORMATS, NATIVE, Run, prepare
 from repnext_mm.reparam.fuse import count_norms, count_parameters
 from repnext_mm.reparam.verify import distances, worst

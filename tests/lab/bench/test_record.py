@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import repnext_mm
-from repnext_mm.lab.bench.environment import LIBRARIES, environment
+from repnext_mm.lab.bench.record import LIBRARIES, environment
 
 
 def test_it_is_plain_and_names_what_counts():

@@ -22,11 +22,10 @@ from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from repnext_mm.errors import UserError
-from repnext_mm.export import export_model
 from repnext_mm.lab.bench.complexity import count_macs
 from repnext_mm.lab.bench.jobs import Shape
 from repnext_mm.lab.bench.networks import build_train_form, in_form, resolved, variants
-from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, prepare, why_not
+from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, prepare, why_not, write_exported
 from repnext_mm.lab.bench.training import BRANCHES, EVAL_NORMS, MERGED_ONCE, TRAIN, merged_once, step_of, ways_to_train
 from repnext_mm.lab.table import markdown_table
 from repnext_mm.timing import Latency, measure_latency
@@ -147,7 +146,7 @@ def profile_inference(
             rounds=rounds,
             runtime=runtime,
             threads=threads,
-            native=dtype == NATIVE,
+            dtype=dtype,
             trace=None if trace is None else _trace_file(trace, form),
         )
         for form, network in networks.items()
@@ -163,7 +162,7 @@ def find_hot_spots(
     rounds: int = 20,
     runtime: str = 'eager',
     threads: int | None = None,
-    native: bool = False,
+    dtype: str = 'float32',
     trace: Path | None = None,
 ) -> Spots:
     """Time a network, profile it, and measure what the machine could do.
@@ -174,7 +173,7 @@ def find_hot_spots(
         rounds: timed calls, and profiled ones.
         runtime: of ``PROFILED``; its own profiler is read, and timing runs without it.
         threads: of an exported runtime; PyTorch's are set for the whole process.
-        native: let OpenVINO choose its precision.
+        dtype: what only an exported file can be told, see ``prepare``.
         trace: see ``eager_operations``; of eager or compiled PyTorch.
 
     Raises:
@@ -184,12 +183,12 @@ def find_hot_spots(
         raise UserError(f'runtime {runtime!r} is not profiled: choose one of {", ".join(PROFILED)}')
     device, threads = image.device, threads or torch.get_num_threads()
     with _kernels_named(runtime):
-        run = prepare(network, image, runtime=runtime, threads=threads, dtype=NATIVE if native else 'float32')
+        run = prepare(network, image, runtime=runtime, threads=threads, dtype=dtype)
         latency = measure_latency({'network': run}, rounds=rounds, device=device)['network']
         if runtime == 'onnxruntime':
-            kinds = onnxruntime_operations(network, image, rounds=rounds, threads=threads)
+            kinds = onnxruntime_operations(network, image, rounds=rounds, threads=threads, dtype=dtype)
         elif runtime == 'openvino':
-            kinds = openvino_operations(network, image, rounds=rounds, threads=threads, native=native)
+            kinds = openvino_operations(network, image, rounds=rounds, threads=threads, dtype=dtype)
         else:
             kinds = eager_operations(run, rounds=rounds, device=device, trace=trace)
     gmacs = count_macs(lambda: network(image)) / 1e9
@@ -350,13 +349,14 @@ def eager_operations(
     return dict(found)
 
 
-def onnxruntime_operations(network: nn.Module, image: Tensor, *, rounds: int, threads: int) -> dict[str, float]:
+def onnxruntime_operations(
+    network: nn.Module, image: Tensor, *, rounds: int, threads: int, dtype: str = 'float32'
+) -> dict[str, float]:
     """Milliseconds per image and kind of an exported network in ONNX Runtime, by its own profile."""
     import onnxruntime
 
     with TemporaryDirectory(prefix='profile-', ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / 'network.onnx'
-        export_model(network, path, format='onnx', shape=tuple(image.shape), dynamic=False)
+        path = write_exported(network, image, folder, format='onnx', dtype=dtype)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
@@ -378,17 +378,16 @@ def onnxruntime_operations(network: nn.Module, image: Tensor, *, rounds: int, th
 
 
 def openvino_operations(
-    network: nn.Module, image: Tensor, *, rounds: int, threads: int, native: bool = False
+    network: nn.Module, image: Tensor, *, rounds: int, threads: int, dtype: str = 'float32'
 ) -> dict[str, float]:
     """Milliseconds per image and kind of an exported network in OpenVINO, by its performance counters."""
     import openvino
 
     options: dict[str, Any] = {'PERFORMANCE_HINT': 'LATENCY', 'PERF_COUNT': True, 'INFERENCE_NUM_THREADS': threads}
-    if not native:
+    if dtype != NATIVE:
         options['INFERENCE_PRECISION_HINT'] = 'f32'
     with TemporaryDirectory(prefix='profile-', ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / 'network.xml'
-        export_model(network, path, format='openvino', shape=tuple(image.shape), dynamic=False)
+        path = write_exported(network, image, folder, format='openvino', dtype=dtype)
         compiled = openvino.Core().compile_model(str(path), 'CPU', options)
         request, array = compiled.create_infer_request(), image.numpy()
         found: dict[str, float] = defaultdict(float)

@@ -30,12 +30,14 @@ RUNTIMES = ('eager', 'compile', 'cudagraph', *EXPORTED)
 
 NATIVE = 'native'  # the precision that OpenVINO is fastest in: bfloat16 where the processor multiplies it in hardware
 INT8 = 'int8'  # quantized as `repnext export --int8` does it, calibrated on the image that is timed
+INT8_NNCF = 'int8-nncf'  # as with its `--quantizer nncf`, for OpenVINO alone
 DTYPES = {
     'float32': torch.float32,
     'bfloat16': torch.bfloat16,
     'float16': torch.float16,
     NATIVE: torch.float32,
     INT8: torch.float32,
+    INT8_NNCF: torch.float32,
 }
 """Names of precisions, with the dtype of the tensors that go in."""
 
@@ -57,6 +59,11 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
             raise UserError(f'unknown {kind} {name!r}: choose from {", ".join(known)}')
     if dtype == NATIVE and runtime != 'openvino':
         return 'only OpenVINO chooses its precision itself'
+    if dtype == INT8_NNCF:
+        if runtime != 'openvino':
+            return 'NNCF quantizes for OpenVINO'
+        if importlib.util.find_spec('nncf') is None:
+            return 'nncf is not installed'
     if dtype == INT8 and runtime not in QUANTIZED:
         return f'int8 runs in {" and ".join(QUANTIZED)}'
     if device == 'cpu':
@@ -72,7 +79,7 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
             return f'{missing[0]} is not installed'
         if device != 'cpu':
             return 'exported files run on the CPU here'
-        if dtype not in ('float32', NATIVE, INT8):
+        if dtype not in ('float32', NATIVE, INT8, INT8_NNCF):
             return f'exported files are float32 or {INT8} here ({NATIVE} lets OpenVINO compute in bfloat16)'
         if memory_format != 'contiguous':
             return 'the runtime chooses its own memory format'
@@ -82,7 +89,7 @@ def why_not(runtime: str, *, device: str, dtype: str, memory_format: str, tf32: 
 def prepare(network: nn.Module, image: Tensor, *, runtime: str, threads: int, dtype: str = 'float32') -> Run:
     """Make a network ready to run on ``image``; dtype, device and memory format of both agree already.
 
-    ``dtype`` says what only an exported file can be told: ``NATIVE`` or ``INT8``.
+    ``dtype`` says what only an exported file can be told: ``NATIVE``, ``INT8`` or ``INT8_NNCF``.
     """
     if runtime in EXPORTED:
         return _exported(network, image, EXPORTED[runtime], threads, dtype)
@@ -95,27 +102,37 @@ def prepare(network: nn.Module, image: Tensor, *, runtime: str, threads: int, dt
 
 
 def _exported(network: nn.Module, image: Tensor, format: str, threads: int, dtype: str) -> Run:
-    from repnext_mm.export import SUFFIXES, export_model, open_exported
-    from repnext_mm.export.formats import onnx_to_openvino
-    from repnext_mm.export.quantize import quantize_onnx
+    from repnext_mm.export import open_exported
 
-    given: dict[str, Any] = {'shape': tuple(image.shape), 'dynamic': False}
     with tempfile.TemporaryDirectory(prefix='benchmark-', ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / f'model{SUFFIXES[format][0]}'
-        if dtype == INT8:
-            whole, quantized = Path(folder) / 'float.onnx', Path(folder) / 'int8.onnx'
-            report = export_model(network, whole, format='onnx', **given)
-            quantize_onnx(whole, quantized, [image.numpy()])
-            if format == 'onnx':
-                path = quantized
-            else:
-                onnx_to_openvino(quantized, path, output_names=list(report.errors))
-        else:
-            export_model(network, path, format=format, **given)
+        path = write_exported(network, image, folder, format=format, dtype=dtype)
         opened = open_exported(
             path, format=format, threads=threads, precision='native' if dtype == NATIVE else 'float32'
         )
     return lambda: opened(image)
+
+
+def write_exported(network: nn.Module, image: Tensor, folder: str | Path, *, format: str, dtype: str) -> Path:
+    """Write a network in a format of ``repnext_mm.export``, for images of one size, into a folder; returns the file."""
+    from repnext_mm.export import SUFFIXES, export_model
+    from repnext_mm.export.formats import onnx_to_openvino, save_openvino
+    from repnext_mm.export.quantize import quantize_onnx, quantize_openvino
+
+    given: dict[str, Any] = {'shape': tuple(image.shape), 'dynamic': False}
+    path = Path(folder) / f'model{SUFFIXES[format][0]}'
+    if dtype not in (INT8, INT8_NNCF):
+        export_model(network, path, format=format, **given)
+        return path
+    whole, quantized = Path(folder) / 'float.onnx', Path(folder) / 'int8.onnx'
+    names = list(export_model(network, whole, format='onnx', **given).errors)
+    if dtype == INT8_NNCF:
+        save_openvino(quantize_openvino(whole, [image.numpy()])[0], path, output_names=names)
+        return path
+    quantize_onnx(whole, quantized, [image.numpy()])
+    if format == 'onnx':
+        return quantized
+    onnx_to_openvino(quantized, path, output_names=names)
+    return path
 
 
 def captured(call: Callable[[], Any]) -> Callable[[], Any]:

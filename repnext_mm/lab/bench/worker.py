@@ -27,7 +27,7 @@ from repnext_mm.lab.bench.floor import STACKS, pointwise_macs, stack_of
 from repnext_mm.lab.bench.jobs import Job
 from repnext_mm.lab.bench.networks import AUTO, Variant, build_train_form, in_form, resolved, tolerance
 from repnext_mm.lab.bench.record import environment
-from repnext_mm.lab.bench.runtimes import DTYPES, INT8, MEMORY_FORMATS, NATIVE, Run, prepare
+from repnext_mm.lab.bench.runtimes import DTYPES, INT8, INT8_NNCF, MEMORY_FORMATS, NATIVE, Run, prepare
 from repnext_mm.reparam.fuse import count_norms, count_parameters
 from repnext_mm.reparam.verify import distances, worst
 from repnext_mm.timing import event_times, wall_times, warm_up
@@ -159,7 +159,7 @@ def _prepare_one(job: Job, variant: Variant, image: Tensor, row: dict[str, Any])
 
 
 def _tolerance(job: Job) -> float:
-    if job.dtype == INT8:
+    if job.dtype in (INT8, INT8_NNCF):
         return TOLERANCE_INT8
     if job.runtime in TOLERANCES:  # of phones: some approximate GELU
         return max(TOLERANCES[job.runtime], tolerance(torch.float32))

@@ -194,7 +194,7 @@ def test_records_of_another_kind_or_machine_are_refused(record, tmp_path):
 
 def test_what_cannot_be_measured_is_left_out_with_a_line():
     options = {**OPTIONS, 'runtimes': ['cudagraph', 'eager', 'torchscript']}
-    options['dtypes'] = ['float32', 'bfloat16', 'native', 'int8']
+    options['dtypes'] = ['float32', 'bfloat16', 'native', 'int8', 'int8-nncf']
     jobs, skipped = plan((Variant('m0', 'train'), Variant('m0', 'half')), **options, throughput=4)
     assert [job.name for job in jobs] == [
         'eager 1x3x64x64 float32 contiguous',
@@ -208,15 +208,18 @@ def test_what_cannot_be_measured_is_left_out_with_a_line():
     assert 'cudagraph 1x3x64x64 float32 contiguous: CUDA graphs need --device cuda' in skipped
     assert 'eager 1x3x64x64 native contiguous: only OpenVINO chooses its precision itself' in skipped
     assert 'eager 1x3x64x64 int8 contiguous: int8 runs in onnxruntime and openvino' in skipped
-    assert len(skipped) == 1 + 2 * (4 + 2 + 3)
+    assert 'torchscript 1x3x64x64 int8-nncf contiguous: NNCF quantizes for OpenVINO' in skipped
+    assert len(skipped) == 1 + 2 * (5 + 3 + 4)
 
 
-@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
-def test_int8_is_timed_where_it_is_that_network(runtime):
-    for package in ('onnxscript', 'onnxruntime', 'openvino'):
+@pytest.mark.parametrize(
+    ('runtime', 'dtype'), [('onnxruntime', 'int8'), ('openvino', 'int8'), ('openvino', 'int8-nncf')]
+)
+def test_int8_is_timed_where_it_is_that_network(runtime, dtype):
+    for package in ('onnxscript', 'onnxruntime', 'openvino', *(['nncf'] if dtype == 'int8-nncf' else [])):
         pytest.importorskip(package)
     variants = (Variant('m0', 'balanced'), Variant('repvit_m0_9', 'fused'))
-    result = run_job(replace(QUICK, runtime=runtime, dtype='int8', variants=variants))
+    result = run_job(replace(QUICK, runtime=runtime, dtype=dtype, variants=variants))
     for row in result['variants']:
         assert row['status'] == 'measured', row
         assert len(row['times_ms']) == QUICK.rounds

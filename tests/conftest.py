@@ -134,6 +134,11 @@ def golden_state() -> dict[str, Tensor]:
     return {key: golden_tensor(key, tuple(shape)) for key, shape in shapes.items()}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that at the end no process waits for another."""
+    items.sort(key=lambda item: not item.nodeid.startswith('tests/tools/'))
+
+
 def fast(values: Iterable[str], *names: str) -> list[Any]:
     """Parameters of a test, of which those that are not among ``names`` run with the slow tests only."""
     return [pytest.param(value, marks=[] if value in names else pytest.mark.slow) for value in values]

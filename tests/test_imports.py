@@ -274,19 +274,18 @@ def test_former_names_of_checkpoints_warn(former, now):
     assert found is getattr(importlib.import_module(f'repnext_mm.checkpoints.{module}'), name)
 
 
-@pytest.mark.parametrize(
-    ('statement', 'now'),
-    [
-        ('repnext_mm.nn.block import MetaNeXtBlock', 'models.repnext'),
-        ('repnext_mm.nn.conv_norm import ConvNorm', 'models.repnext'),
-        ('repnext_mm.benchmark.branchwise import branch_by_branch', 'models.branchwise'),
-        ('repnext_mm.hooks.whole_files import is_whole as is_whole_file', 'checkpoints'),
-    ],
-)
-def test_modules_below_former_paths_are_found_too(statement, now):
-    name = statement.split()[-1]
-    code = f'from {statement}; from repnext_mm.{now} import {name} as there; assert {name} is there'
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False)
+def test_modules_below_former_paths_are_found_too():
+    lines = []
+    for statement, now in {
+        'repnext_mm.nn.block import MetaNeXtBlock': 'models.repnext',
+        'repnext_mm.nn.conv_norm import ConvNorm': 'models.repnext',
+        'repnext_mm.benchmark.branchwise import branch_by_branch': 'models.branchwise',
+        'repnext_mm.hooks.whole_files import is_whole as is_whole_file': 'checkpoints',
+    }.items():
+        name = statement.split()[-1]
+        lines += [f'from {statement}', f'from repnext_mm.{now} import {name} as there', f'assert {name} is there']
+    command = [sys.executable, '-W', 'ignore', '-c', '\n'.join(lines)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 

@@ -11,7 +11,7 @@ from tests.configs.test_classification_recipes import ABLATION, NAMES
 from tests.layouts import write_authors_checkpoint, write_imagenet
 from tests.tools.running import ROOT, metrics, options, predictions, run_tool
 
-FAST = ['repnext_m0_starnet_distill_imagenet', 'repnext_m0_cifar100']
+FAST = ['repnext_m0_starnet_distill_imagenet']
 TINY_CIFAR = """
 from mmpretrain.datasets import CIFAR100
 

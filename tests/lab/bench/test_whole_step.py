@@ -74,8 +74,8 @@ def test_layouts_precisions_and_other_backbones(scenes):
     settings = [(way.dtype, way.memory_format) for way in ours.ways]
     assert settings == [(d, f) for d in ('float32', 'bfloat16') for f in ('contiguous', 'channels_last')]
     assert [way.loss for way in ours.ways] == pytest.approx([ours.ways[0].loss] * 4, rel=0.05)
-    peers = measure_whole_step(SEGMENTOR, backbones=('repvit', 'resnet50'), options=scenes, **QUICK)
-    assert [way.parameters > 3e6 for way in peers.ways] == [True, True]
+    peers = measure_whole_step(SEGMENTOR, backbones=('repvit',), options=scenes, **QUICK)
+    assert [way.parameters > 3e6 for way in peers.ways] == [True]
 
 
 def test_a_classifier_and_its_table(tmp_path):

@@ -194,7 +194,7 @@ def testopenvino_kinds(node, primitive, kind):
     assert openvino_kind(SimpleNamespace(node_type=node, exec_type=primitive)) == kind
 
 
-@pytest.mark.parametrize('norm_eval', [False, True])
+@pytest.mark.parametrize('norm_eval', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_three_ways(norm_eval):
     spots = find_step_spots(TINY, shape=(2, 3, 64, 64), norm_eval=norm_eval, rounds=2)
     assert list(spots) == ['train form', 'branches', 'merged once']

@@ -89,6 +89,7 @@ def test_a_classifier_and_its_table(tmp_path):
     assert 'Data: ' in text and 'is hidden behind the step' in text
 
 
+@pytest.mark.slow
 def test_trained_weights_and_a_compiled_backbone(scenes, tmp_path, monkeypatch):
     counter, options = CompileCounterWithBackend('aot_eager'), scenes | SMALL_SEGMENTOR
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))

@@ -39,7 +39,7 @@ def test_branches_add_up(net):
     assert not any(kernel.weight.requires_grad for branches in kernels.values() for kernel in branches.values())
 
 
-@pytest.mark.parametrize('channel', [None, 1])
+@pytest.mark.parametrize('channel', [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_image_has_a_row_for_each_block(tmp_path, channel):
     net = RepNeXt(ARCH).eval()
     heights = []

@@ -58,6 +58,7 @@ def test_what_openvino_makes_of_it(detector):
     assert boxes.shape == (len(scores), 4) and np.isfinite(boxes).all() and len(masks) == len(labels)
 
 
+@pytest.mark.slow
 @needs_bfloat16
 def test_a_classifier_with_and_without_a_metric(classifier, tmp_path):
     _, options, checkpoint = classifier

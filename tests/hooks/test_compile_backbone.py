@@ -67,6 +67,7 @@ def test_a_training(tmp_path, graphs):
     assert any('CompileBackboneHook: the first 2 steps took' in path.read_text() for path in logged)
 
 
+@pytest.mark.slow
 def test_image_sizes_compile_twice_at_most(tmp_path, graphs):
     runner = make_runner(tmp_path, length=1)
     hook = CompileBackboneHook()

@@ -213,7 +213,8 @@ def test_what_cannot_be_measured_is_left_out_with_a_line():
 
 
 @pytest.mark.parametrize(
-    ('runtime', 'dtype'), [('onnxruntime', 'int8'), ('openvino', 'int8'), ('openvino', 'int8-nncf')]
+    ('runtime', 'dtype'),
+    [pytest.param('onnxruntime', 'int8', marks=pytest.mark.slow), ('openvino', 'int8'), ('openvino', 'int8-nncf')],
 )
 def test_int8_is_timed_where_it_is_that_network(runtime, dtype):
     for package in ('onnxscript', 'onnxruntime', 'openvino', *(['nncf'] if dtype == 'int8-nncf' else [])):

@@ -56,6 +56,7 @@ def test_a_network():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+@pytest.mark.slow
 def test_a_trace_for_the_browser(tmp_path):
     run_tool(
         ROOT / 'tools/profile_backbone.py',

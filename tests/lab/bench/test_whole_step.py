@@ -61,6 +61,7 @@ def test_detector(scenes):
         assert total_of(way) == pytest.approx(sum(way.stages[stage].median_ms for stage in STAGES))
 
 
+@pytest.mark.slow
 def test_layouts_precisions_and_other_backbones(scenes):
     pytest.importorskip('timm')
     ours = measure_whole_step(

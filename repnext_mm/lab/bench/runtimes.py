@@ -138,8 +138,7 @@ def write_exported(network: nn.Module, image: Tensor, folder: str | Path, *, for
 def captured(call: Callable[[], Any]) -> Callable[[], Any]:
     """What ``call`` starts on the GPU, as one CUDA graph: replaying it returns the same tensors, filled anew.
 
-    It is called four times; no part of it may wait for the GPU. Graphs share no memory: with one pool for all, a GPU
-    ended networks of 16 images by an error when the first of them ran again.
+    It is called four times; no part of it may wait for the GPU. Each graph has its own memory.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from repnext_mm.checkpoints.published import MIRROR
 from repnext_mm.reparam.verify import distance, randomize
+from tests.tools.starter import leave_configs_as_they_are
 
 __all__ = ['golden_tensor', 'needs_gpu', 'randomize', 'worst_error']
 
@@ -44,6 +45,8 @@ def _held(register: Callable[[object, str], None]) -> Callable[[object, str], No
 
 
 torch.jit._builtins._register_builtin = _held(torch.jit._builtins._register_builtin)
+
+leave_configs_as_they_are()
 
 VARIABLES: dict[str, str] = {}
 """Of the environment, as it is when the first test begins."""

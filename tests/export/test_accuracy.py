@@ -24,7 +24,12 @@ def exported(classifier, name, **given):
 
 
 @pytest.mark.parametrize(
-    ('name', 'quantizer'), [('int8.onnx', 'onnxruntime'), ('int8.xml', None), ('int8.xml', 'nncf')]
+    ('name', 'quantizer'),
+    [
+        ('int8.onnx', 'onnxruntime'),
+        pytest.param('int8.xml', None, marks=pytest.mark.slow),
+        pytest.param('int8.xml', 'nncf', marks=pytest.mark.slow),
+    ],
 )
 def test_int8_with_a_metric(name, quantizer, classifier):
     if name.endswith('.xml'):

@@ -88,7 +88,7 @@ def test_one_file_finds_what_the_model_finds(name, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'file', 'threshold', 'mask'),
     [
-        ('mask_rcnn', 'det.onnx', 'model.test_cfg.rcnn.score_thr', (28, 28)),
+        pytest.param('mask_rcnn', 'det.onnx', 'model.test_cfg.rcnn.score_thr', (28, 28), marks=pytest.mark.slow),
         ('mask_rcnn', 'det.xml', 'model.test_cfg.rcnn.score_thr', (28, 28)),
         ('rtmdet_ins', 'det.onnx', 'model.test_cfg.score_thr', (8, 8)),
     ],

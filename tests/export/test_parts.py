@@ -12,7 +12,7 @@ from repnext_mm.export.graphs import IMAGENET, Normalization, Normalized
 from repnext_mm.export.predict import network_input, open_file
 from repnext_mm.models import FORMS
 from repnext_mm.timing import NOT_FOR_SPEED
-from tests.conftest import randomize, worst_error
+from tests.conftest import fast, randomize, worst_error
 from tests.export.networks import TINY, tiny
 from tests.tools.running import ROOT
 
@@ -46,7 +46,7 @@ def test_normalized_takes_rgb_pixels(rgb):
     torch.testing.assert_close(graph(bgr.flip(0)[None].float()), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('name', ['seg.onnx', 'seg.pt'])
+@pytest.mark.parametrize('name', fast(['seg.onnx', 'seg.pt'], 'seg.pt'))
 @torch.no_grad()
 def test_segmentor_logits_are_those_of_whole_inference(name, tmp_path):
     config = CONFIGS / 'semantic_fpn_repnext_m0_digits.py'
@@ -83,7 +83,7 @@ def test_classifier_scores_with_normalization(tmp_path):
     assert worst_error(scores, classifier((pixels - mean) / std)) < 1e-5
 
 
-@pytest.mark.parametrize('name', ['cls.onnx', 'cls.xml', 'cls.pt'])
+@pytest.mark.parametrize('name', fast(['cls.onnx', 'cls.xml', 'cls.pt'], 'cls.onnx', 'cls.pt'))
 @torch.no_grad()
 def test_pixels_in_uint8(name, tmp_path):
     config = tmp_path / 'cls.py'

@@ -11,7 +11,7 @@ from repnext_mm.checkpoints.load import check_fits
 from repnext_mm.models import resolve_arch
 from repnext_mm.reparam import fuse
 from repnext_mm.reparam.fuse import count_norms, count_parameters
-from tests.conftest import randomize, worst_error
+from tests.conftest import fast, randomize, worst_error
 from tests.models.test_repnext import PUBLISHED
 
 pytest.importorskip('mmpretrain')
@@ -61,7 +61,7 @@ def test_a_whole_classifier_fuses_without_a_norm_left(reference):
     assert count_norms(reference) == 55  # and the source keeps its own
 
 
-@pytest.mark.parametrize('arch', PUBLISHED)
+@pytest.mark.parametrize('arch', fast(PUBLISHED, 'm1', 'm0e'))
 def test_published_counts(arch):
     model = classifier(arch).eval()
     train, kept, folded = PUBLISHED[arch]

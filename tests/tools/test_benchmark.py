@@ -42,8 +42,6 @@ def test_measure_resume_render(tmp_path):
         'eager',
         'torchscript',
         'cudagraph',
-        '--peers',
-        'repvit_m0_9',
         '--output',
         'out/cpu',
     )
@@ -60,7 +58,6 @@ def test_measure_resume_render(tmp_path):
         'm0/train',
         'm0/keep_norms',
         'm0/half',
-        'repvit_m0_9/fused',
     ]
     assert all(len(row['times_ms']) == 2 and row['error'] <= 1e-4 for row in rows)
     table = (tmp_path / 'out/cpu.md').read_text()

@@ -15,7 +15,7 @@ SCALE = '(96,96)'
 
 
 def overrides(root, **more):
-    """Data root, iterations, image scale and the authors' file: nothing else differs from the published config."""
+    """Data root, iterations, scale, RoIs and the authors' file: nothing else differs from the published config."""
     return options(
         data_root=root / 'coco',
         train_cfg__max_epochs=1,
@@ -25,6 +25,7 @@ def overrides(root, **more):
         tta_pipeline__1__transforms__0__0__scale=SCALE,
         tta_pipeline__1__transforms__0__1__scale='(64,64)',
         tta_pipeline__1__transforms__0__2__scale='(128,128)',
+        model__train_cfg__rcnn__sampler__num=32,
         model__backbone__init_cfg__checkpoint=root / 'authors.pth',
         **more,
     )

@@ -26,6 +26,8 @@ def overrides(root):
         train_dataloader__num_workers=0,
         val_dataloader__num_workers=0,
         test_dataloader__num_workers=0,
+        val_dataloader__dataset__pipeline__1__scale='(100,100)',
+        test_dataloader__dataset__pipeline__1__scale='(100,100)',
         model__data_preprocessor__size='(64,64)',
         model__backbone__init_cfg__checkpoint=root / 'authors.pth',
     )

@@ -76,11 +76,11 @@ def overrides(root, name, teacher):
     'name', [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in [*NAMES, *ABLATION]]
 )
 def test_recipe_trains_and_tests(root, name, request):
-    config = ROOT / 'configs' / f'{name}.py'
+    config, environment = ROOT / 'configs' / f'{name}.py', {}
     if 'cifar' in name:
         config = inherited(root, config)
+        environment = dict(PYTHONPATH=os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')]))
     teacher = request.getfixturevalue('teacher') if 'distill' in name else None
-    environment = dict(PYTHONPATH=os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')]))
     run_tool(
         ROOT / 'tools/train.py', config, '--work-dir', name, *overrides(root, name, teacher), cwd=root, **environment
     )

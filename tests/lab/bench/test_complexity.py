@@ -58,7 +58,7 @@ SINGLE_BRANCH = {
 }
 
 
-@pytest.mark.parametrize('arch', SINGLE_BRANCH)
+@pytest.mark.parametrize('arch', fast(SINGLE_BRANCH, 'm0e'))
 def test_published_counts_of_the_single_branch_variants(arch):
     train, kept, giga_macs = SINGLE_BRANCH[arch]
     found = repnext_complexity(arch, forms=('default', 'keep_norms'))

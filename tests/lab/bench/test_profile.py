@@ -91,7 +91,7 @@ def compiles() -> bool:
 @pytest.mark.parametrize(
     'runtime',
     [
-        'onnxruntime',
+        pytest.param('onnxruntime', marks=pytest.mark.slow),
         'openvino',
         pytest.param('compile', marks=pytest.mark.slow),
     ],

@@ -130,7 +130,11 @@ class Slow(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ('owner', 'stage'), [(RepNeXt, 'backward, backbone'), (FPN, 'backward, heads')], ids=['backbone', 'neck']
+    ('owner', 'stage'),
+    [
+        pytest.param(RepNeXt, 'backward, backbone', id='backbone'),
+        pytest.param(FPN, 'backward, heads', id='neck', marks=pytest.mark.slow),
+    ],
 )
 def test_backward_is_split_where_the_backbone_begins(scenes, monkeypatch, owner, stage):
     original = owner.forward

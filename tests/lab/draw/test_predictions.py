@@ -81,7 +81,9 @@ def pairs_of(config, weights):
     return [drawn_pair(model, dataset, index) for index in range(2)]
 
 
-@pytest.mark.parametrize('boxes_only', [False, True], ids=['masks', 'boxes'])
+@pytest.mark.parametrize(
+    'boxes_only', [pytest.param(False, id='masks'), pytest.param(True, id='boxes', marks=pytest.mark.slow)]
+)
 def test_a_detector(boxes_only, made, tmp_path):
     config, weights, options = made(DETECTION, **(BOXES_ONLY if boxes_only else {}))
     for pair in pairs_of(config, weights):

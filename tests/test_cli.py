@@ -141,6 +141,38 @@ def test_unknown_words_are_one_sentence(words, sentence):
 
 
 @pytest.mark.parametrize(
+    ('words', 'sentence'),
+    [
+        ('benchmark --config a.py --dtype bfloat16', '--dtype is not read with --config'),
+        ('benchmark --config a.py --train a.py', '--config is not read with --train CONFIG'),
+        ('benchmark --train a.py --arch m1', '--arch is not read with --train CONFIG'),
+        ('benchmark --train --resume', '--resume is not read with --train'),
+        ('benchmark --checkpoint a.pth', '--checkpoint is not read without --train or --config'),
+        ('benchmark --render a.json --rounds 3', '--rounds is not read with --render'),
+        ('benchmark --gpu-records a --output b', '--output is not read with --gpu-records'),
+        ('profile --train --by module', '--by is not read with --train'),
+        ('profile --norm-eval', '--norm-eval is not read without --train'),
+        ('complexity a.py --arch m1', '--arch is not read with a config'),
+        ('complexity --cfg-options a=1', '--cfg-options is not read without a config'),
+        ('validate --table --form half', '--form is not read with --table'),
+        ('export m1 a.onnx --threads 1', '--threads is not read without --form auto'),
+        ('test a.onnx a.py --tta', '--tta is not read with an exported file'),
+        ('test a.py a.tflite --out a.pkl', '--out is not read with an exported file'),
+        ('test a.py a.pth --images 9', '--images is not read without an exported file'),
+        ('export m1 a.onnx --images 9', '--images is not read without --data'),
+    ],
+    ids=lambda words: words.partition(' is ')[0],
+)
+def test_what_nothing_reads_is_not_taken(words, sentence, tmp_path, monkeypatch):
+    """A float32 time would be taken for one of bfloat16."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words.split())
+    assert stopped.value.code == f'error: {sentence}: omit it'
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ('imported', 'kind'), [('absent_package.part', SystemExit), ('repnext_mm.absent', ImportError)]
 )
 def test_a_package_that_is_missing_is_named_and_a_module_of_ours_is_a_bug(imported, kind, tmp_path, monkeypatch):

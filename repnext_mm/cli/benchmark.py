@@ -31,6 +31,19 @@ from repnext_mm.models import FORMS
 from repnext_mm.models.repnext import ARCHITECTURES
 
 TRAIN_SHAPE = '512'
+TIMED = ('device', 'threads', 'tf32', 'rounds', 'repeats', 'warmup_s', 'warmup_rounds', 'output')
+NETWORKS = ('arch', 'shape')
+SETTINGS = ('runtime', 'dtype', 'memory_format')
+MODEL = ('checkpoint', 'cfg_options', 'trust_pickle')
+READ = {
+    'without --train or --config': (*TIMED, *SETTINGS, *NETWORKS, 'forms', 'peers', 'part', 'throughput', 'resume'),
+    'with --train': (*TIMED, *SETTINGS, *NETWORKS, 'train'),
+    'with --train CONFIG': (*TIMED, *MODEL, *SETTINGS, 'train', 'backbones', 'cpu_time'),
+    'with --config': (*TIMED, *MODEL, 'config', 'image', 'files'),
+    'with --gpu-records': ('gpu_records', 'device'),
+    'with --render': ('render',),
+}
+"""What is read in each way to call it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -136,16 +149,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, or render a record; 1 if a process failed."""
+    if args.files and (args.train or not args.config):
+        raise UserError('--files are compared with the model of a --config: give that, and no --train')
+    way = way_of(args)
+    every = sorted({name for names in READ.values() for name in names})
+    options.refuse_unread(args, add_options, [name for name in every if name not in READ[way]], way)
     try:
         if args.render:
             print_files(render(read_record(args.render), Path(args.render)))
             return 0
         if args.gpu_records:
             return run_gpu_records(args)
-        return run_other(args) if args.train or args.config or args.files else run_inference(args)
+        return run_other(args) if args.train or args.config else run_inference(args)
     except KeyboardInterrupt:
-        print('stopped; the same command with --resume goes on', file=sys.stderr)
+        if 'resume' in READ[way]:
+            print('stopped; the same command with --resume goes on', file=sys.stderr)
         raise
+
+
+def way_of(args: argparse.Namespace) -> str:
+    if args.render:
+        return 'with --render'
+    if args.gpu_records:
+        return 'with --gpu-records'
+    if args.train:
+        return 'with --train' if args.train is True else 'with --train CONFIG'
+    return 'with --config' if args.config else 'without --train or --config'
 
 
 def run_gpu_records(args: argparse.Namespace) -> int:
@@ -197,8 +226,6 @@ def run_inference(args: argparse.Namespace) -> int:
 
 
 def run_other(args: argparse.Namespace) -> int:
-    if args.files and (args.train or not args.config):
-        raise UserError('--files are compared with the model of a --config: give that, and no --train')
     if len(args.config) > 1 and (args.files or args.checkpoint):
         raise UserError(f'--config names {len(args.config)} configs: with --checkpoint or --files, name one')
     whole = 'whole_files' if args.files else 'whole_model'

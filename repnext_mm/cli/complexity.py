@@ -36,6 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    unread, when = (('arch', 'num_classes'), 'with a config') if args.config else (('cfg_options',), 'without a config')
+    options.refuse_unread(args, add_options, unread, when)
     with reading_safely():
         shape, found = count(args)
     if args.json:

@@ -78,6 +78,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.form != 'auto':
+        options.refuse_unread(args, add_options, ['threads'], 'without --form auto')
+    if args.data is None:
+        options.refuse_unread(args, add_options, ['images'], 'without --data')
     done = export_part(
         args.source,
         args.out,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Iterable
 
 import torch
 from mmengine.config import DictAction
@@ -11,6 +12,26 @@ from mmengine.config import DictAction
 from repnext_mm.errors import UserError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def refuse_unread(
+    args: argparse.Namespace, add_options: Callable[[argparse.ArgumentParser], None], unread: Iterable[str], when: str
+) -> None:
+    """Refuse an option that was given and that nothing reads: one result would be taken for another.
+
+    Args:
+        add_options: of the verb; an option with its default was not given.
+        unread: names of ``args``.
+        when: nothing reads them, at the end of the sentence: 'with --train'.
+
+    Raises:
+        UserError: there is one.
+    """
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    for name in unread:
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f'--{name.replace("_", "-")} is not read {when}: omit it')
 
 
 def add_config(parser: argparse._ActionsContainer) -> None:

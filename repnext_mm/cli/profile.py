@@ -38,6 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    unread, when = (('forms', 'runtime', 'by'), 'with --train') if args.train else (('norm_eval',), 'without --train')
+    options.refuse_unread(args, add_options, unread, when)
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
@@ -59,7 +61,7 @@ def profiled(args: argparse.Namespace, *, threads: int) -> tuple[str, str]:
     how = {name: getattr(args, name) for name in ('memory_format', 'device', 'rounds', 'trace')}
     shape = parse_shape(args.shape)
     if args.train:
-        return profile_training(args.arch, shape=shape, norm_eval=args.norm_eval, **how)
+        return profile_training(args.arch, shape=shape, norm_eval=args.norm_eval, dtype=args.dtype, **how)
     return profile_inference(
         args.arch,
         args.forms,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from repnext_mm.apis import prepare_test, run_test
 from repnext_mm.cli import options
+
+OF_A_CHECKPOINT = (
+    *('work_dir', 'out', 'show_dir', 'tta', 'no_fuse', 'ema', 'img_size', 'crop_pct', 'memory_format'),
+    *('trust_pickle', 'launcher'),
+)
+"""Options that the test of an exported file does not read."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     options.add_checkpoint(parser)
-    parser.add_argument(
-        '--images', type=int, metavar='N', help='with an exported .onnx or .xml file: test on N images only'
-    )
+    parser.add_argument('--images', type=int, metavar='N', help='with an exported file: test on N images only')
     parser.add_argument('--work-dir', help='where metrics and logs go (default: work_dirs/<config name>)')
     parser.add_argument('--out', help='write the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='write annotated images to this folder')
@@ -39,14 +42,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    exported = [name for name in (args.config, args.checkpoint) if name and Path(name).suffix in ('.onnx', '.xml')]
-    if exported:
+    exported, config_path = exported_and_config(args)
+    if exported is not None:
+        options.refuse_unread(args, add_options, OF_A_CHECKPOINT, 'with an exported file')
         from repnext_mm.export.accuracy import evaluate_file
 
-        other = args.checkpoint if exported[0] == args.config else args.config
-        metrics = evaluate_file(exported[0], other, images=args.images, options=args.cfg_options)
+        metrics = evaluate_file(exported, config_path, images=args.images, options=args.cfg_options)
         print(', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))
         return
+    options.refuse_unread(args, add_options, ['images'], 'without an exported file')
     options.use_local_rank(args)
     config = prepare_test(
         args.config,
@@ -64,3 +68,13 @@ def run(args: argparse.Namespace) -> None:
         launcher=args.launcher,
     )
     run_test(config, trust_pickle=args.trust_pickle)
+
+
+def exported_and_config(args: argparse.Namespace) -> tuple[str | None, str]:
+    """The exported file, which may stand on either side; behind a config, a ``.pt`` is a checkpoint."""
+    from repnext_mm.export.openers import format_by_name
+
+    if format_by_name(args.config) is not None:
+        return args.config, args.checkpoint
+    behind = args.checkpoint and format_by_name(args.checkpoint) not in (None, 'torchscript')
+    return args.checkpoint if behind else None, args.config

@@ -59,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
     """Prove and time; 1 if the proof fails."""
     if (args.model is None) == (args.table is None):
         raise UserError('give a model, or --table, one of them')
+    if args.table is not None:
+        of_a_model = ('options', 'operation', 'form', 'tolerance_float64', 'tolerance_float32')
+        options.refuse_unread(args, add_options, of_a_model, 'with --table')
     options.check_device(args.device)
     if args.threads is not None:
         if args.threads < 1:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from repnext_mm.apis import load_config
 from repnext_mm.cli import main
 from repnext_mm.errors import UserError
 from repnext_mm.export import (
@@ -117,6 +118,9 @@ def test_a_file_predicts_and_has_a_metric(format, here, classifier, tmp_path, ca
     write_image(tmp_path / 'image.png', image)
     main(['predict', str(path), str(tmp_path / 'image.png'), '--out-dir', str(tmp_path / 'drawn'), '--streams', '2'])
     assert f'digit {found.scores.argmax()} {found.scores.max():.3f}' in capsys.readouterr().out
+    load_config(DIGITS, options=options).dump(tmp_path / 'digits.py')
+    main(['test', str(path), str(tmp_path / 'digits.py'), '--images', '24'])
+    assert f'accuracy/top1 {report.accuracy.exported["accuracy/top1"]:.4f}' in capsys.readouterr().out
     with pytest.raises(UserError, match='the image is 16x32 after the steps of the test pipeline, and the file'):
         predict(exported, image[:16])
     if format == 'torchscript':

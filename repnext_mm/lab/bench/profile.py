@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,16 @@ from repnext_mm.lab.bench.complexity import count_macs
 from repnext_mm.lab.bench.jobs import Shape
 from repnext_mm.lab.bench.networks import build_train_form, in_form, resolved, variants
 from repnext_mm.lab.bench.runtimes import DTYPES, MEMORY_FORMATS, NATIVE, prepare, why_not, write_exported
-from repnext_mm.lab.bench.training import BRANCHES, EVAL_NORMS, MERGED_ONCE, TRAIN, merged_once, step_of, ways_to_train
+from repnext_mm.lab.bench.training import (
+    BRANCHES,
+    EVAL_NORMS,
+    MERGED_ONCE,
+    TRAIN,
+    autocast_to,
+    merged_once,
+    step_of,
+    ways_to_train,
+)
 from repnext_mm.lab.table import markdown_table
 from repnext_mm.timing import Latency, measure_latency
 
@@ -83,12 +92,16 @@ def profile_training(
     norm_eval: bool,
     device: str,
     rounds: int,
+    dtype: str = 'float32',
     trace: str | None = None,
 ) -> tuple[str, str]:
     """What was profiled in a line, and the table of a training step's operations; see ``find_step_spots``.
 
     Args:
         trace: ``FILE.json``, for a trace of each way to train, ``FILE.WAY.json``.
+
+    Raises:
+        UserError: no autocast has that dtype.
     """
     spots = find_step_spots(
         arch,
@@ -97,6 +110,7 @@ def profile_training(
         norm_eval=norm_eval,
         device=device,
         rounds=rounds,
+        dtype=dtype,
         trace=None if trace is None else partial(_trace_file, trace),
     )
     norms = 'eval' if norm_eval else 'train'
@@ -253,6 +267,7 @@ def find_step_spots(
     norm_eval: bool = False,
     device: torch.device | str = 'cpu',
     rounds: int = 5,
+    dtype: str = 'float32',
     trace: Callable[[str], Path] | None = None,
 ) -> dict[str, Spots]:
     """Time, in turn, and profile train form, branches and ``merged once``, which has nothing to merge.
@@ -266,8 +281,13 @@ def find_step_spots(
         norm_eval: norms in eval mode, folded on the fly or, in ``merged once``, for good.
         device: where to train.
         rounds: timed steps of each way, and profiled ones.
+        dtype: of autocast; the matrix rate is that of this dtype, copies are of float32.
         trace: the file of each way, by name; see ``eager_operations``.
+
+    Raises:
+        UserError: no autocast has that dtype.
     """
+    autocast = autocast_to(dtype, device)
     torch.manual_seed(0)
     images = torch.randn(shape).to(device, memory_format=MEMORY_FORMATS[memory_format])
     suffix = EVAL_NORMS if norm_eval else ''
@@ -276,9 +296,9 @@ def find_step_spots(
     online = ways[TRAIN].run
     assert isinstance(online, nn.Module)
     ways[MERGED_ONCE] = merged_once(online, norm_eval=norm_eval)
-    calls = {name: step_of(way, images, nullcontext) for name, way in ways.items()}
+    calls = {name: step_of(way, images, autocast) for name, way in ways.items()}
     latency = measure_latency(calls, rounds=rounds, warmup_rounds=1, device=images.device)
-    gflops, gbs = matrix_gflops(images), bandwidth_gbs(images)
+    gflops, gbs = matrix_gflops(images.to(DTYPES[dtype])), bandwidth_gbs(images)
     spots = {}
     for name, way in ways.items():
         file = None if trace is None else trace(name)

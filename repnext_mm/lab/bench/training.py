@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -98,14 +99,9 @@ def measure_training_step(
         UserError: an option is not known.
         RuntimeError: train form and branches do not have the same loss and gradients.
     """
-    given: dict[str, tuple[str, Collection[str]]] = {
-        'dtype': (dtype, DTYPES),
-        'memory_format': (memory_format, MEMORY_FORMATS),
-        'runtime': (runtime, RUNTIMES),
-    }
-    for kind, (value, known) in given.items():
-        if value not in known:
-            raise UserError(f'{kind}={value!r} is not one of {", ".join(known)}: choose one of those')
+    _check_known('memory_format', memory_format, MEMORY_FORMATS)
+    _check_known('runtime', runtime, RUNTIMES)
+    autocast = autocast_to(dtype, device)
     if rounds < 1:
         raise UserError(f'rounds={rounds}: measure at least one round')
     device = torch.device(device)
@@ -115,12 +111,6 @@ def measure_training_step(
     images = torch.randn(shape).to(device, memory_format=MEMORY_FORMATS[memory_format])
     ways = ways_to_train(arch, like=images)
     errors = {name: _compared(way, images) for name, way in ways.items()}
-
-    def autocast() -> AbstractContextManager[object]:
-        if dtype == 'float32':
-            return nullcontext()  # torch 2.1 refuses float32 even where autocast is off
-        return torch.autocast(device.type, dtype=DTYPES[dtype])
-
     if runtime == 'compile':
         ways = {name: way._replace(run=torch.compile(way.run)) for name, way in ways.items()}
     eager = {name: step_of(way, images, autocast) for name, way in ways.items()}
@@ -147,6 +137,18 @@ def measure_training_step(
         memory_kind=MEMORY_KINDS.get(device.type, MEMORY_KINDS['cpu']),
         steps=steps,
     )
+
+
+def autocast_to(dtype: str, device: torch.device | str) -> Callable[[], AbstractContextManager[object]]:
+    """What a forward pass is run in.
+
+    Raises:
+        UserError: the name is not one of ``DTYPES``.
+    """
+    _check_known('dtype', dtype, DTYPES)
+    if dtype == 'float32':
+        return nullcontext  # torch 2.1 refuses float32 even where autocast is off
+    return partial(torch.autocast, torch.device(device).type, dtype=DTYPES[dtype])
 
 
 class Way(NamedTuple):
@@ -292,3 +294,8 @@ def saved_mib(
 
 def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.05, capturable=parameters[0].is_cuda)
+
+
+def _check_known(kind: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise UserError(f'{kind}={value!r} is not one of {", ".join(known)}: choose one of those')

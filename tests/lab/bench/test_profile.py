@@ -25,6 +25,7 @@ from repnext_mm.lab.bench.profile import (
     time_by_module,
 )
 from repnext_mm.lab.bench.training import EVAL_NORMS, TRAIN, merged_once, ways_to_train
+from repnext_mm.models import RepNeXt
 from repnext_mm.reparam import fuse
 from tests.tools.running import ROOT, run_tool
 
@@ -193,6 +194,23 @@ def test_onnxruntime_kinds(name, shapes, kind):
 )
 def testopenvino_kinds(node, primitive, kind):
     assert openvino_kind(SimpleNamespace(node_type=node, exec_type=primitive)) == kind
+
+
+def test_a_step_is_profiled_in_the_precision_that_is_named(monkeypatch):
+    seen, original = set(), RepNeXt.forward
+
+    def forward(self, x):
+        levels = original(self, x)
+        seen.update(level.dtype for level in levels)
+        return levels
+
+    monkeypatch.setattr(RepNeXt, 'forward', forward)
+    find_step_spots(TINY, shape=(2, 3, 32, 32), rounds=1)
+    assert seen == {torch.float32}
+    find_step_spots(TINY, shape=(2, 3, 32, 32), rounds=1, dtype='bfloat16')
+    assert torch.bfloat16 in seen
+    with pytest.raises(UserError, match="dtype='int8' is not one of float32, bfloat16: choose one of those"):
+        find_step_spots(TINY, shape=(2, 3, 32, 32), rounds=1, dtype='int8')
 
 
 @pytest.mark.parametrize('norm_eval', [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -330,7 +330,7 @@ def _about(
     network: Any, config: Config, inside: Normalization | None, checkpoint: str | None, trust_pickle: bool
 ) -> dict[str, Any]:
     """What ``predict`` needs to know of a config's model; nothing where its pipeline does what ``predict`` does not."""
-    steps = _steps(config)
+    steps = sizing_steps(config)
     try:
         normalization = inside or _normalization(config)
     except UserError:
@@ -364,7 +364,7 @@ def _described(task: str, normalization: Normalization, *, inside: bool, steps: 
     return {'task': task, 'pixels': inside, 'dtype': 'float32', 'steps': steps, **values, **more}
 
 
-def _steps(config: Config) -> list[dict[str, Any]] | None:
+def sizing_steps(config: Config) -> list[dict[str, Any]] | None:
     """The steps of the test pipeline that change an image's size, as ``predict`` reads them; None if one is unknown."""
     if not config.get('test_dataloader'):
         return []

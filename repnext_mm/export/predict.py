@@ -634,15 +634,33 @@ def _finish_detection(
 def _finish_segmentation(
     about: dict[str, Any], outputs: Sequence[Array], size: tuple[int, int], scale: tuple[float, float]
 ) -> Prediction:
-    logits = outputs[0][0]
-    if logits.shape[1:] != size:
-        align = about['align_corners']
-        logits = bilinear(size[0], logits.shape[1], align) @ logits @ bilinear(size[1], logits.shape[2], align).T
-    if len(logits) == 1:  # one class against the background
+    maps = _on_image(outputs[0][0], size, about['align_corners'])
+    best = next(maps)
+    if len(outputs[0][0]) == 1:  # one class against the background
         return Prediction(
-            classes=(logits[0] > math.log(about['mask_threshold'] / (1 - about['mask_threshold']))).astype(int)
+            classes=(best > math.log(about['mask_threshold'] / (1 - about['mask_threshold']))).astype(int)
         )
-    return Prediction(classes=logits.argmax(0))
+    classes = np.zeros(size, int)
+    for label, logits in enumerate(maps, start=1):
+        classes[logits > best] = label
+        best = np.maximum(best, logits)
+    return Prediction(classes=classes)
+
+
+def _on_image(maps: Array, size: tuple[int, int], align_corners: bool) -> Iterator[Array]:
+    """Each of ``(n, h, w)`` maps on an image of ``(H, W)``, as torch's bilinear interpolation has it; one at a time."""
+    if maps.shape[1:] == size:
+        yield from maps
+        return
+    (top, bottom, down), (left, right, along) = (
+        _neighbors(new, old, align_corners) for new, old in zip(size, maps.shape[1:], strict=True)
+    )
+    for values in maps:
+        rows = values[top]
+        rows += down[:, None] * (values[bottom] - rows)
+        whole = rows.take(left, 1)
+        whole += along * (rows.take(right, 1) - whole)
+        yield whole
 
 
 def _finish_classification(
@@ -662,15 +680,21 @@ _FINISH: dict[str, Callable[..., Prediction]] = {
 
 def bilinear(new: int, old: int, align_corners: bool = False) -> Array:
     """``(new, old)``: what torch's bilinear interpolation does along one axis, as a matrix."""
+    low, high, share = _neighbors(new, old, align_corners)
+    weights = np.zeros((new, old), np.float32)
+    weights[np.arange(new), low] += 1 - share
+    weights[np.arange(new), high] += share
+    return weights
+
+
+def _neighbors(new: int, old: int, align_corners: bool) -> tuple[Array, Array, Array]:
+    """Between which two of ``old`` values each of ``new`` ones lies, and the share of the second."""
     if align_corners:
         at = np.arange(new) * ((old - 1) / max(new - 1, 1))
     else:
         at = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
     low = np.minimum(at.astype(int), old - 1)
-    weights = np.zeros((new, old), np.float32)
-    weights[np.arange(new), low] += (1 - (at - low)).astype(np.float32)
-    weights[np.arange(new), np.minimum(low + 1, old - 1)] += (at - low).astype(np.float32)
-    return weights
+    return low, np.minimum(low + 1, old - 1), (at - low).astype(np.float32)
 
 
 def _inside(pixels: Array, low: float, high: float, count: int) -> Array:

@@ -280,6 +280,10 @@ def test_interpolation_is_torchs(align_corners):
         expected = F.interpolate(maps[None], size=size, mode='bilinear', align_corners=align_corners)[0]
         rows, columns = (predict.bilinear(new, old, align_corners) for new, old in zip(size, (9, 5), strict=True))
         np.testing.assert_allclose(rows @ maps.numpy() @ columns.T, expected.numpy(), atol=1e-6)
+        about = {'task': 'segmentation', 'align_corners': align_corners, 'mask_threshold': 0.5}
+        for found, right in ((maps, expected.argmax(0)), (maps[:1] - 0.5, expected[0] > 0.5)):
+            given = predict.finished(about, [found[None].numpy()], size=size, scale=(1.0, 1.0)).classes
+            assert np.array_equal(given, right.numpy())
 
 
 def test_sizes_are_those_of_the_pipelines():

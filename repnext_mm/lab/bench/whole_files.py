@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine import Config
 
 from repnext_mm.apis.config import load_config, without_teacher
 from repnext_mm.errors import UserError
 from repnext_mm.export.formats import SUFFIXES
-from repnext_mm.export.predict import Prediction, open_file, predict
+from repnext_mm.export.graphs import sizing_steps
+from repnext_mm.export.predict import Exported, Prediction, open_file, predict
 from repnext_mm.lab.bench.whole_model import fused_model, image_and_name, loaded_model, pipeline_of
 from repnext_mm.timing import Latency, quantiles, wall_times, warm_up
 
@@ -73,7 +75,7 @@ def measure_whole_files(
         rounds, warmup_rounds, warmup_s: see ``repnext_mm.timing``.
 
     Raises:
-        UserError: a file cannot be used, or finds something else than the model.
+        UserError: a file cannot be used, sizes images in another way, or finds something else than the model.
     """
     if torch.device(device).type != 'cpu':
         raise UserError(f'exported files run on the CPU here, not on {device}: add --device cpu')
@@ -97,7 +99,9 @@ def measure_whole_files(
 
         calls: dict[str, Callable[[], Prediction]] = {EAGER: eager}
         for file in files:
-            calls[str(file)] = partial(predict, open_file(file, threads=torch.get_num_threads()), rgb)
+            opened = open_file(file, threads=torch.get_num_threads())
+            _check_sizes(file, opened, config)
+            calls[str(file)] = partial(predict, opened, rgb)
         found = {name: call() for name, call in calls.items()}
         agreements = {name: agreement(each, found[EAGER]) for name, each in found.items()}
         for name, share in agreements.items():
@@ -125,6 +129,14 @@ def measure_whole_files(
             for name, values in times.items()
         ),
     )
+
+
+def _check_sizes(file: str | Path, opened: Exported, config: Config) -> None:
+    theirs, ours = opened.about.get('steps'), sizing_steps(config)
+    if ours is not None and theirs != ours:
+        raise UserError(
+            f"'{file}' sizes images by {theirs}, and this config by {ours}: export it with the same --cfg-options"
+        )
 
 
 def agreement(found: Prediction, expected: Prediction) -> float:

@@ -121,6 +121,18 @@ def test_file_of_other_weights_is_not_timed(exported):
         measure_whole_files([exported / 'net.onnx'], CONFIG, exported / 'other.pth', image=exported / 'image.png')
 
 
+def test_file_of_another_size_is_not_timed(exported):
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]
+    with pytest.raises(UserError, match=r'sizes images by \[\], and this config by .*\[64, 64\].*same --cfg-options'):
+        measure_whole_files(
+            [exported / 'net.onnx'],
+            CONFIG,
+            exported / 'weights.pth',
+            options={'test_dataloader.dataset.pipeline': pipeline},
+            **QUICK,
+        )
+
+
 def test_files_run_on_the_cpu():
     with pytest.raises(UserError, match='run on the CPU here, not on cuda'):
         measure_whole_files(['net.onnx'], CONFIG, device='cuda')
